@@ -1,0 +1,41 @@
+"""Build smaller, equally good decoder language models by inheriting the layers whose attention has not collapsed.
+
+Sanyal, Shwartz-Ziv, Dimakis, Sanghavi: "When Attention Collapses", arXiv 2404.08634.
+
+The names below are the public surface. They are imported on first use, so that `import inheritune` (and `inheritune
+--help`) does not wait for torch and transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inheritune.evaluation import evaluate
+    from inheritune.recipes import run
+    from inheritune.spectra import analyze
+    from inheritune.surgery import LayerPlan, inherit, inherit_checkpoint
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LayerPlan": "inheritune.surgery",
+    "analyze": "inheritune.spectra",
+    "evaluate": "inheritune.evaluation",
+    "inherit": "inheritune.surgery",
+    "inherit_checkpoint": "inheritune.surgery",
+    "run": "inheritune.recipes",
+}
+
+__all__ = ["LayerPlan", "analyze", "evaluate", "inherit", "inherit_checkpoint", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'inheritune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

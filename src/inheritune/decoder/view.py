@@ -1,0 +1,118 @@
+"""Where the parts of a decoder language model are, whatever its family calls them.
+
+Nothing here is a table of families: the blocks are the one list of modules that is as long as the configuration says
+the model is deep, and every other name follows from where that list is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from inheritune.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder language model and the names of its parts.
+
+    Attributes:
+        model: the whole model, with its language-model head.
+        blocks: the transformer blocks, first to last.
+        blocks_path: dotted name of `blocks` in the model, for example `transformer.h` or `model.layers`; the weights of
+            block 3 are the state-dict keys that start with `f"{blocks_path}.3."`.
+        layers_field: what the configuration calls the number of blocks, for example `n_layer`.
+        per_layer_fields: configuration fields that hold one entry per block, for example `layer_types`.
+    """
+
+    model: PreTrainedModel
+    blocks: nn.ModuleList
+    blocks_path: str
+    layers_field: str
+    per_layer_fields: tuple[str, ...]
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The configuration that describes the text decoder."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def layers(self) -> int:
+        """The number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def heads(self) -> int:
+        """The number of query heads of a block."""
+        return int(self.config.num_attention_heads)
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence the model's positions allow, in tokens, or None when it has no limit."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids the embedding has rows for (padding rows included)."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def block_prefix(self, layer: int) -> str:
+        """Return the state-dict prefix of block `layer`, for example `transformer.h.3.`."""
+        return f"{self.blocks_path}.{layer}."
+
+
+def open_decoder(model: PreTrainedModel) -> Decoder:
+    """Find the parts of `model`.
+
+    Raises:
+        ModelError: the model is an encoder-decoder, or its blocks cannot be told from its other modules.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder: expected a decoder-only language model")
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"{name} has no language-model head: expected a ...ForCausalLM model")
+    config = model.config.get_text_config(decoder=True)
+    path, blocks = _find_blocks(model, int(config.num_hidden_layers))
+    return Decoder(model, blocks, path, _layers_field(config), _per_layer_fields(config))
+
+
+def _find_blocks(model: PreTrainedModel, depth: int) -> tuple[str, nn.ModuleList]:
+    """Return the outermost list of `depth` modules, and its dotted name."""
+    from torch import nn
+
+    found = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    if not found:
+        raise ModelError(f"{type(model).__name__} keeps its {depth} blocks in no list of modules that could be found")
+    return min(found, key=lambda item: item[0].count("."))
+
+
+def _layers_field(config: PretrainedConfig) -> str:
+    """Return what this configuration calls `num_hidden_layers`."""
+    return str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
+
+
+def _per_layer_fields(config: PretrainedConfig) -> tuple[str, ...]:
+    """Return the fields of `config` that list one entry per block."""
+    depth = config.num_hidden_layers
+    ignored = {"architectures"}
+    return tuple(
+        key
+        for key, value in config.to_dict().items()
+        if isinstance(value, list) and len(value) == depth and key not in ignored
+    )
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    """Return the number of parameters, tied weights counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
