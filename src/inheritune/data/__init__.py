@@ -1,0 +1,21 @@
+"""Sources of text -> tokens -> memory-mapped shards -> batches."""
+
+from inheritune.data.batches import TrainingWindows
+from inheritune.data.prepare import prepare
+from inheritune.data.shards import Shards, open_shards
+from inheritune.data.sources import Document, read_documents
+from inheritune.data.tokenizer import resolve_tokenizer, train_tokenizer
+from inheritune.data.windows import sample_windows, validation_windows
+
+__all__ = [
+    "Document",
+    "Shards",
+    "TrainingWindows",
+    "open_shards",
+    "prepare",
+    "read_documents",
+    "resolve_tokenizer",
+    "sample_windows",
+    "train_tokenizer",
+    "validation_windows",
+]

@@ -1,0 +1,183 @@
+"""The loss of a model on fixed windows of tokens.
+
+Every model is asked about the same windows, and a window's loss is one number, so that two models can be compared
+window by window (see `paired`). The official code averages randomly drawn batches instead, whose own noise over the
+last evaluations of one run is larger than many gaps in the paper's tables (Sec. 2 of `method.md`).
+
+What repeats, measured on a CPU with 2 threads and by the tests: the same call gives the same bits. Another `batch`
+gives matrix products of another shape, whose kernels add in another order: a window's loss then moves by a few units
+of float32 precision (the tests hold it below 2e-6 nats), a ten-thousandth of the gaps one looks for. The last
+group of windows is filled up to `batch` rows, so that all groups have one shape: within one `batch`, a window's loss
+does not depend on how many windows come with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from inheritune.decoder import open_decoder
+from inheritune.errors import DataError, ModelError
+from inheritune.progress import progress
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+LOGITS_PER_BATCH = 1 << 27
+"""At most so many logits exist at a time (512 MB in float32); a batch that would make more is run in smaller ones."""
+LOGITS_PER_CHUNK = 1 << 22
+"""At most so many logits are copied to float32 for the cross-entropy at a time (16 MB, and as much for its result)."""
+LARGEST_EXPONENT = 700.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loss of one model on fixed windows.
+
+    Attributes:
+        losses: mean next-token cross-entropy of each window, nats per token, (N,) float64.
+        length: T, the number of predicted tokens of each window.
+        data: what the windows are made of.
+    """
+
+    losses: np.ndarray = field(repr=False)
+    length: int
+    data: str
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats per token; all windows have the same length, so the mean over tokens too."""
+        return float(self.losses.mean())
+
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of `loss` over windows, or None for a single window."""
+        windows = len(self.losses)
+        return float(self.losses.std(ddof=1) / math.sqrt(windows)) if windows > 1 else None
+
+    @property
+    def perplexity(self) -> float | None:
+        """`exp(loss)`, or None where a float64 cannot hold it."""
+        return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else None
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the numbers for a record, without the losses of single windows."""
+        return {
+            "loss": self.loss,
+            "standard_error": self.standard_error,
+            "perplexity": self.perplexity,
+            "windows": len(self.losses),
+            "length": self.length,
+            "tokens": len(self.losses) * self.length,
+            "data": self.data,
+        }
+
+
+def evaluate_windows(
+    model: PreTrainedModel,
+    windows: np.ndarray,
+    data_name: str,
+    batch: int = 16,
+    progress_label: str = "evaluating",
+) -> Evaluation:
+    """Evaluate `model` on `windows`; arguments as for `window_losses`, `data_name` says what the windows are.
+
+    Raises:
+        DataError: as `window_losses`.
+        ModelError: the loss of a window is not a finite number.
+    """
+    losses = window_losses(model, windows, batch, progress_label)
+    if not np.isfinite(losses).all():
+        first = int(np.flatnonzero(~np.isfinite(losses))[0])
+        raise ModelError(f"the model's loss on window {first} is {losses[first]}: its weights or activations overflow")
+    return Evaluation(losses, int(windows.shape[1]) - 1, data_name)
+
+
+def window_losses(
+    model: PreTrainedModel, windows: np.ndarray, batch: int = 16, progress_label: str = "evaluating"
+) -> np.ndarray:
+    """Return the mean next-token cross-entropy of each window.
+
+    The model runs as it is (its device, its dtype) but in evaluation mode; the cross-entropy is computed from float32
+    logits, a few positions at a time, and averaged in float64. The model's mode is restored.
+
+    Args:
+        model: a decoder with its language-model head.
+        windows: (N, T + 1) integers; tokens 0 .. T-1 of a row are the input, 1 .. T the targets.
+        batch: windows that are run together; less where their logits would not fit in `LOGITS_PER_BATCH`.
+        progress_label: what the progress bar says.
+
+    Returns:
+        (N,) float64, nats per token.
+
+    Raises:
+        DataError: the windows have a wrong shape, are longer than the model's context, or hold ids it does not know.
+    """
+    check_windows(model, windows)
+    if batch < 1:
+        raise DataError(f"a batch of {batch} windows: expected at least 1")
+    count, length = windows.shape[0], windows.shape[1] - 1
+    rows = min(batch, count, max(1, LOGITS_PER_BATCH // (length * open_decoder(model).vocabulary)))
+    losses = np.empty(count, dtype=np.float64)
+    with evaluating(model), torch.inference_mode(), progress(progress_label, count) as advance:
+        for start in range(0, count, rows):
+            group = np.asarray(windows[start : start + rows], dtype=np.int64)
+            losses[start : start + rows] = _group_losses(model, _filled(group, rows))[: len(group)]
+            advance(len(group))
+    return losses
+
+
+def check_windows(model: PreTrainedModel, windows: np.ndarray) -> None:
+    """Refuse windows that `model` cannot be evaluated on.
+
+    Raises:
+        DataError: no (N, T + 1) integers with N, T >= 1; T beyond the model's context; ids beyond its vocabulary.
+    """
+    if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2 or windows.dtype.kind not in "iu":
+        found = f"{windows.dtype} of shape {windows.shape}"
+        raise DataError(f"token windows are {found}: expected integers of shape (N, T + 1), N and T at least 1")
+    decoder = open_decoder(model)
+    length = windows.shape[1] - 1
+    if decoder.context is not None and length > decoder.context:
+        raise DataError(f"windows of {length} input tokens: expected at most the model's context, {decoder.context}")
+    for token in (int(windows.min()), int(windows.max())):
+        if not 0 <= token < decoder.vocabulary:
+            window = int(np.argwhere(windows == token)[0][0])
+            raise DataError(f"token {token} in window {window}: expected 0 to {decoder.vocabulary - 1}, the vocabulary")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every part of `model` in evaluation mode (no dropout), and each back in the mode it was in afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _filled(group: np.ndarray, rows: int) -> np.ndarray:
+    """Return `group` with its last window repeated until there are `rows` windows."""
+    return np.concatenate([group, np.repeat(group[-1:], rows - len(group), axis=0)])
+
+
+def _group_losses(model: PreTrainedModel, group: np.ndarray) -> np.ndarray:
+    """Return the mean cross-entropy of each window of one batch, (rows,) float64."""
+    tokens = torch.from_numpy(group).to(model.device)
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits.flatten(0, 1)
+    targets = tokens[:, 1:].flatten()
+    chunk = max(1, LOGITS_PER_CHUNK // logits.shape[-1])
+    parts = [
+        torch.nn.functional.cross_entropy(some.float(), some_targets, reduction="none")
+        for some, some_targets in zip(logits.split(chunk), targets.split(chunk), strict=True)
+    ]
+    return torch.cat(parts).cpu().double().view(len(group), -1).mean(dim=1).numpy()

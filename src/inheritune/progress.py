@@ -1,0 +1,81 @@
+"""Progress with an estimate of the time left: a bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LOG_SECONDS = 15.0
+"""Least time between two lines when standard error is not a terminal."""
+
+Advance = Callable[..., None]
+"""`advance(count=1, note="")`: `count` more units are done; `note` is shown beside the bar."""
+
+
+@contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Show the progress of `total` units of work on standard error, with the time left.
+
+    Args:
+        description: what is being done, for example `"tokenizing"`.
+        total: the number of units of the whole work.
+        done: units that were finished before this process began (a resumed run); the estimate leaves them out.
+
+    Only the first process of a distributed run shows anything.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield lambda count=1, note="": None
+    elif sys.stderr.isatty():
+        with _bar(description, total, done) as advance:
+            yield advance
+    else:
+        yield _lines(description, total, done)
+
+
+@contextmanager
+def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+
+        def advance(count: int = 1, note: str = "") -> None:
+            bar.update(task, advance=count, **({"note": note} if note else {}))
+
+        yield advance
+
+
+def _lines(description: str, total: int, done: int) -> Advance:
+    start = shown = time.monotonic()
+    first, finished = done, done
+
+    def advance(count: int = 1, note: str = "") -> None:
+        nonlocal shown, finished
+        finished += count
+        now = time.monotonic()
+        if now - shown < LOG_SECONDS:
+            return
+        shown = now
+        left = (now - start) / max(finished - first, 1) * (total - finished)
+        text = f"{description}: {finished}/{total} ({finished / max(total, 1):.0%}), {_clock(left)} left"
+        print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201 - this is the log line itself
+
+    return advance
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

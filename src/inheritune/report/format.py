@@ -1,0 +1,97 @@
+"""How numbers are written on the page: one place, so that a sentence and a table never round differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+NOTHING = "–"
+"""What a table cell shows where the record has no number."""
+
+_MINUS = "−"
+
+
+def count(number: float | None) -> str:
+    """Write a count with three significant digits and K, M, B or T: 785408 is `785K`, 1558000000 is `1.56B`."""
+    if number is None:
+        return NOTHING
+    if number < 1000:
+        return f"{number:.0f}"
+    for unit in ("K", "M", "B"):
+        number /= 1000
+        if number < 999.5:
+            return _three_digits(number) + unit
+    return _three_digits(number / 1000) + "T"
+
+
+def _three_digits(number: float) -> str:
+    """Write a number from 1 up with three significant digits; all digits before the point are kept."""
+    decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
+    return f"{number:.{decimals}f}"
+
+
+def loss(value: float | None) -> str:
+    """Write a loss in nats per token with four decimals: the matching margin is 0.01, so two would hide it."""
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def signed(value: float) -> str:
+    """Write a difference in nats per token with its sign, `+0.0031` or `−0.0120`."""
+    return f"{value:+.4f}".replace("-", _MINUS)
+
+
+def percent(fraction: float) -> str:
+    """Write a fraction as a percentage without needless decimals: 0.95 is `95 %`, 0.995 is `99.5 %`."""
+    return f"{100 * fraction:.4g} %"
+
+
+def interval(comparison: dict[str, Any]) -> str:
+    """Write a Comparison's confidence interval: `95 % CI −0.0019 to +0.0081`."""
+    low, high = signed(comparison["ci_low"]), signed(comparison["ci_high"])
+    return f"{percent(comparison['confidence'])} CI {low} to {high}"
+
+
+def difference(comparison: dict[str, Any] | None) -> str:
+    """Write a Comparison's difference and confidence interval for a table cell."""
+    return NOTHING if comparison is None else f"{signed(comparison['difference'])} ({interval(comparison)})"
+
+
+def rate(per_second: float | None) -> str:
+    """Write tokens per second: whole numbers with thousands separated, one decimal below 100."""
+    if per_second is None:
+        return NOTHING
+    return f"{per_second:,.0f}" if per_second >= 99.95 else f"{per_second:.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time span in the two largest units: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds is None:
+        return NOTHING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def yes_no(value: bool | None) -> str:
+    """Write a tested fact: `yes`, `no`, or a dash where it was not tested."""
+    return NOTHING if value is None else "yes" if value else "no"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Write whole numbers compactly: 0, 1, 2, 5 is `0–2, 5`."""
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in spans)
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a count with its noun: `1 layer`, `3 layers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,150 @@
+"""What the charts draw, as plain rows made from records; no row holds a number that is not in a record or their mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from inheritune.report.load import Analysis, Model, Run, finite
+
+COLLAPSED_BELOW = 1.5
+"""A head counts as collapsed (near rank-1) below this Rank, where the analysis does not list the collapsed heads."""
+
+CURVE_POINTS = 300
+"""About how many points of training loss are drawn for a run."""
+
+Row = dict[str, Any]
+
+
+def offsets(run: Run) -> list[int]:
+    """Return, for each round, the tokens the run had been trained on when the round began."""
+    done, starts = 0, []
+    for turn in run.rounds:
+        starts.append(done)
+        done += int(turn["tokens"])
+    return starts
+
+
+def bin_size(run: Run) -> int:
+    """Return how many logged steps one drawn point of training loss is the mean of."""
+    return max(1, math.ceil(sum(len(lines) for lines in run.metrics) / CURVE_POINTS))
+
+
+def curve_rows(run: Run) -> list[Row]:
+    """Return a run's losses over the tokens of all its rounds together.
+
+    Each row has `model`, `round` (its name), `kind` (`training` or `validation`), `tokens` and `loss` (nats per
+    token). Training losses are means of `bin_size(run)` logged steps, placed at the last one's tokens.
+    """
+    rows: list[Row] = []
+    for turn, lines, start in zip(run.rounds, run.metrics, offsets(run), strict=True):
+        points = [("training", tokens, loss) for tokens, loss in _binned(lines, bin_size(run))]
+        points += [("validation", tokens, loss) for tokens, loss in _validation(turn, lines)]
+        rows += [
+            {"model": run.label, "round": turn["name"], "kind": kind, "tokens": start + tokens, "loss": loss}
+            for kind, tokens, loss in points
+        ]
+    return rows
+
+
+def _binned(lines: Sequence[dict[str, Any]], size: int) -> Iterator[tuple[int, float]]:
+    for first in range(0, len(lines), size):
+        part = lines[first : first + size]
+        losses = [line["loss"] for line in part if finite(line.get("loss"))]
+        if losses:
+            yield int(part[-1]["tokens"]), sum(losses) / len(losses)
+
+
+def _validation(turn: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Return the validation losses of a round in the order of tokens: before it, during it, after it."""
+    found: dict[int, float] = {
+        int(line["tokens"]): line["valid_loss"] for line in lines if finite(line.get("valid_loss"))
+    }
+    for key, tokens in (("start_evaluation", 0), ("evaluation", int(turn["tokens"]))):
+        if turn.get(key) is not None:
+            found[tokens] = turn[key]["loss"]
+    return sorted(found.items())
+
+
+def round_rows(run: Run) -> list[Row]:
+    """Return where the rounds of a run begin; nothing for a run of one round, which has no growth to mark."""
+    if len(run.rounds) < 2:
+        return []
+    return [
+        {"model": run.label, "round": turn["name"], "layers": turn["layers"], "tokens": start}
+        for turn, start in zip(run.rounds, offsets(run), strict=True)
+    ]
+
+
+def reference_rows(models: Sequence[Model]) -> list[Row]:
+    """Return the validation loss of each reference that was evaluated."""
+    return [
+        {"model": model.label, "loss": model.record["evaluation"]["loss"]}
+        for model in models
+        if model.run is None and model.record.get("evaluation") is not None
+    ]
+
+
+def loss_range(rows: Sequence[Row], references: Sequence[Row]) -> tuple[float, float]:
+    """Return the losses the curves are drawn between.
+
+    The first steps from a random start would flatten all the rest, so the range is that of the points after the first
+    5 % of the tokens and of the references, and of what lies within half as much again above it.
+    """
+    last = max((row["tokens"] for row in rows), default=0)
+    later = [row["loss"] for row in rows if row["tokens"] >= 0.05 * last] + [row["loss"] for row in references]
+    near = [row["loss"] for row in rows if later and row["loss"] <= max(later) + 0.5 * (max(later) - min(later))]
+    low, high = min(later + near), max(later + near)
+    pad = 0.05 * (high - low) or 0.1
+    return low - pad, high + pad
+
+
+def masks(analysis: Analysis) -> list[str]:
+    """Return the masks an analysis was made with, `causal` first."""
+    return sorted(analysis.spectra["masks"])
+
+
+def layer_rows(model: Model, mask: str) -> list[Row]:
+    """Return MaxRank, AvgMass and laziness of each layer of an analysed model under one mask."""
+    if model.analysis is None or mask not in masks(model.analysis):
+        return []
+    return [
+        {
+            "model": model.label,
+            "layer": layer["index"],
+            "max_rank": layer[mask]["max_rank"],
+            "avg_mass": layer[mask]["avg_mass"],
+            "lazy": layer[mask]["lazy"],
+        }
+        for layer in model.analysis.spectra["layers"]
+    ]
+
+
+def head_rows(analysis: Analysis, mask: str) -> list[Row]:
+    """Return the Rank of each head under one mask, and whether the head is collapsed.
+
+    A layer of spectra.json may list its collapsed heads (`collapsed`: a bool a head); without the list a head is
+    collapsed when its Rank is below `COLLAPSED_BELOW`.
+    """
+    rows: list[Row] = []
+    for layer in analysis.spectra["layers"]:
+        part = layer[mask]
+        listed = part.get("collapsed") or [rank < COLLAPSED_BELOW for rank in part["rank"]]
+        for head, (rank, collapsed) in enumerate(zip(part["rank"], listed, strict=True)):
+            rows.append({"layer": layer["index"], "head": head, "rank": rank, "collapsed": bool(collapsed)})
+    return rows
+
+
+def highest_rank(models: Sequence[Model]) -> float:
+    """Return the highest Rank of any head on the page, so that all heat maps share one colour scale."""
+    return max(
+        (
+            row["rank"]
+            for model in models
+            if model.analysis is not None
+            for mask in masks(model.analysis)
+            for row in head_rows(model.analysis, mask)
+        ),
+        default=1.0,
+    )

@@ -1,0 +1,372 @@
+"""Where each layer of a target model comes from, as data that prints itself before anything is built or trained.
+
+Every initialisation of the paper is a `LayerPlan`: a row for each target layer says which model's which layer it takes,
+and which parts of it; what is not taken keeps the random initialisation of the architecture. Layers count from 0.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inheritune.errors import PlanError, unknown_name
+from inheritune.surgery.parts import PARTS, parse_parts
+
+MODELS = ("reference", "target")
+GROWTH = ("continue", "restart")
+
+_EXPECTED = "expected a count (12), a range with its end excluded (0:12) or a list (0,2,4)"
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """Where one target layer comes from.
+
+    Attributes:
+        model: `"reference"` (the trained reference), `"target"` (the model that is being grown or stacked) or None
+            (random initialisation).
+        source: layer of that model, from 0; None for random initialisation.
+        parts: what is copied, some of `PARTS`; the rest is random. Empty for random initialisation.
+    """
+
+    model: str | None
+    source: int | None
+    parts: tuple[str, ...] = PARTS
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            if self.source is not None or self.parts:
+                raise PlanError(f"a random layer takes nothing: got source {self.source} and parts {list(self.parts)}")
+            return
+        if self.model not in MODELS:
+            raise PlanError(unknown_name("model in a plan", str(self.model), MODELS))
+        if self.source is None or self.source < 0:
+            raise PlanError(f"source layer {self.source}: expected 0 or more")
+        object.__setattr__(self, "parts", parse_parts(self.parts))
+
+    @property
+    def random_parts(self) -> tuple[str, ...]:
+        """The parts that keep the random initialisation."""
+        return tuple(part for part in PARTS if part not in self.parts)
+
+
+RANDOM = LayerRow(None, None, ())
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A target model, layer by layer: `plan.rows[t]` says where target layer t comes from.
+
+    Build one with a class method (`from_layers`, `first`, `stacking`, `append` ...) or from rows of your own; add two
+    plans to put one's layers behind the other's.
+    """
+
+    rows: tuple[LayerRow, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        if not self.rows:
+            raise PlanError("the plan has no layers: expected at least 1")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[LayerRow]:
+        return iter(self.rows)
+
+    def __add__(self, other: LayerPlan) -> LayerPlan:
+        return LayerPlan(self.rows + other.rows)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    # -- what the paper and a user ask for ----------------------------------------------------------------------------
+
+    @classmethod
+    def from_layers(
+        cls, layers: int | str | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
+    ) -> LayerPlan:
+        """Take layers of the reference.
+
+        Args:
+            layers: a count (12: the first 12 layers, 0 to 11), a range as text with its end excluded as in Python
+                (`"0:12"`: layers 0 to 11), a list as text (`"0,2,4"`, ranges allowed in it) or any iterable of ints.
+                The text `"12"` is a count; the list of the one layer 12 is `"12,"`. Layers may repeat, in any order.
+            depth: number of layers of the reference.
+            parts: what to copy of each layer, see `parse_parts`; the rest is random (Table 3).
+
+        Raises:
+            PlanError: a layer the reference does not have, no layer at all, unreadable text, or an unknown part.
+        """
+        return _take("reference", _parse_layers(layers, depth), parts)
+
+    @classmethod
+    def first(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Take the reference's first `layers` layers (Algorithm 1)."""
+        return cls.from_layers(_count(layers, depth), depth, parts)
+
+    @classmethod
+    def middle(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Take `layers` layers from the reference's middle (Fig. 2, Table 4); an odd remainder is left at the end."""
+        start = (depth - _count(layers, depth)) // 2
+        return cls.from_layers(range(start, start + layers), depth, parts)
+
+    @classmethod
+    def last(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Take the reference's last `layers` layers, the lazy ones in the paper's models (Fig. 2, 3, Table 4)."""
+        return cls.from_layers(range(depth - _count(layers, depth), depth), depth, parts)
+
+    @classmethod
+    def in_place(cls, layers: int | str | Iterable[int], depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Keep the reference's depth and these of its layers where they are; all other layers are random (Fig. 23)."""
+        kept = set(_parse_layers(layers, depth))
+        return cls(tuple(LayerRow("reference", i, parse_parts(parts)) if i in kept else RANDOM for i in range(depth)))
+
+    @classmethod
+    def random(cls, layers: int) -> LayerPlan:
+        """Take nothing: `layers` layers at their random initialisation (the embeddings still come from the model)."""
+        return cls((RANDOM,) * _positive(layers))
+
+    @classmethod
+    def stacking(cls, half: int) -> LayerPlan:
+        """Stack a trained model of `half` layers on itself: its layers 0 .. half-1, twice (App. D, baseline stacking).
+
+        The rows come from `"target"`, the model that is being stacked.
+        """
+        return _take("target", [*range(_positive(half))] * 2)
+
+    @classmethod
+    def hybrid_stacking(cls, layers: int, depth: int) -> tuple[LayerPlan, LayerPlan]:
+        """Return the two steps of hybrid stacking (App. D): the reference's first half of `layers`, then stacking.
+
+        The model made by the first plan is trained before the second plan stacks it on itself.
+        """
+        if _count(layers, depth) % 2:
+            raise PlanError(f"hybrid stacking doubles a model, so its {layers} layers must be even; try {layers + 1}")
+        return cls.first(layers // 2, depth), cls.stacking(layers // 2)
+
+    @classmethod
+    def distilbert(cls, depth: int, layers: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Take every other layer of the teacher, DistilBERT's way (App. D, distillation with teacher initialisation).
+
+        The paper's 16 of 24 layers are 0, 2 ... 22 and then 18 .. 21: the extra layers are the last ones before the last
+        pair. Any other depth follows the same rule. Fewer than every other layer (our generalisation) are spread
+        evenly: target layer i takes layer floor(i * depth / layers).
+        """
+        alternate = list(range(0, depth, 2))
+        extra = _count(layers, depth) - len(alternate)
+        if extra < 0:
+            return cls.from_layers([i * depth // layers for i in range(layers)], depth, parts)
+        start = max(0, depth - 2 - extra)
+        return cls.from_layers([*alternate, *range(start, start + extra)], depth, parts)
+
+    @classmethod
+    def append(cls, trained_layers: int, upto: int, mode: str = "continue") -> LayerPlan:
+        """Grow a trained target to `upto` layers (Algorithm 1, step 4).
+
+        Args:
+            trained_layers: the number of layers l the target has now.
+            upto: the number of layers it gets.
+            mode: `"continue"` keeps the target's trained layers 0 .. l-1 and puts the reference's layers l .. upto-1
+                behind them; `"restart"` takes the reference's first `upto` layers afresh.
+
+        Raises:
+            PlanError: `upto` is not more than `trained_layers`, or the mode is unknown.
+        """
+        if mode not in GROWTH:
+            raise PlanError(unknown_name("growth mode", mode, GROWTH))
+        if upto <= _positive(trained_layers):
+            raise PlanError(f"cannot grow {trained_layers} layers to {upto}: expected {trained_layers + 1} or more")
+        if mode == "restart":
+            return _take("reference", range(upto))
+        return _take("target", range(trained_layers)) + _take("reference", range(trained_layers, upto))
+
+    # -- what the surgery asks a plan ---------------------------------------------------------------------------------
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that rows take layers from."""
+        return frozenset(row.model for row in self.rows if row.model is not None)
+
+    @property
+    def rest(self) -> str:
+        """Which model the embeddings, the final norm, the head and every other weight outside the blocks come from.
+
+        `"target"` where any layer comes from it, because those weights were trained together; else `"reference"`.
+        """
+        return "target" if "target" in self.models else "reference"
+
+    @property
+    def copies_all(self) -> bool:
+        """Whether every layer is copied whole, so that nothing is random."""
+        return all(row.parts == PARTS for row in self.rows)
+
+    def check(self, depths: Mapping[str, int]) -> None:
+        """Confirm that every row names a layer its model has.
+
+        Args:
+            depths: number of layers of each model there is, by the names of `MODELS`.
+
+        Raises:
+            PlanError: a row's model is not there, or does not have the layer.
+        """
+        for index, row in enumerate(self.rows):
+            if row.model is None or row.source is None:
+                continue
+            if row.model not in depths:
+                raise PlanError(f"layer {index} of the plan comes from the {row.model} model: pass {row.model}=")
+            if row.source >= depths[row.model]:
+                depth = depths[row.model]
+                raise PlanError(
+                    f"layer {index} of the plan is layer {row.source} of the {row.model}, which has {_has(depth)}"
+                )
+
+    # -- text and records ---------------------------------------------------------------------------------------------
+
+    def table(self) -> str:
+        """Return the plan as text: target layers <- source layers, what is copied, what is random; ends included."""
+        header = ("target", "", "source", "copied", "random")
+        lines = [header, *(_line(start, rows) for start, rows in _runs(self.rows))]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        count = len(self)
+        title = f"{count} layer{'s' if count > 1 else ''}, numbered from 0, both ends of a range included"
+        return "\n".join([title, *(line.rstrip() for line in text)])
+
+    def as_records(self) -> list[dict[str, Any]]:
+        """Return the rows as plain data: `{"target", "model", "source", "parts"}` each."""
+        return [
+            {"target": i, "model": row.model, "source": row.source, "parts": list(row.parts)}
+            for i, row in enumerate(self.rows)
+        ]
+
+    @classmethod
+    def from_records(cls, records: Sequence[Mapping[str, Any]]) -> LayerPlan:
+        """Read a plan back from `as_records`.
+
+        Raises:
+            PlanError: a row is missing, out of order, or not as `as_records` writes it.
+        """
+        rows = []
+        for index, record in enumerate(records):
+            try:
+                target, model, source, parts = (record[key] for key in ("target", "model", "source", "parts"))
+            except (KeyError, TypeError) as error:
+                raise PlanError(
+                    f"row {index} of the plan is {record!r}: expected target, model, source, parts"
+                ) from error
+            if target != index:
+                raise PlanError(f"row {index} of the plan is for target layer {target}: expected {index}")
+            rows.append(LayerRow(model, None if source is None else _integer(source), tuple(parts)))
+        return cls(tuple(rows))
+
+
+def _take(model: str, layers: Iterable[int], parts: str | Iterable[str] = "all") -> LayerPlan:
+    names = parse_parts(parts)
+    return LayerPlan(tuple(LayerRow(model, layer, names) for layer in layers))
+
+
+def _parse_layers(layers: int | str | Iterable[int], depth: int) -> list[int]:
+    """Return the layers that the user asked for, each checked against the model's `depth`."""
+    if isinstance(layers, str):
+        text = layers.strip()
+        if re.fullmatch(r"[+-]?\d+", text):
+            return list(range(_count(int(text), depth)))
+        picked = _parse_list(text, depth)
+    elif isinstance(layers, Iterable):
+        picked = [_integer(layer) for layer in layers]
+    else:
+        return list(range(_count(layers, depth)))
+    if not picked:
+        raise PlanError(f"{layers!r} holds no layers: {_EXPECTED}, for a model with {_has(depth)}")
+    for layer in picked:
+        if layer < 0:
+            raise PlanError(f"layer {layer} is negative: the model has {_has(depth)}")
+    if max(picked) >= depth:
+        raise PlanError(f"asked for layer {max(picked)}, the model has {_has(depth)}")
+    return picked
+
+
+def _parse_list(text: str, depth: int) -> list[int]:
+    """Parse `a,b,...` whose items are layers or Python ranges `start:end[:step]`."""
+    picked: list[int] = []
+    for item in text.removesuffix(",").split(","):
+        found = re.fullmatch(r"(-?\d+)|(-?\d*):(-?\d*)(?::(-?\d+))?", item.strip())
+        if not found:
+            raise PlanError(f"cannot read layers {text!r}: {_EXPECTED}{_inclusive_hint(item)}")
+        single, start, end, step = found.groups()
+        if single:
+            picked.append(int(single))
+        else:
+            picked.extend(_parse_range(text, int(start or 0), int(end or depth), int(step or 1)))
+    return picked
+
+
+def _parse_range(text: str, start: int, end: int, step: int) -> range:
+    if step <= 0:
+        raise PlanError(f"cannot read layers {text!r}: the step is {step}, expected 1 or more")
+    if start < 0 or end < 0:
+        raise PlanError(f"layers {text!r} have a negative end: expected 0 or more")
+    if start >= end:
+        raise PlanError(f"{text!r} holds no layers: the start must be less than the end, which is excluded")
+    return range(start, end, step)
+
+
+def _inclusive_hint(item: str) -> str:
+    found = re.fullmatch(r"\s*(\d+)\s*(?:-|\.\.)\s*(\d+)\s*", item)
+    return f"; did you mean '{found[1]}:{int(found[2]) + 1}'?" if found else ""
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool):
+        raise PlanError(f"{value!r} is not a layer: expected a whole number")
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise PlanError(f"{value!r} is not a layer: expected a whole number") from error
+
+
+def _positive(count: Any) -> int:
+    count = _integer(count)
+    if count < 1:
+        raise PlanError(f"asked for {count} layers: expected 1 or more")
+    return count
+
+
+def _count(count: Any, depth: int) -> int:
+    if _positive(count) > depth:
+        raise PlanError(f"asked for {count} layers, the model has {_has(depth)}")
+    return int(count)
+
+
+def _has(depth: int) -> str:
+    return f"{depth} (0-{depth - 1})" if depth > 1 else "1 (layer 0)"
+
+
+def _runs(rows: Sequence[LayerRow]) -> Iterator[tuple[int, Sequence[LayerRow]]]:
+    """Yield (first target layer, rows) of the longest runs that one printed line can say."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or not _follows(rows[end - 1], rows[end]):
+            yield start, rows[start:end]
+            start = end
+
+
+def _follows(one: LayerRow, two: LayerRow) -> bool:
+    if (one.model, one.parts) != (two.model, two.parts):
+        return False
+    return one.source is None or two.source == one.source + 1
+
+
+def _line(start: int, rows: Sequence[LayerRow]) -> tuple[str, str, str, str, str]:
+    row, last = rows[0], rows[-1]
+    target = _span(start, start + len(rows) - 1)
+    source = "-" if row.model is None else f"{row.model} {_span(row.source, last.source)}"
+    return target, "<-", source, ", ".join(row.parts) or "-", ", ".join(row.random_parts) or "-"
+
+
+def _span(first: int | None, last: int | None) -> str:
+    return f"{first}" if first == last else f"{first}-{last}"

@@ -1,0 +1,66 @@
+"""How one training round is done; the defaults are the paper's (App. F) where it gives one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class TrainingSettings(BaseModel):
+    """Optimiser, schedule, batch and bookkeeping of one round.
+
+    Attributes:
+        steps: optimiser steps of a round (the paper's T).
+        batch: sequences of one step, over all devices.
+        length: input tokens of a sequence.
+        learning_rate: the peak.
+        min_learning_rate: where the cosine ends.
+        warmup_steps: steps of linear rise to the peak.
+        weight_decay: on matrices and embeddings; none on norms and biases.
+        beta1: AdamW's first moment.
+        beta2: AdamW's second moment.
+        clip: greatest norm of the gradient; 0 turns clipping off.
+        order: `shuffle` (each window once an epoch) or `replacement` (drawn independently).
+        precision: `float32`, `bfloat16` (autocast, float32 weights), or `auto`: bfloat16 on a GPU that has it.
+        micro_batch: sequences a device takes at once; None takes the device's whole share of the batch.
+        log_every: steps between two lines of `metrics.jsonl`.
+        valid_every: steps between two validation losses, a multiple of `log_every`; 0 measures none but the last.
+        checkpoint_every: steps between two checkpoints to resume from, a multiple of `log_every`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(gt=0)
+    batch: int = Field(default=16, gt=0)
+    length: int = Field(default=128, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    min_learning_rate: float = Field(default=1e-5, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    clip: float = Field(default=1.0, ge=0)
+    order: Literal["shuffle", "replacement"] = "shuffle"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    micro_batch: int | None = Field(default=None, gt=0)
+    log_every: int = Field(default=10, gt=0)
+    valid_every: int = Field(default=100, ge=0)
+    checkpoint_every: int = Field(default=200, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingSettings:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: "
+                "expected at most the peak"
+            )
+        for name in ("valid_every", "checkpoint_every"):
+            if getattr(self, name) % self.log_every:
+                raise ValueError(f"{name} {getattr(self, name)} is not a multiple of log_every {self.log_every}")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Predicted tokens of one optimiser step."""
+        return self.batch * self.length
