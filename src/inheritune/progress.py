@@ -11,6 +11,8 @@ from contextlib import contextmanager
 LOG_SECONDS = 15.0
 """Least time between two lines when standard error is not a terminal."""
 
+_showing = False
+
 Advance = Callable[..., None]
 """`advance(count=1, note="")`: `count` more units are done; `note` is shown beside the bar."""
 
@@ -24,15 +26,18 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
         total: the number of units of the whole work.
         done: units that were finished before this process began (a resumed run); the estimate leaves them out.
 
-    Only the first process of a distributed run shows anything.
+    Only the first process of a distributed run shows anything, and only the outermost of nested works.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    global _showing
+    if _showing or int(os.environ.get("RANK", "0")) > 0:
         yield lambda count=1, note="": None
-    elif sys.stderr.isatty():
-        with _bar(description, total, done) as advance:
+        return
+    _showing = True
+    try:
+        with _bar(description, total, done) if sys.stderr.isatty() else _lines(description, total, done) as advance:
             yield advance
-    else:
-        yield _lines(description, total, done)
+    finally:
+        _showing = False
 
 
 @contextmanager
@@ -53,12 +58,15 @@ def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(count: int = 1, note: str = "") -> None:
-            bar.update(task, advance=count, **({"note": note} if note else {}))
+            bar.update(task, advance=count)
+            if note:
+                bar.update(task, note=note)
 
         yield advance
 
 
-def _lines(description: str, total: int, done: int) -> Advance:
+@contextmanager
+def _lines(description: str, total: int, done: int) -> Iterator[Advance]:
     start = shown = time.monotonic()
     first, finished = done, done
 
@@ -73,7 +81,7 @@ def _lines(description: str, total: int, done: int) -> Advance:
         text = f"{description}: {finished}/{total} ({finished / max(total, 1):.0%}), {_clock(left)} left"
         print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201 - this is the log line itself
 
-    return advance
+    yield advance
 
 
 def _clock(seconds: float) -> str:

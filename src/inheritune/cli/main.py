@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -22,6 +23,9 @@ for command in (quickstart, analyze, inherit, prepare, plan, run, evaluate, repr
 
 def main() -> None:
     """Run the command line; a user's mistake becomes one line and exit status 2, an interruption status 130."""
+    # Our own progress line says what is going on; the libraries' bars and hints would tear it.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
     except InherituneError as error:

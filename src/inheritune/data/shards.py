@@ -140,7 +140,7 @@ class _Writer:
         name = f"{self.split}-{len(self.shards):05d}.bin"
         data = np.concatenate(self._waiting)
         data.tofile(self.folder / name)
-        self.shards.append({"name": name, "tokens": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+        self.shards.append({"name": name, "tokens": len(data), "sha256": hashlib.sha256(data.tobytes()).hexdigest()})
         self._waiting, self._count = [], 0
 
 

@@ -111,20 +111,20 @@ def _check_source(source: str | Path) -> None:
         return
     if path.is_file():
         raise ModelError(f"{source} is a file: expected a model folder or a hub id")
-    if isinstance(source, Path) or not _HUB_ID.match(str(source)) or path.parent.is_dir() and "/" in str(source):
+    if isinstance(source, Path) or not _HUB_ID.match(str(source)) or (path.parent.is_dir() and "/" in str(source)):
         siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ModelError(f"no folder {source}: expected a model folder or a hub id{nearest(str(path), siblings)}")
 
 
 def _check_is_decoder(config: Any, source: str | Path) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = getattr(config, "model_type", "?")
     names = config.architectures or []
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{source} is an encoder-decoder ({kind}): expected a decoder-only language model")
-    heads = set(causal.values())
-    if kind not in causal or (names and not heads.intersection(names)):
+    heads = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (names and not heads.intersection(names)):
         found = ", ".join(names) or kind
         raise ModelError(f"{source} is not a decoder language model ({found}): expected a ...ForCausalLM checkpoint")
 

@@ -4,11 +4,11 @@ Every model is asked about the same windows, and a window's loss is one number, 
 window by window (see `paired`). The official code averages randomly drawn batches instead, whose own noise over the
 last evaluations of one run is larger than many gaps in the paper's tables (Sec. 2 of `method.md`).
 
-What repeats, measured on a CPU with 2 threads and by the tests: the same call gives the same bits. Another `batch`
-gives matrix products of another shape, whose kernels add in another order: a window's loss then moves by a few units
-of float32 precision (the tests hold it below 2e-6 nats), a ten-thousandth of the gaps one looks for. The last
-group of windows is filled up to `batch` rows, so that all groups have one shape: within one `batch`, a window's loss
-does not depend on how many windows come with it.
+What repeats (measured on a CPU, and held by the tests): the same call gives the same bits. Another `batch` gives
+matrix products of another shape, whose kernels may add in another order: a window's loss moved by at most 3e-7 nats
+(four models, batches of 1 to 37), 1/30,000 of the margin of the comparison. The last group of windows is filled up to
+the size of the others, so that for one `batch`, and at least that many windows, a window's loss depends neither on the
+windows beside it nor on its place among them.
 """
 
 from __future__ import annotations
@@ -120,11 +120,12 @@ def window_losses(
     Raises:
         DataError: the windows have a wrong shape, are longer than the model's context, or hold ids it does not know.
     """
-    check_windows(model, windows)
+    decoder = open_decoder(model)
+    check_windows(windows, decoder.context, decoder.vocabulary)
     if batch < 1:
         raise DataError(f"a batch of {batch} windows: expected at least 1")
     count, length = windows.shape[0], windows.shape[1] - 1
-    rows = min(batch, count, max(1, LOGITS_PER_BATCH // (length * open_decoder(model).vocabulary)))
+    rows = min(batch, count, max(1, LOGITS_PER_BATCH // (length * decoder.vocabulary)))
     losses = np.empty(count, dtype=np.float64)
     with evaluating(model), torch.inference_mode(), progress(progress_label, count) as advance:
         for start in range(0, count, rows):
@@ -134,23 +135,22 @@ def window_losses(
     return losses
 
 
-def check_windows(model: PreTrainedModel, windows: np.ndarray) -> None:
-    """Refuse windows that `model` cannot be evaluated on.
+def check_windows(windows: np.ndarray, context: int | None, vocabulary: int) -> None:
+    """Refuse windows that a model with this context and so many token ids cannot be evaluated on.
 
     Raises:
-        DataError: no (N, T + 1) integers with N, T >= 1; T beyond the model's context; ids beyond its vocabulary.
+        DataError: no (N, T + 1) integers with N, T >= 1; T beyond the context; ids beyond the vocabulary.
     """
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2 or windows.dtype.kind not in "iu":
         found = f"{windows.dtype} of shape {windows.shape}"
         raise DataError(f"token windows are {found}: expected integers of shape (N, T + 1), N and T at least 1")
-    decoder = open_decoder(model)
     length = windows.shape[1] - 1
-    if decoder.context is not None and length > decoder.context:
-        raise DataError(f"windows of {length} input tokens: expected at most the model's context, {decoder.context}")
+    if context is not None and length > context:
+        raise DataError(f"windows of {length} input tokens: expected at most the model's context, {context}")
     for token in (int(windows.min()), int(windows.max())):
-        if not 0 <= token < decoder.vocabulary:
+        if not 0 <= token < vocabulary:
             window = int(np.argwhere(windows == token)[0][0])
-            raise DataError(f"token {token} in window {window}: expected 0 to {decoder.vocabulary - 1}, the vocabulary")
+            raise DataError(f"token {token} in window {window}: expected 0 to {vocabulary - 1}, the model's vocabulary")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from inheritune.errors import OutputError
 from inheritune.report.series import Row
@@ -18,11 +18,12 @@ from inheritune.report.series import Row
 if TYPE_CHECKING:
     import altair as alt
 
+Quantity = Literal["max_rank", "avg_mass"]
 REFERENCE_COLOURS = ("#8a8a8a", "#5f6b7a", "#a39480")
 RUN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#b59f00", "#7b5ea7")
 COLLAPSED_COLOUR = "#d55e00"
 LOSS_TITLE = "loss, nats per token"
-QUANTITIES = {"max_rank": "MaxRank", "avg_mass": "AvgMass"}
+QUANTITIES: dict[Quantity, str] = {"max_rank": "MaxRank", "avg_mass": "AvgMass"}
 
 
 def colours(references: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
@@ -70,8 +71,12 @@ def _model_colour(palette: dict[str, str], shown: Sequence[str]) -> alt.Color:
     import altair as alt
 
     domain = [label for label in palette if label in shown]
-    legend = alt.Legend(orient="top", direction="vertical", columns=2, labelLimit=150, symbolType="stroke", symbolStrokeWidth=3)
-    return alt.Color("model:N", title=None, legend=legend, scale=alt.Scale(domain=domain, range=[palette[x] for x in domain]))
+    legend = alt.Legend(
+        orient="top", direction="vertical", columns=2, labelLimit=150, symbolType="stroke", symbolStrokeWidth=3
+    )
+    return alt.Color(
+        "model:N", title=None, legend=legend, scale=alt.Scale(domain=domain, range=[palette[x] for x in domain])
+    )
 
 
 def curves(
@@ -140,7 +145,7 @@ def _round_marks(rounds: Sequence[Row]) -> list[alt.Chart]:
 
 def profile(
     rows: Sequence[Row],
-    quantity: Literal["max_rank", "avg_mass"],
+    quantity: Quantity,
     palette: dict[str, str],
     title: str,
 ) -> alt.LayerChart:
@@ -155,7 +160,9 @@ def profile(
     import altair as alt
 
     name = QUANTITIES[quantity]
-    x = alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, padding=8))
+    x = alt.X(
+        "layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, padding=8)
+    )
     y = alt.Y(f"{quantity}:Q", title=name, scale=alt.Scale(zero=True))
     tooltip = [
         alt.Tooltip("model:N"),
@@ -169,7 +176,9 @@ def profile(
     layers = [base.mark_line(strokeWidth=2), points]
     if quantity == "max_rank":
         lazy = base.transform_filter("datum.lazy")
-        layers.append(lazy.mark_point(shape="diamond", size=130, strokeWidth=2).encode(color=alt.value(COLLAPSED_COLOUR)))
+        layers.append(
+            lazy.mark_point(shape="diamond", size=130, strokeWidth=2).encode(color=alt.value(COLLAPSED_COLOUR))
+        )
     return alt.layer(*layers).properties(width="container", height=220, title=_title(title))
 
 
@@ -185,7 +194,9 @@ def rank_map(rows: Sequence[Row], highest: float, title: str) -> alt.Chart:
 
     depth = len({row["layer"] for row in rows})
     legend = alt.Legend(orient="bottom", title="Rank (log scale)", gradientLength=180, format=".3~g", tickCount=4)
-    scale = alt.Scale(type="log", domain=[1, max(2.0, highest)], range=["#d6e6f4", "#6baed6", "#08306b"], interpolate="lab")
+    scale = alt.Scale(
+        type="log", domain=[1, max(2.0, highest)], range=["#d6e6f4", "#6baed6", "#08306b"], interpolate="lab"
+    )
     tooltip = [
         alt.Tooltip("layer:O"),
         alt.Tooltip("head:O"),
@@ -196,7 +207,9 @@ def rank_map(rows: Sequence[Row], highest: float, title: str) -> alt.Chart:
     return chart.encode(
         x=alt.X("head:O", axis=alt.Axis(title="head", labelAngle=0, labelOverlap=True)),
         y=alt.Y("layer:O", axis=alt.Axis(title="layer", labelOverlap=True)),
-        color=alt.condition("datum.collapsed", alt.value(COLLAPSED_COLOUR), alt.Color("rank:Q", scale=scale, legend=legend)),
+        color=alt.condition(
+            "datum.collapsed", alt.value(COLLAPSED_COLOUR), alt.Color("rank:Q", scale=scale, legend=legend)
+        ),
         tooltip=tooltip,
     ).properties(width="container", height=max(110, min(16 * depth, 520)), title=_title(title))
 
@@ -212,4 +225,4 @@ def script() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script (about 0.9 MB), as shipped inside vl-convert."""
     import vl_convert
 
-    return str(vl_convert.javascript_bundle())
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))

@@ -29,9 +29,7 @@ def attention_png(values: Sequence[Sequence[float]]) -> bytes:
     The colour is the square root of the weight: uniform attention over 100 tokens (0.01) is then a tenth of the scale
     and not lost in its dark end. Weights outside [0, 1] are clipped.
     """
-    pixels = b"".join(
-        b"\0" + bytes(round(255 * min(max(weight, 0.0), 1.0) ** 0.5) for weight in row) for row in values
-    )
+    pixels = b"".join(b"\0" + bytes(round(255 * min(max(weight, 0.0), 1.0) ** 0.5) for weight in row) for row in values)
     header = struct.pack(">IIBBBBB", len(values[0]), len(values), 8, 3, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"PLTE", colour_table()), (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)

@@ -1,4 +1,4 @@
-"""What the charts draw, as plain rows made from records; no row holds a number that is not in a record or their mean."""
+"""What the charts draw, as plain rows: every number is in a record or is a mean of numbers that are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from inheritune.report import format as fmt
 from inheritune.report.load import Analysis, Model, Run, finite
 
 COLLAPSED_BELOW = 1.5
@@ -72,7 +73,7 @@ def round_rows(run: Run) -> list[Row]:
     if len(run.rounds) < 2:
         return []
     return [
-        {"model": run.label, "round": turn["name"], "layers": turn["layers"], "tokens": start}
+        {"model": run.label, "round": turn["name"], "label": fmt.plural(turn["layers"], "layer"), "tokens": start}
         for turn, start in zip(run.rounds, offsets(run), strict=True)
     ]
 

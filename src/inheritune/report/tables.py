@@ -9,6 +9,8 @@ from typing import Any
 from inheritune.report import format as fmt
 from inheritune.report.load import Model, Run
 
+_RANDOM = "random"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -84,27 +86,25 @@ def plan_text(plan: Sequence[dict[str, Any]]) -> str:
     groups: list[tuple[str, list[int]]] = []
     for layer in plan:
         source = _source(layer)
-        follows = bool(groups) and groups[-1][0] == source
-        if follows and (layer.get("source") is None or layer["source"] == groups[-1][1][-1] + 1):
-            groups[-1][1].append(layer.get("source") if layer.get("source") is not None else layer["target"])
+        number = layer["target"] if source == _RANDOM else layer["source"]
+        if groups and groups[-1][0] == source and groups[-1][1][-1] + 1 == number:
+            groups[-1][1].append(number)
         else:
-            groups.append((source, [layer["source"] if layer.get("source") is not None else layer["target"]]))
-    return ", ".join(_group_text(source, numbers) for source, numbers in groups) or fmt.NOTHING
+            groups.append((source, [number]))
+    texts = [
+        f"{len(numbers)} random" if source == _RANDOM else f"{source} {fmt.ranges(numbers)}"
+        for source, numbers in groups
+    ]
+    return ", ".join(texts) or fmt.NOTHING
 
 
 def _source(layer: dict[str, Any]) -> str:
     """Return where a layer comes from, with its parts where some are left out."""
     if layer.get("model") is None or layer.get("source") is None:
-        return "random"
+        return _RANDOM
     parts = layer.get("parts") or []
     whole = not parts or {"attention", "mlp", "norms"} <= set(parts)
     return str(layer["model"]) if whole else f"{layer['model']} ({', '.join(parts)})"
-
-
-def _group_text(source: str, numbers: list[int]) -> str:
-    if source == "random":
-        return f"{len(numbers)} random"
-    return f"{source} {fmt.ranges(numbers)}"
 
 
 def settings(run: Run) -> list[tuple[str, str]]:
@@ -136,7 +136,12 @@ def _analysis_settings(run: Run) -> list[tuple[str, Any]]:
     for name, analysis in (("reference", run.reference_analysis), ("result", run.result_analysis)):
         if analysis is not None:
             s = analysis.spectra
-            shown = [f"τ = {s['tau']:g}", f"η = {s['eta']:g}", f"N = {s['sequences']} sequences", f"T = {s['length']} tokens"]
+            shown = [
+                f"τ = {s['tau']:g}",
+                f"η = {s['eta']:g}",
+                f"N = {s['sequences']} sequences",
+                f"T = {s['length']} tokens",
+            ]
             pairs.append((f"analysis of the {name}", f"{', '.join(shown)}, masks: {', '.join(s['masks'])}"))
     return pairs
 

@@ -53,7 +53,9 @@ def verdict(runs: Sequence[Run]) -> Verdict:
             "No model of the same depth trained from scratch on as many tokens is among these runs, so what "
             "inheriting the weights gained cannot be told from them."
         )
-    notes += [f"{run.label}: {name} is named in the record but is not on the disk." for run in runs for name in run.absent]
+    notes += [
+        f"{run.label}: {name} is named in the record but is not on the disk." for run in runs for name in run.absent
+    ]
     return Verdict(judge(main.record), sentence(main.record), notes)
 
 
@@ -177,10 +179,11 @@ def lazy_note(analysis: Analysis | None) -> str:
             "runs show is about inherited weights, not about lazy layers."
         )
     parts = [
-        f"{len(found)} under the {mask} mask" + (f" (layer {fmt.ranges(found)})" if found else "")
-        for mask, found in lazy.items()
+        f"{len(layers)} under the {mask} mask" + (f" (layer {fmt.ranges(layers)})" if layers else "")
+        for mask, layers in lazy.items()
     ]
-    return f"Of the reference's {depth} layers, counted from 0, lazy (MaxRank = 1 at τ = {tau:g}) are {' and '.join(parts)}."
+    found = " and ".join(parts)
+    return f"Of the reference's {depth} layers, counted from 0, lazy (MaxRank = 1 at τ = {tau:g}) are {found}."
 
 
 def rival_note(main: Run, other: Run) -> str:
@@ -201,7 +204,9 @@ def rival_note(main: Run, other: Run) -> str:
     text = f"{who} reaches validation loss {fmt.loss(rival['loss'])}: "
     if bound is None:
         side = "lower" if gap < 0 else "higher"
-        return f"{text}that of {main.label} is {abs(gap):.4f} nats {side}; no interval can be given for this difference."
+        return (
+            f"{text}that of {main.label} is {abs(gap):.4f} nats {side}; no interval can be given for this difference."
+        )
     margin = f"95 % CI at most ±{bound:.4f}, a bound from both runs' paired intervals"
     if abs(gap) <= bound:
         return f"{text}the two cannot be told apart, {fmt.signed(gap)} nats for {main.label} ({margin})."

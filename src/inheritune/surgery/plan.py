@@ -6,19 +6,16 @@ and which parts of it; what is not taken keeps the random initialisation of the 
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from inheritune.errors import PlanError, unknown_name
 from inheritune.surgery.parts import PARTS, parse_parts
+from inheritune.surgery.selection import describe_depth, layer_count, parse_layers, positive_count, whole_number
 
 MODELS = ("reference", "target")
 GROWTH = ("continue", "restart")
-
-_EXPECTED = "expected a count (12), a range with its end excluded (0:12) or a list (0,2,4)"
 
 
 @dataclass(frozen=True)
@@ -101,34 +98,34 @@ class LayerPlan:
         Raises:
             PlanError: a layer the reference does not have, no layer at all, unreadable text, or an unknown part.
         """
-        return _take("reference", _parse_layers(layers, depth), parts)
+        return _take("reference", parse_layers(layers, depth), parts)
 
     @classmethod
     def first(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
         """Take the reference's first `layers` layers (Algorithm 1)."""
-        return cls.from_layers(_count(layers, depth), depth, parts)
+        return cls.from_layers(layer_count(layers, depth), depth, parts)
 
     @classmethod
     def middle(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
         """Take `layers` layers from the reference's middle (Fig. 2, Table 4); an odd remainder is left at the end."""
-        start = (depth - _count(layers, depth)) // 2
+        start = (depth - layer_count(layers, depth)) // 2
         return cls.from_layers(range(start, start + layers), depth, parts)
 
     @classmethod
     def last(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
         """Take the reference's last `layers` layers, the lazy ones in the paper's models (Fig. 2, 3, Table 4)."""
-        return cls.from_layers(range(depth - _count(layers, depth), depth), depth, parts)
+        return cls.from_layers(range(depth - layer_count(layers, depth), depth), depth, parts)
 
     @classmethod
     def in_place(cls, layers: int | str | Iterable[int], depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
         """Keep the reference's depth and these of its layers where they are; all other layers are random (Fig. 23)."""
-        kept = set(_parse_layers(layers, depth))
+        kept = set(parse_layers(layers, depth))
         return cls(tuple(LayerRow("reference", i, parse_parts(parts)) if i in kept else RANDOM for i in range(depth)))
 
     @classmethod
     def random(cls, layers: int) -> LayerPlan:
         """Take nothing: `layers` layers at their random initialisation (the embeddings still come from the model)."""
-        return cls((RANDOM,) * _positive(layers))
+        return cls((RANDOM,) * positive_count(layers))
 
     @classmethod
     def stacking(cls, half: int) -> LayerPlan:
@@ -136,7 +133,7 @@ class LayerPlan:
 
         The rows come from `"target"`, the model that is being stacked.
         """
-        return _take("target", [*range(_positive(half))] * 2)
+        return _take("target", [*range(positive_count(half))] * 2)
 
     @classmethod
     def hybrid_stacking(cls, layers: int, depth: int) -> tuple[LayerPlan, LayerPlan]:
@@ -144,7 +141,7 @@ class LayerPlan:
 
         The model made by the first plan is trained before the second plan stacks it on itself.
         """
-        if _count(layers, depth) % 2:
+        if layer_count(layers, depth) % 2:
             raise PlanError(f"hybrid stacking doubles a model, so its {layers} layers must be even; try {layers + 1}")
         return cls.first(layers // 2, depth), cls.stacking(layers // 2)
 
@@ -152,12 +149,12 @@ class LayerPlan:
     def distilbert(cls, depth: int, layers: int, parts: str | Iterable[str] = "all") -> LayerPlan:
         """Take every other layer of the teacher, DistilBERT's way (App. D, distillation with teacher initialisation).
 
-        The paper's 16 of 24 layers are 0, 2 ... 22 and then 18 .. 21: the extra layers are the last ones before the last
-        pair. Any other depth follows the same rule. Fewer than every other layer (our generalisation) are spread
-        evenly: target layer i takes layer floor(i * depth / layers).
+        The paper's 16 of 24 layers are 0, 2 ... 22 and then 18 .. 21: the extra layers are the last ones before the
+        last pair. Any other depth follows the same rule. Fewer than every other layer (our generalisation) are
+        spread evenly: target layer i takes layer floor(i * depth / layers).
         """
         alternate = list(range(0, depth, 2))
-        extra = _count(layers, depth) - len(alternate)
+        extra = layer_count(layers, depth) - len(alternate)
         if extra < 0:
             return cls.from_layers([i * depth // layers for i in range(layers)], depth, parts)
         start = max(0, depth - 2 - extra)
@@ -178,7 +175,7 @@ class LayerPlan:
         """
         if mode not in GROWTH:
             raise PlanError(unknown_name("growth mode", mode, GROWTH))
-        if upto <= _positive(trained_layers):
+        if upto <= positive_count(trained_layers):
             raise PlanError(f"cannot grow {trained_layers} layers to {upto}: expected {trained_layers + 1} or more")
         if mode == "restart":
             return _take("reference", range(upto))
@@ -221,7 +218,7 @@ class LayerPlan:
             if row.source >= depths[row.model]:
                 depth = depths[row.model]
                 raise PlanError(
-                    f"layer {index} of the plan is layer {row.source} of the {row.model}, which has {_has(depth)}"
+                    f"layer {index} of the plan takes layer {row.source}, the {row.model} has {describe_depth(depth)}"
                 )
 
     # -- text and records ---------------------------------------------------------------------------------------------
@@ -255,95 +252,17 @@ class LayerPlan:
             try:
                 target, model, source, parts = (record[key] for key in ("target", "model", "source", "parts"))
             except (KeyError, TypeError) as error:
-                raise PlanError(
-                    f"row {index} of the plan is {record!r}: expected target, model, source, parts"
-                ) from error
+                expected = "expected target, model, source and parts"
+                raise PlanError(f"row {index} of the plan is {record!r}: {expected}") from error
             if target != index:
                 raise PlanError(f"row {index} of the plan is for target layer {target}: expected {index}")
-            rows.append(LayerRow(model, None if source is None else _integer(source), tuple(parts)))
+            rows.append(LayerRow(model, None if source is None else whole_number(source), tuple(parts)))
         return cls(tuple(rows))
 
 
 def _take(model: str, layers: Iterable[int], parts: str | Iterable[str] = "all") -> LayerPlan:
     names = parse_parts(parts)
     return LayerPlan(tuple(LayerRow(model, layer, names) for layer in layers))
-
-
-def _parse_layers(layers: int | str | Iterable[int], depth: int) -> list[int]:
-    """Return the layers that the user asked for, each checked against the model's `depth`."""
-    if isinstance(layers, str):
-        text = layers.strip()
-        if re.fullmatch(r"[+-]?\d+", text):
-            return list(range(_count(int(text), depth)))
-        picked = _parse_list(text, depth)
-    elif isinstance(layers, Iterable):
-        picked = [_integer(layer) for layer in layers]
-    else:
-        return list(range(_count(layers, depth)))
-    if not picked:
-        raise PlanError(f"{layers!r} holds no layers: {_EXPECTED}, for a model with {_has(depth)}")
-    for layer in picked:
-        if layer < 0:
-            raise PlanError(f"layer {layer} is negative: the model has {_has(depth)}")
-    if max(picked) >= depth:
-        raise PlanError(f"asked for layer {max(picked)}, the model has {_has(depth)}")
-    return picked
-
-
-def _parse_list(text: str, depth: int) -> list[int]:
-    """Parse `a,b,...` whose items are layers or Python ranges `start:end[:step]`."""
-    picked: list[int] = []
-    for item in text.removesuffix(",").split(","):
-        found = re.fullmatch(r"(-?\d+)|(-?\d*):(-?\d*)(?::(-?\d+))?", item.strip())
-        if not found:
-            raise PlanError(f"cannot read layers {text!r}: {_EXPECTED}{_inclusive_hint(item)}")
-        single, start, end, step = found.groups()
-        if single:
-            picked.append(int(single))
-        else:
-            picked.extend(_parse_range(text, int(start or 0), int(end or depth), int(step or 1)))
-    return picked
-
-
-def _parse_range(text: str, start: int, end: int, step: int) -> range:
-    if step <= 0:
-        raise PlanError(f"cannot read layers {text!r}: the step is {step}, expected 1 or more")
-    if start < 0 or end < 0:
-        raise PlanError(f"layers {text!r} have a negative end: expected 0 or more")
-    if start >= end:
-        raise PlanError(f"{text!r} holds no layers: the start must be less than the end, which is excluded")
-    return range(start, end, step)
-
-
-def _inclusive_hint(item: str) -> str:
-    found = re.fullmatch(r"\s*(\d+)\s*(?:-|\.\.)\s*(\d+)\s*", item)
-    return f"; did you mean '{found[1]}:{int(found[2]) + 1}'?" if found else ""
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool):
-        raise PlanError(f"{value!r} is not a layer: expected a whole number")
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise PlanError(f"{value!r} is not a layer: expected a whole number") from error
-
-
-def _positive(count: Any) -> int:
-    count = _integer(count)
-    if count < 1:
-        raise PlanError(f"asked for {count} layers: expected 1 or more")
-    return count
-
-
-def _count(count: Any, depth: int) -> int:
-    if _positive(count) > depth:
-        raise PlanError(f"asked for {count} layers, the model has {_has(depth)}")
-    return int(count)
-
-
-def _has(depth: int) -> str:
-    return f"{depth} (0-{depth - 1})" if depth > 1 else "1 (layer 0)"
 
 
 def _runs(rows: Sequence[LayerRow]) -> Iterator[tuple[int, Sequence[LayerRow]]]:

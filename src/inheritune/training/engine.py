@@ -120,8 +120,7 @@ class _RoundTrainer(Trainer):
 
     @override
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            self.optimizer = make_optimizer(model or self.model, self.settings)
+        self.optimizer: torch.optim.Optimizer = self.optimizer or make_optimizer(model or self.model, self.settings)
         return self.optimizer
 
     @override

@@ -1,0 +1,173 @@
+"""`inheritune analyze`: where has a model's attention collapsed?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from inheritune.errors import DataError, InherituneError, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from inheritune.spectra import BothSpectra, Spectra
+
+DEFAULT_SOURCE = "stdlib"
+DEFAULT_SIZE = 100
+"""Sequences and tokens in each, as in the paper (section 2)."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("analyze")(analyze)
+
+
+def analyze(
+    model: Annotated[str, typer.Argument(help="Model folder in Hugging Face format, or hub id.", metavar="MODEL")],
+    out: Annotated[Path, typer.Option(help="Folder for spectra.json and maps.json.")],
+    data: Annotated[
+        str | None, typer.Option(help="Text file or source to draw sequences from.", show_default=DEFAULT_SOURCE)
+    ] = None,
+    tokens: Annotated[Path | None, typer.Option(help="Token ids instead of text: an (N, T) integer .npy file.")] = None,
+    sequences: Annotated[
+        int | None, typer.Option(help="Number of sequences N.", show_default=f"{DEFAULT_SIZE}, or all of --tokens")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens in each, T.", show_default=f"{DEFAULT_SIZE}, or all of --tokens")
+    ] = None,
+    tau: Annotated[float, typer.Option(help="Share of the squared singular values for the rank k*.")] = 0.9,
+    eta: Annotated[float, typer.Option(help="Share of the squared column norms for the mass m*.")] = 0.9,
+    mask: Annotated[
+        str, typer.Option(help="causal (as the model computes), full (the softmax without the mask) or both.")
+    ] = "both",
+    seed: Annotated[int, typer.Option(help="Which sequences are drawn from the text.")] = 0,
+) -> None:
+    """Measure the rank and column mass of every attention head, layer by layer."""
+    from inheritune import spectra
+    from inheritune.decoder import load_model
+    from inheritune.records import claim_folder
+
+    if data is not None and tokens is not None:
+        raise InherituneError("both --data and --tokens are given: expected one of them")
+    if tokens is not None:
+        windows = _read_windows(tokens, sequences, length)
+    else:
+        windows = _draw_windows(model, data or DEFAULT_SOURCE, sequences, length, seed)
+    loaded = load_model(model)
+    spectra.prepare(loaded, windows, tau, eta, mask)
+    claim_folder(out, _identity(model, str(tokens or data or DEFAULT_SOURCE), windows, tau, eta, mask))
+    result = spectra.analyze(loaded, windows, tau=tau, eta=eta, mask=mask)
+    maps = spectra.attention_maps(loaded, windows, result, _tokenizer(model))
+    files = [spectra.save_maps(maps, out), spectra.save_spectra(result, out, model)]
+    _show(model, result)
+    typer.echo(f"Written: {', '.join(map(str, reversed(files)))}")
+
+
+def _draw_windows(model: str, source: str, sequences: int | None, length: int | None, seed: int) -> Any:
+    """Return (N, T) token ids of random windows of the text, with the model's own tokenizer."""
+    from inheritune.data import sample_windows
+    from inheritune.decoder import load_tokenizer
+
+    count, size = (DEFAULT_SIZE if number is None else number for number in (sequences, length))
+    return sample_windows(source, load_tokenizer(model), count, size, seed)
+
+
+def _read_windows(path: Path, sequences: int | None, length: int | None) -> Any:
+    """Return the first `sequences` rows and `length` columns of a .npy file, all where None.
+
+    Raises:
+        DataError: the file cannot be read, or holds fewer.
+    """
+    import numpy as np
+
+    try:
+        windows = np.load(path, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"no file {path}: expected an (N, T) integer array in NumPy's .npy format") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read {path}: expected an (N, T) integer array in NumPy's .npy format") from error
+    if not isinstance(windows, np.ndarray) or windows.ndim != 2:
+        found = f"has shape {windows.shape}" if isinstance(windows, np.ndarray) else "is an archive"
+        raise DataError(f"{path} {found}: expected one (N, T) integer array")
+    for name, wanted, held in (("--sequences", sequences, len(windows)), ("--length", length, windows.shape[1])):
+        if wanted is not None and not 1 <= wanted <= held:
+            raise DataError(f"{name} {wanted}: {path} holds {held}, expected 1 to {held}")
+    return windows[:sequences, :length]
+
+
+def _identity(model: str, source: str, windows: Any, tau: float, eta: float, mask: str) -> dict[str, Any]:
+    """Return what makes an analysis this one and no other."""
+    import hashlib
+
+    return {
+        "kind": "analysis",
+        "model": model,
+        "source": source,
+        "tokens": hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest()[:16],
+        "sequences": len(windows),
+        "length": windows.shape[1],
+        "tau": tau,
+        "eta": eta,
+        "mask": mask,
+    }
+
+
+def _tokenizer(model: str) -> Any:
+    """Return the model's tokenizer, or None where it has none: the maps' tokens then have no names."""
+    from inheritune.decoder import load_tokenizer
+
+    try:
+        return load_tokenizer(model)
+    except ModelError:
+        return None
+
+
+def _show(model: str, result: Spectra | BothSpectra) -> None:
+    """Print the table of layers and what it comes to."""
+    from inheritune.cli.console import print_table
+    from inheritune.spectra import BothSpectra
+
+    parts = [result.causal, result.full] if isinstance(result, BothSpectra) else [result]
+    first = parts[0]
+    columns = ["layer", *(f"{part.mask}\n{name}" for part in parts for name in ("MaxRank", "AvgMass", "collapsed"))]
+    title = f"{model}: {first.sequences} sequences of {first.length} tokens, tau {first.tau}, eta {first.eta}"
+    print_table(title, columns, [_row(parts, row) for row in range(len(first.layers_index))])
+    for part in parts:
+        typer.echo(_summary(part))
+    if isinstance(result, BothSpectra):
+        classes = result.head_classes.ravel().tolist()
+        counts = ", ".join(f"{classes.count(name)} {name}" for name in ("sink", "uniform", "potent"))
+        typer.echo(f"Heads: {counts}.")
+
+
+def _row(parts: Sequence[Spectra], row: int) -> list[str]:
+    cells = [str(parts[0].layers_index[row])]
+    for part in parts:
+        lazy = part.layers_index[row] in part.lazy_layers
+        cells += [
+            f"{part.max_rank[row]:.2f}{' lazy' if lazy else ''}",
+            f"{part.avg_mass[row]:.1f}",
+            f"{part.collapsed_heads[row].sum()}/{_heads(part, [row])}",
+        ]
+    return cells
+
+
+def _heads(part: Spectra, rows: Iterable[int]) -> int:
+    """Return the number of heads in some rows (a place that a layer lacks is NaN, and NaN is not itself)."""
+    return sum(int((part.rank[row] == part.rank[row]).sum()) for row in rows)
+
+
+def _summary(part: Spectra) -> str:
+    """Return one line on a mask: its lazy layers and its share of collapsed heads."""
+    collapsed = int(part.collapsed_heads.sum())
+    heads = _heads(part, range(len(part.rank)))
+    lazy = f"lazy layers (MaxRank 1): {_listed(part.lazy_layers)}"
+    nearly = [layer for layer in part.layers_index if part.is_lazy_group([layer]) and layer not in part.lazy_layers]
+    also = f"; nearly lazy (MaxRank below 2): {_listed(nearly)}" if nearly else ""
+    return f"{part.mask.capitalize()}: {lazy}{also}; {collapsed} of {heads} heads collapsed ({collapsed / heads:.0%})."
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers)) or "none"

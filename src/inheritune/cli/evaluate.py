@@ -1,0 +1,134 @@
+"""`inheritune evaluate`: how good is a model, and does it match a reference?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+NAME_WIDTH = 26
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
+    data: Annotated[
+        str,
+        typer.Option(help="A text source, a folder of prepared shards (validation split), or windows.npy (N, T + 1)."),
+    ],
+    against: Annotated[str | None, typer.Option(help="The reference: a model folder or hub id.")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Input tokens of a window (by default 512 or the context; less for little data).")
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option(help="Windows at most, spread evenly (by default 256, or all of an array).")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Windows run together.")] = 16,
+    margin: Annotated[float, typer.Option(help="Nats per token by which MODEL may be worse and still match.")] = 0.01,
+    confidence: Annotated[float, typer.Option(help="Level of the interval of the difference.")] = 0.95,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure generation speed and memory too.")] = False,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of the lm-evaluation-harness: a,b or a task.yaml.")] = None,
+    task_limit: Annotated[int | None, typer.Option(help="Rows per task at most, to try tasks out.")] = None,
+    out: Annotated[Path, typer.Option(help="The record (JSON).")] = Path("evaluation.json"),
+) -> None:
+    """Loss on fixed windows, and the paired comparison with a reference on the same windows.
+
+    MODEL matches when the whole confidence interval of its loss minus the reference's lies below the margin.
+    """
+    from inheritune.evaluation import check_output
+    from inheritune.evaluation import evaluate as evaluate_model
+    from inheritune.records import write_json
+
+    check_output(out, model, data, against)
+    record = evaluate_model(
+        model,
+        data,
+        against,
+        length=length,
+        windows=windows,
+        batch=batch,
+        margin=margin,
+        confidence=confidence,
+        speed=speed,
+        tasks=[name.strip() for name in tasks.split(",")] if tasks is not None else (),
+        task_limit=task_limit,
+    )
+    write_json(out, record)
+    _print(record)
+    _print_line(f"record: {out}")
+
+
+def _print(record: dict[str, Any]) -> None:
+    from inheritune.cli.console import print_table
+
+    parts = [record] if record["against"] is None else [record, record["against"]]
+    shown = record["evaluation"]
+    title = f"nats per token on {shown['windows']} windows of {shown['length']} tokens of {shown['data']}"
+    columns = ("model", "layers", "parameters", "loss", "perplexity")
+    print_table(title, columns, [_loss_row(part) for part in parts])
+    if record["comparison"] is not None:
+        _print_line(comparison_line(record["comparison"]))
+    if "speed" in record:
+        columns = ("model", "tokens/s", "prefill/s", "weights", "cache/token")
+        used = record["speed"]
+        title = f"generation, batch {used['batch']} on {used['device']} ({used['threads']} threads)"
+        print_table(title, columns, [_speed_row(part) for part in parts])
+    if "tasks" in record:
+        rows = [row for part in parts for row in _task_rows(part)]
+        print_table("tasks", ("model", "task", "metric", "value", "rows"), rows)
+
+
+def _short(name: str) -> str:
+    """Return the end of a long path, so that the numbers beside it fit on a line of 80 characters."""
+    return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
+
+
+def _loss_row(part: dict[str, Any]) -> tuple[str, ...]:
+    shown = part["evaluation"]
+    spread = "" if shown["standard_error"] is None else f" ± {shown['standard_error']:.4f}"
+    perplexity = "-" if shown["perplexity"] is None else f"{shown['perplexity']:.3f}"
+    return (
+        _short(part["model"]),
+        str(part["layers"]),
+        f"{part['parameters']:,}",
+        f"{shown['loss']:.4f}{spread}",
+        perplexity,
+    )
+
+
+def _speed_row(part: dict[str, Any]) -> tuple[str, ...]:
+    shown = part["speed"]
+    rates = (f"{shown['generate_tokens_per_second']:,.0f}", f"{shown['prefill_tokens_per_second']:,.0f}")
+    weights = f"{shown['parameter_bytes'] / 1e6:,.1f} MB"
+    return _short(part["model"]), *rates, weights, f"{shown['kv_cache_bytes_per_token']:,.0f} B"
+
+
+def _task_rows(part: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for row in part["tasks"]["results"]:
+        spread = "" if row["standard_error"] is None else f" ± {row['standard_error']:.4f}"
+        rows.append(
+            (_short(part["model"]), row["task"], row["metric"], f"{row['value']:.4f}{spread}", str(row["samples"]))
+        )
+    return rows
+
+
+def comparison_line(comparison: dict[str, Any]) -> str:
+    """Say in one line what the paired comparison found."""
+    interval = f"{comparison['ci_low']:+.4f} to {comparison['ci_high']:+.4f}"
+    verdict = "matches" if comparison["matches"] else "does not match"
+    return (
+        f"difference {comparison['difference']:+.4f} nats/token ({comparison['confidence']:.0%} interval {interval}, "
+        f"p = {comparison['p_value']:.2g}): {verdict} the reference within {comparison['margin']:g}"
+    )
+
+
+def _print_line(text: str) -> None:
+    from inheritune.cli.console import console
+
+    console.print(text, markup=False, soft_wrap=True)

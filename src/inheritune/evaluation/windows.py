@@ -1,0 +1,145 @@
+"""From whatever a user calls data to token windows that the models can be evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inheritune.data import open_shards, validation_windows
+from inheritune.data.shards import MANIFEST
+from inheritune.decoder import load_tokenizer
+from inheritune.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LENGTH = 512
+"""Input tokens of a window unless told otherwise: the memory of a batch is bounded, and more context changes little."""
+SHORTEST = 64
+ENOUGH_WINDOWS = 8
+"""Fewer make a poor interval; halving the windows further costs context (0.1 nats a halving on a small Llama)."""
+WINDOWS = 256
+
+
+@dataclass(frozen=True)
+class NamedTokenizer:
+    """The tokenizer of a model or of shards, and what to call it in an error."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+
+
+def open_tokenizer(source: str) -> NamedTokenizer | None:
+    """Return the tokenizer that lies beside a model, or None where there is none."""
+    try:
+        return NamedTokenizer(source, load_tokenizer(source))
+    except ModelError:
+        return None
+
+
+def check_same_vocabulary(tokenizers: Sequence[NamedTokenizer]) -> None:
+    """Refuse tokenizers that number tokens differently: their models' losses are about different things.
+
+    Raises:
+        DataError: two vocabularies differ.
+    """
+    for other in tokenizers[1:]:
+        first = tokenizers[0]
+        ours, theirs = first.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+        if ours == theirs:
+            continue
+        differing = len(dict(ours.items() ^ theirs.items()))
+        sizes = f"{first.name} has a vocabulary of {len(ours)} tokens, {other.name} one of {len(theirs)}"
+        raise DataError(f"{sizes} ({differing} differ): expected models and data of one vocabulary")
+
+
+def resolve_windows(
+    data: str | Path | np.ndarray,
+    tokenizers: Sequence[NamedTokenizer],
+    context: int | None,
+    length: int | None,
+    limit: int | None,
+) -> np.ndarray:
+    """Return the windows of `data` to evaluate on.
+
+    Args:
+        data: windows (N, T + 1), a `.npy` file of them, a folder of prepared shards (their validation split) or any
+            source of text (all of it).
+        tokenizers: of the models, the target's first; the first one turns text into tokens.
+        context: the longest input that all models take, or None.
+        length: input tokens of a window. By default those of an array; of shards and text 512 or the context if that is
+            shorter, halved (not below 64) while there are fewer than 8 windows, because an interval needs windows.
+        limit: the greatest number of windows; by default all of an array, 256 of shards and text.
+
+    Returns:
+        (N, T + 1) integers.
+
+    Raises:
+        DataError: there is no such data, too little of it, or tokenizers that do not agree with it.
+    """
+    for name, value in (("length", length), ("number of windows", limit)):
+        if value is not None and value < 1:
+            raise DataError(f"a {name} of {value}: expected at least 1")
+    if isinstance(data, np.ndarray):
+        return _cut(data, length, limit)
+    if Path(data).suffix == ".npy":
+        return _cut(_read_array(Path(data)), length, limit)
+    shards = _shards_tokenizer(data)
+    check_same_vocabulary([*tokenizers, *shards])
+    known = [*tokenizers, *shards]
+    if not known:
+        raise DataError(f"no tokenizer beside the model for the text {data}: expected token windows or a model folder")
+    return _tokenized(data, known[0].tokenizer, context, length, limit or WINDOWS)
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except FileNotFoundError as error:
+        raise DataError(f"no file {path}: expected token windows saved by numpy.save") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read {path} as a NumPy array of token windows: {error}") from error
+
+
+def _cut(windows: np.ndarray, length: int | None, limit: int | None) -> np.ndarray:
+    """Return the first `length + 1` tokens of at most `limit` evenly spaced windows of an array."""
+    if windows.ndim != 2:
+        raise DataError(f"token windows of shape {windows.shape}: expected (N, T + 1)")
+    if length is not None and windows.shape[1] < length + 1:
+        raise DataError(
+            f"windows of {windows.shape[1]} tokens: expected at least {length + 1} for a length of {length}"
+        )
+    count = min(limit or len(windows), len(windows))
+    chosen = np.arange(count) * len(windows) // max(count, 1)
+    return windows[chosen, : None if length is None else length + 1]
+
+
+def _shards_tokenizer(data: str | Path) -> list[NamedTokenizer]:
+    """Return the tokenizer of prepared shards; nothing for other data."""
+    if not (Path(data) / MANIFEST).is_file():
+        return []
+    return [NamedTokenizer(str(data), load_tokenizer(open_shards(data).tokenizer))]
+
+
+def _tokenized(
+    data: str | Path, tokenizer: PreTrainedTokenizerBase, context: int | None, length: int | None, limit: int
+) -> np.ndarray:
+    """Return windows of shards or text, of a length that leaves enough of them unless `length` is given."""
+    if length is not None:
+        return validation_windows(data, tokenizer, length, limit)
+    length = min(context or LENGTH, LENGTH)
+    while True:
+        shorter = length // 2
+        try:
+            windows = validation_windows(data, tokenizer, length, limit)
+        except DataError:
+            if shorter < SHORTEST:
+                raise
+            windows = np.empty((0, length + 1), dtype=np.int64)
+        if len(windows) >= min(limit, ENOUGH_WINDOWS) or shorter < SHORTEST:
+            return windows
+        length = shorter

@@ -1,0 +1,92 @@
+"""The whole story on one machine, with no downloads: a deep model, where its attention collapses, and a smaller one.
+
+The reference ships with the package. Inheritune starts from half of its layers and grows until the paired test says
+that the target matches; a model of the same depth, trained from scratch on as many tokens, is the fair comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import RecipeError
+from inheritune.recipes import load_recipe, run
+from inheritune.records import RECORD, environment, now, write_json
+from inheritune.report import write_report
+
+TRAINING: dict[str, Any] = {
+    "steps": 400,
+    "batch": 16,
+    "length": 128,
+    "learning_rate": 2e-3,
+    "min_learning_rate": 4e-5,
+    "warmup_steps": 40,
+    "log_every": 10,
+    "valid_every": 50,
+    "checkpoint_every": 50,
+}
+
+
+def inheritune_recipe(folder: Path) -> dict[str, Any]:
+    """Return the recipe of Algorithm 1 from the first half of the bundled reference, growing two layers at a time."""
+    return {
+        "name": "inheritune",
+        "method": "inheritune",
+        "reference": "stdlib",
+        "data": {"source": "stdlib", "folder": str(folder / "data")},
+        "training": dict(TRAINING),
+        "growth": {"by": 2, "max_rounds": 4},
+        "evaluation": {"windows": 2000, "prompt": "def "},
+    }
+
+
+def scratch_recipe(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Return the baseline of a finished Inheritune run: as deep, on as many tokens, from random weights.
+
+    It has the learning rate that the reference was trained with, which is the better one from random weights, and one
+    schedule over all its steps.
+    """
+    recipe = record["recipe"]
+    steps = sum(item["steps"] for item in record["rounds"])
+    return {
+        **recipe,
+        "name": "scratch",
+        "method": "scratch",
+        "layers": record["result"]["layers"],
+        "training": {**recipe["training"], "steps": steps},
+        "analysis": {**(recipe["analysis"] or {}), "of": ["result"]} if recipe["analysis"] else None,
+    }
+
+
+def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ()) -> dict[str, Any]:
+    """Run the quickstart in the folder `out` and return its record; run again, it goes on where it was.
+
+    Args:
+        out: gets the shards, one folder a run, `report.html` and `record.json`.
+        changes: `key=value` settings of the Inheritune recipe; the baseline follows it.
+
+    Raises:
+        InherituneError: `out` holds something else, or a setting is wrong.
+    """
+    folder = Path(out)
+    recipe = load_recipe(inheritune_recipe(folder), changes)
+    if recipe.method != "inheritune":
+        raise RecipeError(
+            f"method {recipe.method}: the quickstart is about inheritune; others are for 'inheritune run'"
+        )
+    ours = run(recipe, folder / "inheritune")
+    scratch = run(scratch_recipe(folder, ours), folder / "scratch")
+    report = write_report([folder / "inheritune", folder / "scratch"], folder / "report.html")
+    record = {
+        "kind": "quickstart",
+        "schema": 1,
+        "created": now(),
+        "environment": environment(),
+        "runs": ["inheritune", "scratch"],
+        "report": report.name,
+        "result": ours["result"],
+        "scratch": scratch["result"],
+    }
+    write_json(folder / RECORD, record)
+    return record

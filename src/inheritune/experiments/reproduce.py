@@ -1,0 +1,106 @@
+"""`inheritune.experiments.reproduce`: a table of the paper at a scale that fits, ours beside the published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import RecipeError, unknown_name
+from inheritune.experiments.quickstart import TRAINING
+from inheritune.recipes import run
+from inheritune.records import RECORD, environment, now, read_json, write_json
+from inheritune.report import write_report
+
+PUBLISHED = Path(__file__).with_name("published.json")
+SCALES = ("tiny", "small", "paper")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table of the paper as recipes.
+
+    Attributes:
+        columns: the methods, in the table's order; each is a recipe's name.
+        recipes: makes the recipes of the runs in a folder.
+    """
+
+    columns: tuple[str, ...]
+    recipes: Callable[[Path], list[dict[str, Any]]]
+
+
+def _recipe(folder: Path, name: str, method: str, layers: int, steps: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "method": method,
+        "reference": "stdlib",
+        "layers": layers,
+        "data": {"source": "stdlib", "folder": str(folder / "data")},
+        "training": {**TRAINING, "steps": steps},
+        "analysis": {"of": ["result"]},
+        **changes,
+    }
+
+
+def table5(folder: Path) -> list[dict[str, Any]]:
+    """Return the recipes of Table 5: the same depth from scratch, with twice the steps, and inherited.
+
+    The target has two thirds of the reference's layers, as GPT-2 Medium's 16 of 24.
+    """
+    layers, steps = 10, 800
+    return [
+        _recipe(folder, "inheritune", "inheritune", layers, steps, growth={"max_rounds": 1}),
+        _recipe(folder, "scratch", "scratch", layers, steps),
+        _recipe(folder, "scratch-2x", "scratch", layers, 2 * steps),
+    ]
+
+
+def table2(folder: Path) -> list[dict[str, Any]]:
+    """Return the recipes of Table 2 but half width: stacking, hybrid stacking and Inheritune at the same depth."""
+    layers, steps = 10, 800
+    return [
+        _recipe(folder, "inheritune", "inheritune", layers, steps, growth={"max_rounds": 1}),
+        _recipe(folder, "stacking", "stacking", layers, steps),
+        _recipe(folder, "hybrid-stacking", "hybrid-stacking", layers, steps),
+    ]
+
+
+EXPERIMENTS = {
+    "table5": Experiment(("scratch", "scratch-2x", "inheritune"), table5),
+    "table2": Experiment(("stacking", "hybrid-stacking", "inheritune"), table2),
+}
+
+
+def reproduce(name: str, scale: str = "tiny", out: str | Path | None = None) -> dict[str, Any]:
+    """Run a table of the paper and return ours beside the published numbers; run again, it goes on where it was.
+
+    Args:
+        name: one of `EXPERIMENTS`.
+        scale: `tiny` runs on a laptop with the bundled reference.
+        out: the folder; `runs/NAME-SCALE` when None.
+
+    Raises:
+        RecipeError: the table or the scale is unknown or not there yet.
+    """
+    if name not in EXPERIMENTS:
+        raise RecipeError(unknown_name("experiment", name, EXPERIMENTS))
+    if scale not in SCALES:
+        raise RecipeError(unknown_name("scale", scale, SCALES))
+    if scale != "tiny":
+        raise RecipeError(f"scale {scale!r} of {name} is not there yet: expected tiny")
+    folder = Path(out) if out is not None else Path("runs") / f"{name}-{scale}"
+    runs = {recipe["name"]: run(recipe, folder / recipe["name"]) for recipe in EXPERIMENTS[name].recipes(folder)}
+    write_report([folder / run_name for run_name in runs], folder / "report.html")
+    record = {
+        "kind": "reproduce",
+        "schema": 1,
+        "experiment": name,
+        "scale": scale,
+        "created": now(),
+        "environment": environment(),
+        "published": read_json(PUBLISHED)[name],
+        "ours": {key: {**value["result"], "reference": value["reference"]} for key, value in runs.items()},
+    }
+    write_json(folder / RECORD, record)
+    return record

@@ -1,0 +1,118 @@
+"""One round: make the model, train it, save it, test it against the reference. A finished round is never done again."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune.data import TrainingWindows
+from inheritune.decoder import count_parameters, load_model, open_decoder, save_model
+from inheritune.distributed import from_main, is_main
+from inheritune.errors import RecipeError
+from inheritune.recipes.workspace import TRAINING_RECORD, Workspace
+from inheritune.records import read_json, write_json
+from inheritune.surgery import LayerPlan
+from inheritune.training import next_token_loss, train
+from inheritune.training.losses import Loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ROUND_RECORD = "round.json"
+Build = Callable[[], "PreTrainedModel"]
+
+
+def run_round(
+    workspace: Workspace,
+    number: int,
+    build: Build,
+    plan: LayerPlan | None,
+    before: list[dict[str, Any]],
+    loss: Loss = next_token_loss,
+) -> dict[str, Any]:
+    """Do round `number` (from 1), or read its record if it is done.
+
+    Args:
+        workspace: what the rounds share.
+        number: names the folder, `round-N`.
+        build: makes the model to train; called only if the round has to be done, and gives the same weights each time.
+        plan: where its layers come from, for the record; None for an architecture of the recipe's own.
+        before: the records of the rounds before; the data goes on where they stopped.
+        loss: what is minimised.
+
+    Returns:
+        The round's record, as the run's record holds it.
+    """
+    name = f"round-{number}"
+    folder = workspace.folder / name
+    if (folder / ROUND_RECORD).is_file():
+        return dict(read_json(folder / ROUND_RECORD))
+    model = build()
+    layers = open_decoder(model).layers
+    _check_context(workspace, model)
+    # A random start says nothing about a target; an inherited one is what the first point of the curve shows.
+    start = workspace.evaluate(model).as_record()
+    settings = workspace.recipe.training
+    first = sum(record["steps"] for record in before) * settings.batch
+    data = TrainingWindows(
+        workspace.shards,
+        settings.length,
+        settings.steps * settings.batch,
+        seed=workspace.recipe.seed,
+        order=settings.order,
+        first=first,
+    )
+    outcome = train(
+        model,
+        data,
+        settings,
+        folder,
+        seed=workspace.recipe.seed,
+        loss=loss,
+        validate=workspace.quick_loss,
+        description=f"{workspace.recipe.name} {name} ({layers} layers)",
+    )
+    trained = sum(record["tokens"] for record in before) + outcome.tokens
+    _save(workspace, model, folder / "model", trained)
+    evaluation = workspace.evaluate(model)
+    comparison = workspace.compare(evaluation)
+    record = {
+        "name": name,
+        "layers": layers,
+        "parameters": count_parameters(model),
+        "plan": None if plan is None else plan.as_records(),
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "seconds": outcome.seconds,
+        "start_evaluation": start,
+        "evaluation": evaluation.as_record(),
+        "comparison": None if comparison is None else comparison.as_record(),
+        "metrics": f"{name}/metrics.jsonl",
+        "model": f"{name}/model",
+    }
+    from_main(lambda: write_json(folder / ROUND_RECORD, record))
+    del model
+    gc.collect()
+    return record
+
+
+def load_round(workspace: Workspace, record: dict[str, Any]) -> PreTrainedModel:
+    """Load the model that a round left behind, float32."""
+    return load_model(workspace.folder / record["model"], dtype="float32")
+
+
+def _save(workspace: Workspace, model: PreTrainedModel, folder: Path, tokens: int) -> None:
+    """Save the model, its tokenizer and the number of tokens it was trained on."""
+    if is_main():
+        save_model(model, folder, workspace.tokenizer)
+        recipe = workspace.recipe
+        write_json(folder / TRAINING_RECORD, {"tokens": tokens, "recipe": recipe.name, "method": recipe.method})
+
+
+def _check_context(workspace: Workspace, model: PreTrainedModel) -> None:
+    recipe, context = workspace.recipe, open_decoder(model).context
+    longest = max(recipe.training.length, recipe.evaluation_length)
+    if context and longest > context:
+        raise RecipeError(f"windows of {longest} tokens: expected at most the model's context, {context}")

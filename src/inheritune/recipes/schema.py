@@ -1,0 +1,160 @@
+"""The recipe: everything that decides a run's result, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from inheritune.training.settings import TrainingSettings
+
+Method = Literal["inheritune", "scratch", "stacking", "hybrid-stacking", "distill"]
+BUNDLED_REFERENCE = "stdlib"
+"""The name of the reference model that the package ships."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Part):
+    """The text and how it becomes tokens; see `inheritune.data.prepare`.
+
+    Attributes:
+        source: `stdlib`, a file, a folder, or `hf:NAME[:CONFIG]`.
+        tokenizer: a tokenizer or model, or `train:SIZE`; None takes the reference's own.
+        validation: a second source, for validation alone.
+        valid_fraction: share of the documents for validation.
+        separator: what stands between two documents of a text file.
+        field: the field of JSON lines and tables that holds the text.
+        folder: where the shards are kept, to be shared by runs; None keeps them in the run's own folder.
+    """
+
+    source: str = "stdlib"
+    tokenizer: str | None = None
+    validation: str | None = None
+    valid_fraction: float = Field(default=0.04, gt=0, lt=1)
+    separator: str = "\n\n"
+    field: str = "text"
+    folder: str | None = None
+
+
+class GrowthSettings(_Part):
+    """How the target grows while it does not match the reference (paper, Algorithm 1, steps 3 to 5).
+
+    Attributes:
+        by: layers added at a time.
+        mode: `continue` keeps the trained layers and appends the reference's next ones (Algorithm 1's words); `restart`
+            takes the first layers of the reference afresh (the published GPT-2 Medium runs).
+        max_layers: the deepest target; None allows the reference's depth.
+        max_rounds: the greatest number of rounds; None sets no limit.
+    """
+
+    by: int = Field(default=2, gt=0)
+    mode: Literal["continue", "restart"] = "continue"
+    max_layers: int | None = Field(default=None, gt=0)
+    max_rounds: int | None = Field(default=None, gt=0)
+
+
+class EvaluationSettings(_Part):
+    """The fixed validation windows and the paired test.
+
+    Attributes:
+        windows: greatest number of windows.
+        training_windows: how many of them, evenly spread, the curve during training is measured on.
+        length: input tokens of a window; None takes the training length.
+        margin: the target matches when it is surely no worse than the reference by more than this, in nats a token.
+        confidence: of the interval.
+        speed: whether generation speed is measured.
+        prompt: what the sample of generated text begins with; None generates none.
+    """
+
+    windows: int = Field(default=2000, gt=1)
+    training_windows: int = Field(default=100, gt=0)
+    length: int | None = Field(default=None, gt=0)
+    margin: float = Field(default=0.01, ge=0)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    speed: bool = True
+    prompt: str | None = "def "
+
+
+class AnalysisSettings(_Part):
+    """The attention spectra of the reference and of the result (paper, Sec. 2).
+
+    Attributes:
+        of: whose attention is analysed.
+        sequences: N.
+        length: T, cut to what the model's context allows.
+        tau: share of the squared singular values that defines the rank.
+        eta: share of the squared column norms that defines the mass.
+    """
+
+    of: tuple[Literal["reference", "result"], ...] = ("reference", "result")
+    sequences: int = Field(default=100, gt=0)
+    length: int = Field(default=100, gt=1)
+    tau: float = Field(default=0.9, gt=0, lt=1)
+    eta: float = Field(default=0.9, gt=0, lt=1)
+
+
+class Recipe(_Part):
+    """One run.
+
+    Attributes:
+        name: of the run; its folder is `runs/NAME` unless told otherwise.
+        method: `inheritune` or a baseline of App. D.
+        reference: model folder, hub id, or `stdlib`, the model that the package ships; a model to compare with and, for
+            most methods, to inherit from.
+        architecture: configuration of a model to train from scratch where there is no reference: `model_type` and the
+            fields of its transformers configuration.
+        layers: depth of the target: a count (the first layers), a range `0:8` (end excluded) or a list; None takes half
+            of the reference.
+        parts: what is inherited of each layer: `all`, or some of `attention,mlp,norms` (Table 3).
+        distill_alpha: weight of the data's cross-entropy in `distill`.
+        seed: of the initial weights, the order of the data and the sequences that are analysed.
+    """
+
+    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    method: Method
+    reference: str | None = None
+    architecture: dict[str, Any] | None = None
+    layers: int | str | tuple[int, ...] | None = None
+    parts: str = "all"
+    distill_alpha: float = Field(default=0.6, ge=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    data: DataSettings = DataSettings()
+    training: TrainingSettings
+    growth: GrowthSettings = GrowthSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    analysis: AnalysisSettings | None = AnalysisSettings()
+
+    @field_validator("architecture")
+    @classmethod
+    def _names_a_type(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and "model_type" not in value:
+            raise ValueError("architecture has no model_type: expected one, for example gpt2")
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> Recipe:
+        if self.reference is None and self.architecture is None:
+            raise ValueError("neither reference nor architecture is given: expected a model to start from")
+        if self.reference is None and self.method != "scratch":
+            raise ValueError(f"method {self.method} needs a reference: expected a model folder or a hub id")
+        if self.reference is None and self.data.tokenizer is None:
+            raise ValueError("data.tokenizer is not given and there is no reference to take it from")
+        if self.reference is not None and self.architecture is not None:
+            raise ValueError("reference and architecture are both given: expected one")
+        return self
+
+    @property
+    def evaluation_length(self) -> int:
+        """Input tokens of a validation window."""
+        return self.evaluation.length or self.training.length
+
+
+def resolve_reference(name: str) -> str:
+    """Return where the reference is: the package's own folder for `stdlib`, else `name` itself."""
+    if name == BUNDLED_REFERENCE and not Path(name).exists():
+        return str(Path(__file__).resolve().parent.parent / "assets" / "reference")
+    return name

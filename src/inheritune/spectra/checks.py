@@ -1,0 +1,99 @@
+"""A user's mistakes in what `analyze` is given, each found before any work and said in one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+from inheritune.decoder import Decoder
+from inheritune.errors import DataError, InherituneError, ModelError, unknown_name
+from inheritune.spectra.probe import Mask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check_mask(mask: str) -> tuple[Mask, ...]:
+    """Return the softmaxes that `mask` asks for: `"causal"`, `"full"` or `"both"`.
+
+    Raises:
+        InherituneError: it is another word.
+    """
+    known: tuple[Mask, ...] = get_args(Mask)
+    if mask == "both":
+        return known
+    if mask not in known:
+        raise InherituneError(unknown_name("mask", str(mask), [*known, "both"]))
+    return tuple(name for name in known if name == mask)
+
+
+def check_tokens(tokens: Any) -> Tensor:
+    """Return `tokens` as (N, T) int64, N >= 1 and T >= 2, on the CPU.
+
+    Raises:
+        DataError: they have another shape or are not integers.
+    """
+    import numpy as np
+    import torch
+
+    array = tokens.detach().cpu() if isinstance(tokens, torch.Tensor) else torch.empty(0)
+    if not isinstance(tokens, torch.Tensor):
+        try:
+            raw = np.asarray(tokens)
+        except ValueError as error:
+            raise DataError("tokens are sequences of different lengths: expected an (N, T) array") from error
+        if raw.dtype.kind not in "iu":
+            raise DataError(f"tokens are {raw.dtype}: expected integer token ids")
+        array = torch.from_numpy(raw.astype(np.int64))
+    if array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
+        raise DataError(f"tokens are {array.dtype}: expected integer token ids")
+    if array.ndim != 2:
+        raise DataError(f"tokens have shape {tuple(array.shape)}: expected (N, T), N sequences of T tokens")
+    if array.shape[0] == 0:
+        raise DataError("tokens hold 0 sequences: expected at least 1")
+    if array.shape[1] < 2:
+        raise DataError(f"sequences of T = {array.shape[1]} tokens: expected at least 2 (one token has but itself)")
+    return array.to(torch.int64)
+
+
+def check_fit(decoder: Decoder, tokens: Tensor) -> None:
+    """Refuse tokens that the model cannot read.
+
+    Raises:
+        DataError: the sequences are longer than its context, or an id is outside its vocabulary.
+    """
+    length, context, vocabulary = tokens.shape[1], decoder.context, decoder.vocabulary
+    if context is not None and length > context:
+        raise DataError(f"sequences of {length} tokens: the model's context is {context} tokens, pass at most that")
+    outside = (tokens < 0) | (tokens >= vocabulary)
+    if outside.any():
+        row, column = outside.nonzero()[0].tolist()
+        raise DataError(
+            f"token id {int(tokens[row, column])} (sequence {row}, position {column}) is outside the vocabulary "
+            f"of {vocabulary} tokens: expected 0 to {vocabulary - 1}; was the text tokenized with another tokenizer?"
+        )
+
+
+def check_weights(decoder: Decoder) -> None:
+    """Refuse weights that are NaN, infinite or not loaded.
+
+    Raises:
+        ModelError: naming the first such weight, and its layer where it has one.
+    """
+    import torch
+
+    for name, weight in decoder.model.named_parameters():
+        if weight.is_meta:
+            raise ModelError(f"the weight {name} has no values (it is on the meta device): load the model first")
+        if weight.numel() == 0 or not weight.is_floating_point() or weight.element_size() < 2:
+            continue
+        least, most = torch.aminmax(weight.detach())
+        if not (least.isfinite() and most.isfinite()):
+            raise ModelError(f"{_place(decoder, name)} holds NaN or infinity: the checkpoint is damaged")
+
+
+def _place(decoder: Decoder, name: str) -> str:
+    """Return how to speak of the weight `name`: with its layer's number first."""
+    prefix = f"{decoder.blocks_path}."
+    if name.startswith(prefix):
+        return f"layer {name.removeprefix(prefix).split('.')[0]} ({name})"
+    return f"the weight {name}"

@@ -1,0 +1,84 @@
+"""Attention maps worth looking at: the most potent head and the most collapsed one (paper, Fig. 9 and 12)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inheritune.spectra.analysis import prepare
+from inheritune.spectra.capture import visit_attention
+from inheritune.spectra.probe import Mask, Piece
+from inheritune.spectra.rank import approximate_rank
+from inheritune.spectra.result import BothSpectra, Spectra
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAP_TOKENS = 128
+"""Longest map, in tokens: a longer one shows nothing more on a page and its file grows with the square."""
+
+
+def attention_maps(
+    model: PreTrainedModel | str | Path,
+    tokens: Any,
+    spectra: Spectra | BothSpectra,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[dict[str, Any]]:
+    """Return the attention matrices, on the first sequence, of two heads for each mask that was analysed.
+
+    Args:
+        model: the model that was analysed.
+        tokens: the tokens that were analysed; the map is of the first `MAP_TOKENS` tokens of the first sequence.
+        spectra: the result, which chooses the heads: `potent`, the head of the highest rank, and `laziest`, the head of
+            the lowest rank in the layer with the least MaxRank. Each mask chooses its own.
+        tokenizer: names the tokens; without one they have no names.
+
+    Returns:
+        For each map `layer`, `head`, `mask`, `role`, `rank` (k* of this very matrix), `mean_rank` (over the
+        sequences), `tokens` and `values` (T x T, rounded to 4 decimals).
+    """
+    parts = [spectra.causal, spectra.full] if isinstance(spectra, BothSpectra) else [spectra]
+    decoder, checked, _ = prepare(model, tokens, parts[0].tau, parts[0].eta, "causal")
+    first = checked[:1, :MAP_TOKENS]
+    wanted = {(part.mask, role): place for part in parts for role, place in choose_heads(part).items()}
+    matrices: dict[tuple[Mask, int, int], Tensor] = {}
+
+    def keep(piece: Piece) -> None:
+        for (mask, _), (row, head) in wanted.items():
+            layer, local = parts[0].layers_index[row], head - piece.head
+            if (mask, layer) == (piece.mask, piece.layer) and 0 <= local < piece.probabilities.shape[1]:
+                matrices[mask, layer, head] = piece.probabilities[0, local].cpu()
+
+    visit_attention(decoder, first, [part.mask for part in parts], keep)
+    names = None if tokenizer is None else [tokenizer.decode([token]) for token in first[0].tolist()]
+    maps = []
+    for part in parts:
+        for role, (row, head) in choose_heads(part).items():
+            matrix = matrices[part.mask, part.layers_index[row], head]
+            maps.append(_entry(part, role, row, head, matrix) | {"tokens": names, "values": _rounded(matrix)})
+    return maps
+
+
+def choose_heads(spectra: Spectra) -> dict[str, tuple[int, int]]:
+    """Return (row of `spectra.rank`, head) of the `potent` and the `laziest` head."""
+    row = int(np.argmin(spectra.max_rank))
+    potent = np.unravel_index(int(np.nanargmax(spectra.rank)), spectra.rank.shape)
+    return {"potent": (int(potent[0]), int(potent[1])), "laziest": (row, int(np.nanargmin(spectra.rank[row])))}
+
+
+def _entry(part: Spectra, role: str, row: int, head: int, matrix: Tensor) -> dict[str, Any]:
+    return {
+        "layer": part.layers_index[row],
+        "head": head,
+        "mask": part.mask,
+        "role": role,
+        "rank": int(approximate_rank(matrix, part.tau)),
+        "mean_rank": float(part.rank[row, head]),
+    }
+
+
+def _rounded(matrix: Tensor) -> list[list[float]]:
+    return [[round(value, 4) for value in row] for row in matrix.tolist()]

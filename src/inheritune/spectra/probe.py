@@ -1,0 +1,128 @@
+"""Where a watched forward pass is, and what it hands out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from inheritune.decoder import Decoder
+from inheritune.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Mask = Literal["causal", "full"]
+"""`causal`: what the model computes. `full`: the softmax of the very same logits without the mask."""
+
+PIECE_BYTES = 64 * 2**20
+"""Memory for the logits and probabilities of one piece, and for the activations of one chunk of sequences."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The attention probabilities of some sequences and heads of one layer under one mask.
+
+    Attributes:
+        layer: index of the block, 0-based.
+        mask: which softmax.
+        sequence: index of the first sequence.
+        head: index of the first head.
+        probabilities: (sequences, heads, T, T) float32.
+    """
+
+    layer: int
+    mask: Mask
+    sequence: int
+    head: int
+    probabilities: Tensor
+
+
+Consumer = Callable[[Piece], None]
+
+
+@dataclass
+class Probe:
+    """One watched forward pass.
+
+    Attributes:
+        decoder: the model.
+        masks: which softmaxes are wanted; none in a trial run.
+        consumer: who gets the pieces.
+        sequence: index of the chunk's first sequence.
+        layer: the block that is running, or None between blocks.
+        head: number of heads that the block's attention modules have had so far.
+        heads: the most heads that a block has had.
+        entered: blocks that have run in this forward pass.
+    """
+
+    decoder: Decoder
+    masks: Sequence[Mask]
+    consumer: Consumer
+    sequence: int = 0
+    layer: int | None = None
+    head: int = 0
+    heads: int = 0
+    entered: set[int] = field(default_factory=set)
+
+    @property
+    def family(self) -> str:
+        """The model's class, for messages."""
+        return type(self.decoder.model).__name__
+
+    @property
+    def first_chunk(self) -> bool:
+        """Whether this is the forward pass in which each layer is checked."""
+        return self.sequence == 0 and bool(self.masks)
+
+    def begin_chunk(self, sequence: int) -> None:
+        """Note that a forward pass begins whose first sequence is number `sequence`."""
+        self.sequence = sequence
+        self.entered.clear()
+
+    def enter(self, layer: int) -> None:
+        """Note that block `layer` begins.
+
+        Raises:
+            ModelError: the model is recurrent in depth; one matrix per layer and head would not describe it.
+        """
+        if layer in self.entered:
+            raise ModelError(f"cannot analyse {self.family}: it runs layer {layer} more than once in a forward pass")
+        self.entered.add(layer)
+        self.layer, self.head = layer, 0
+
+    def leave(self) -> None:
+        """Note that the block has ended."""
+        self.layer = None
+
+    def pass_heads(self, heads: int) -> None:
+        """Note that an attention module of the running block with so many heads is done."""
+        if self.layer is not None:
+            self.head += heads
+            self.heads = max(self.heads, self.head)
+
+    def emit(self, mask: Mask, sequence: int, head: int, probabilities: Tensor) -> None:
+        """Hand one piece of the running block to the consumer, if its mask is wanted.
+
+        Args:
+            mask: which softmax it is.
+            sequence: index of its first sequence, counted from the chunk's first.
+            head: index of its first head, counted from the attention module's first.
+            probabilities: (sequences, heads, T, T).
+
+        Raises:
+            ModelError: the probabilities are not finite, not square or not causal.
+        """
+        if self.layer is None or mask not in self.masks:
+            return
+        rows, columns = probabilities.shape[-2:]
+        if rows != columns:
+            raise ModelError(
+                f"cannot analyse {self.family}: layer {self.layer} attends from {rows} tokens to {columns} keys, "
+                "expected a square attention matrix"
+            )
+        if not probabilities.sum().isfinite():
+            raise ModelError(f"the attention of layer {self.layer} of {self.family} is not finite (NaN or overflow)")
+        if mask == "causal" and probabilities[0, 0].triu(1).any():
+            raise ModelError(f"{self.family} attends to later tokens: expected a decoder with causal attention")
+        self.consumer(Piece(self.layer, mask, self.sequence + sequence, self.head + head, probabilities))

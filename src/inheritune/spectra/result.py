@@ -1,0 +1,122 @@
+"""What an analysis says: the rank and mass of every head, and the quantities of the paper that follow from them.
+
+Source: Sanyal et al., arXiv 2404.08634, section 2, appendices C and G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inheritune.errors import PlanError
+from inheritune.spectra.probe import Mask
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+COLLAPSED_RANK = 1.5
+"""A head is collapsed when its Rank(h, l) is below this.
+
+The paper says "close to 1". k* is a whole number of at least 1, so a mean below 1.5 means that k* = 1 on more than
+half of the sequences."""
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Rank and mass of every head under one mask.
+
+    Attributes:
+        rank: (layers, heads) float64, Rank(h, l): the mean over the sequences of k*(tau) (eq. 3). A layer with fewer
+            heads than the widest has NaN in the places it lacks.
+        mass: (layers, heads) float64, the mean over the sequences of m*(eta) (appendix C).
+        tau: share of the squared singular values that k* must reach.
+        eta: share of the squared column norms that m* must reach.
+        mask: `causal` (what the model computes) or `full` (the same logits, softmax without the mask).
+        sequences: number of sequences N.
+        length: tokens in each, T.
+        layers_index: for each row of `rank`, the index of its block in the model: 0, 1, 2, ... unless some blocks have
+            no attention.
+    """
+
+    rank: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    tau: float
+    eta: float
+    mask: Mask
+    sequences: int
+    length: int
+    layers_index: tuple[int, ...]
+
+    @property
+    def max_rank(self) -> NDArray[np.float64]:
+        """MaxRank(l), (layers,): the largest Rank(h, l) of the layer's heads (eq. 3)."""
+        return np.nanmax(self.rank, axis=1)
+
+    @property
+    def avg_mass(self) -> NDArray[np.float64]:
+        """AvgMass(l), (layers,): the mean over the layer's heads of the mean m* (appendix C)."""
+        return np.nanmean(self.mass, axis=1)
+
+    @property
+    def lazy_layers(self) -> list[int]:
+        """The lazy layers (Definition G.1): indices in the model of the layers with MaxRank(l) = 1.
+
+        Equality is meant and is exact: a mean of whole numbers of at least 1 is 1 only when k* = 1 for every head on
+        every sequence. Definition G.1 rounds down for groups alone: see `is_lazy_group`, which for a group of one layer
+        asks for a MaxRank below 2.
+        """
+        return [index for index, rank in zip(self.layers_index, self.max_rank, strict=True) if rank == 1.0]
+
+    @property
+    def collapsed_heads(self) -> NDArray[np.bool_]:
+        """(layers, heads): whether the head is collapsed, Rank(h, l) < 1.5 (`COLLAPSED_RANK` says why)."""
+        return np.less(self.rank, COLLAPSED_RANK)
+
+    def avg_rank(self, layers: Iterable[int]) -> float:
+        """Return AvgRank of a group: the mean of MaxRank(l) over its layers (eq. 4).
+
+        Args:
+            layers: indices of the layers in the model, 0-based.
+
+        Raises:
+            PlanError: the group is empty or names a layer that was not analysed.
+        """
+        rank = dict(zip(self.layers_index, self.max_rank.tolist(), strict=True))
+        group = list(layers)
+        unknown = [layer for layer in group if layer not in rank]
+        if not group or unknown:
+            wrong = f"layer {unknown[0]} was not analysed" if unknown else "the group of layers is empty"
+            raise PlanError(f"{wrong}: expected some of {', '.join(map(str, self.layers_index))}")
+        return float(np.mean([rank[layer] for layer in group]))
+
+    def is_lazy_group(self, layers: Iterable[int]) -> bool:
+        """Return whether a group of layers is lazy: floor(AvgRank) = 1 (Definition G.1)."""
+        return int(self.avg_rank(layers)) == 1
+
+
+@dataclass(frozen=True, eq=False)
+class BothSpectra:
+    """The spectra of the same heads under both masks, which tell different stories.
+
+    Attributes:
+        causal: what the model computes.
+        full: the softmax of the same logits without the mask.
+    """
+
+    causal: Spectra
+    full: Spectra
+
+    @property
+    def head_classes(self) -> NDArray[np.str_]:
+        """(layers, heads): `sink`, `uniform` or `potent`, and an empty string where a layer has no such head.
+
+        Under the causal mask rank 1 means that every row looks at one column (`sink`). Without it, rank 1 also comes
+        from near-uniform averaging: a head collapsed there and not under the causal mask is `uniform`. A head collapsed
+        under neither is `potent`.
+        """
+        causal, full = self.causal.collapsed_heads, self.full.collapsed_heads
+        classes = np.where(causal, "sink", np.where(full, "uniform", "potent"))
+        return np.where(np.isnan(self.causal.rank), "", classes)

@@ -1,0 +1,19 @@
+"""Surgery on decoders: a `LayerPlan` says where each layer comes from; a new model or a new checkpoint results."""
+
+from inheritune.surgery.checkpoint import inherit_checkpoint
+from inheritune.surgery.fit import blueprint
+from inheritune.surgery.inherit import inherit, scratch
+from inheritune.surgery.parts import PARTS, parse_parts, part_of
+from inheritune.surgery.plan import LayerPlan, LayerRow
+
+__all__ = [
+    "PARTS",
+    "LayerPlan",
+    "LayerRow",
+    "blueprint",
+    "inherit",
+    "inherit_checkpoint",
+    "parse_parts",
+    "part_of",
+    "scratch",
+]

@@ -1,0 +1,171 @@
+"""Build a new model from the layers of a trained one; the source is only read.
+
+transformers builds the target from a new configuration (so that layer numbers, KV cache, tied weights and buffers are
+right by construction) and initialises it from a seed; then the weights that the plan names are copied in. Buffers that
+a checkpoint does not store are computed from the configuration, as loading a checkpoint would.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from inheritune.decoder import Decoder, load_config, load_model, open_decoder
+from inheritune.errors import PlanError
+from inheritune.surgery.config import depth_of, target_config, unsayable
+from inheritune.surgery.fit import check_fit
+from inheritune.surgery.parts import PARTS, part_of
+from inheritune.surgery.plan import LayerPlan
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    Source: TypeAlias = PreTrainedModel | str | Path
+
+
+def inherit(
+    model: Source,
+    layers: int | str | Iterable[int] | None = None,
+    parts: str | Iterable[str] = "all",
+    *,
+    plan: LayerPlan | None = None,
+    target: Source | None = None,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Return a new model made of layers of `model` (Algorithm 1, steps 1 and 2; every initialisation of the paper).
+
+    The embeddings, the final norm, the head and all other weights outside the blocks come from `model`; from `target`
+    where the plan keeps any of its layers, because those weights were trained together. What the plan does not copy
+    keeps the architecture's own random initialisation at the new depth: the very values of `scratch(..., seed=seed)`.
+
+    Args:
+        model: the trained reference: a model, a local folder or a hub id.
+        layers: the layers to take, see `LayerPlan.from_layers`; or pass `plan`.
+        parts: `"all"` or some of attention, mlp and norms (Table 3).
+        plan: where each layer comes from, instead of `layers` and `parts`.
+        target: the model being grown or stacked, for plans with rows from `"target"`. A plan whose rows all come from
+            `"target"` (stacking) may leave it out: `model` is then stacked on itself.
+        seed: seed of the random initialisation; the global random state is left as it was.
+
+    Returns:
+        A model of the same class, dtype and device as `model`, in evaluation mode, that shares no memory with it.
+
+    Raises:
+        PlanError: the plan does not fit the model; said before any weights are loaded from a folder or the hub.
+        ModelError: a model cannot be loaded, is not a decoder or is quantised.
+    """
+    sources = {"reference": model} if target is None else {"reference": model, "target": target}
+    if plan is not None and plan.models == {"target"} and target is None:
+        sources["target"] = model
+    configs = {name: _config(source) for name, source in sources.items()}
+    plan = resolve_plan(depth_of(configs["reference"]), layers, parts, plan)
+    config = target_config(configs, plan)
+    decoders = {name: open_decoder(load_model(sources[name])) for name in {*plan.models, plan.rest}}
+    return _assemble(plan, config, decoders, seed)
+
+
+def scratch(source: PretrainedConfig | Source, layers: int | None = None, seed: int = 0) -> PreTrainedModel:
+    """Return a randomly initialised model of the same architecture (the paper's baseline `scratch`).
+
+    Args:
+        source: a configuration, a model, a local folder or a hub id; of a folder only the configuration is read.
+        layers: the number of layers; the source's own if None. More than it has continues its layers' pattern.
+        seed: seed of the initialisation; the global random state is left as it was.
+
+    Returns:
+        A model in evaluation mode, in the dtype that the source has.
+    """
+    from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+    config = source if isinstance(source, PretrainedConfig) else _config(source)
+    config = target_config({"reference": config}, LayerPlan.random(depth_of(config) if layers is None else layers))
+    if isinstance(source, PreTrainedModel):
+        return _build(type(source)._from_config, config, source.dtype, seed).to(source.device)
+    return _build(AutoModelForCausalLM.from_config, config, config.dtype, seed)
+
+
+def resolve_plan(
+    depth: int,
+    layers: int | str | Iterable[int] | None = None,
+    parts: str | Iterable[str] = "all",
+    plan: LayerPlan | None = None,
+) -> LayerPlan:
+    """Return the plan that either `layers` and `parts` or `plan` stand for, on a reference of `depth` layers.
+
+    Raises:
+        PlanError: neither or both are given, or the layers do not fit the depth.
+    """
+    if layers is not None and plan is not None:
+        raise PlanError("got both layers= and plan=: pass one of them")
+    if layers is not None:
+        return LayerPlan.from_layers(layers, depth, parts)
+    if plan is None:
+        raise PlanError(f"no layers given: pass layers= (for example {(depth + 1) // 2}) or plan=")
+    if parts != "all":
+        raise PlanError("a plan says the parts of each layer itself: pass parts= only with layers=")
+    return plan
+
+
+def _config(source: Source) -> PretrainedConfig:
+    from transformers import PreTrainedModel
+
+    return source.config if isinstance(source, PreTrainedModel) else load_config(source)
+
+
+def _assemble(plan: LayerPlan, config: PretrainedConfig, decoders: Mapping[str, Decoder], seed: int) -> PreTrainedModel:
+    """Build the target, confirm that it fits, and copy what the plan names."""
+    rest = decoders[plan.rest].model
+    target = _build(type(rest)._from_config, config, rest.dtype, seed)
+    new = open_decoder(target)
+    check_fit(plan, new, decoders)
+    _copy_weights(plan, new, decoders)
+    target.generation_config = copy.deepcopy(rest.generation_config)
+    return target.to(rest.device)
+
+
+def _build(
+    build: Callable[..., PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype | None, seed: int
+) -> PreTrainedModel:
+    """Build a randomly initialised model on the CPU, so that a seed means the same weights on every machine."""
+    import torch
+
+    # Only the CPU generator is seeded; torch.manual_seed would reset the accelerators' as well.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), unsayable(config):
+        torch.random.default_generator.manual_seed(seed)
+        return build(config, dtype=dtype).eval()
+
+
+def _copy_weights(plan: LayerPlan, new: Decoder, decoders: Mapping[str, Decoder]) -> None:
+    """Put copies of the named weights into the target's parameters and stored buffers.
+
+    Raises:
+        PlanError: two different weights are named for one that the target's layers share.
+    """
+    import torch
+
+    states = {name: decoder.model.state_dict(keep_vars=True) for name, decoder in decoders.items()}
+    taken: dict[int, torch.Tensor] = {}
+    for key, place in new.model.state_dict(keep_vars=True).items():
+        origin = _origin(key, plan, new)
+        if origin is None or not isinstance(place, torch.Tensor):
+            continue
+        source = states[origin[0]][origin[1]].detach()
+        earlier = taken.setdefault(id(place), source)
+        if earlier.data_ptr() != source.data_ptr() and not torch.equal(earlier, source):
+            raise PlanError(f"the target shares {key!r} with another weight, and the plan copies two different ones")
+        place.data = source.clone()
+
+
+def _origin(key: str, plan: LayerPlan, new: Decoder) -> tuple[str, str] | None:
+    """Return the model and the key that the target's weight `key` is copied from; None if it stays random."""
+    prefix = f"{new.blocks_path}."
+    if not key.startswith(prefix):
+        return plan.rest, key
+    index, name = key.removeprefix(prefix).split(".", 1)
+    row = plan.rows[int(index)]
+    if row.model is None or (row.parts != PARTS and part_of(name) not in row.parts):
+        return None
+    return row.model, f"{prefix}{row.source}.{name}"

@@ -1,0 +1,307 @@
+"""Sources, tokenizers, shards, windows and batches against what a person would compute by hand."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import lzma
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inheritune.data import (
+    Document,
+    Shards,
+    TrainingWindows,
+    open_shards,
+    prepare,
+    read_documents,
+    sample_windows,
+    train_tokenizer,
+    validation_windows,
+)
+from inheritune.data import shards as shards_module
+from inheritune.data.tokenizer import encode
+from inheritune.decoder import load_tokenizer
+from inheritune.errors import DataError, ModelError, OutputError
+
+TEXTS = [f"document {i}: " + " ".join(str((i * 89 + j * j * 31) % 997) for j in range(10 + i % 7)) for i in range(40)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(TEXTS))
+    return path
+
+
+@pytest.fixture
+def shards(corpus: Path, tmp_path: Path) -> Shards:
+    return prepare(corpus, tmp_path / "shards", "train:300", valid_fraction=0.2)
+
+
+def keys(documents: object) -> list[str]:
+    return [document.key for document in documents]  # type: ignore[attr-defined]
+
+
+# -- sources --------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_split_at_blank_lines_whatever_the_packing(corpus: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "corpus.txt.xz"
+    packed.write_bytes(lzma.compress(corpus.read_bytes()))
+    assert [d.text for d in read_documents(corpus)] == TEXTS
+    assert [d.text for d in read_documents(packed)] == TEXTS
+
+
+def test_a_separator_across_two_pieces_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    first = "a" * ((1 << 20) - 1)  # the piece ends between the two line ends
+    path.write_text(first + "\n\nsecond")
+    assert [len(d.text) for d in read_documents(path)] == [len(first), 6]
+
+
+def test_json_lines_and_parquet_give_their_field(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"body": text, "n": i} for i, text in enumerate(TEXTS)]
+    lines = tmp_path / "rows.jsonl.gz"
+    lines.write_bytes(gzip.compress("\n".join(json.dumps(row) for row in rows).encode()))
+    table = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    assert [d.text for d in read_documents(lines, field="body")] == TEXTS
+    assert [d.text for d in read_documents(table, field="body")] == TEXTS
+    with pytest.raises(DataError, match=r"no field 'bodi': its fields are body, n; did you mean 'body'"):
+        list(read_documents(lines, field="bodi"))
+
+
+def test_a_folder_gives_its_files_in_order_keyed_by_path(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.py").write_text("print(1)")
+    (tmp_path / "a.md").write_text("# title")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG")
+    assert keys(read_documents(tmp_path)) == ["a.md", "b/x.py"]
+
+
+def test_the_standard_library_is_there_without_what_users_installed() -> None:
+    found = keys(read_documents("stdlib"))
+    assert {"ast.py", "json/decoder.py", "asyncio/tasks.py"} <= set(found)
+    assert not [key for key in found if "site-packages" in key]
+    assert found == sorted(found, key=lambda key: Path(key))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("stdlb", "no text at stdlb: .*; did you mean 'stdlib'"),
+        ("/nowhere/x.txt", "no text at /nowhere/x.txt: expected a file, a folder, 'stdlib' or 'hf:NAME'"),
+    ],
+)
+def test_an_unknown_source_is_one_line(name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_documents(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(DataError, match=r"cannot read .*x\.txt as UTF-8"):
+        list(read_documents(path))
+    other = tmp_path / "x.pdf"
+    other.write_bytes(b"%PDF")
+    with pytest.raises(DataError, match=r"no known kind: expected .txt"):
+        list(read_documents(other))
+
+
+# -- splitting and tokens -------------------------------------------------------------------------------------------
+
+
+def test_documents_are_split_by_the_hash_of_their_key(shards: Shards) -> None:
+    def position(text: str) -> float:
+        return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) / 2**64
+
+    expected = sum(position(text) < 0.2 for text in TEXTS)
+    assert 0 < expected < 20
+    assert shards.manifest["splits"]["valid"]["documents"] == expected
+    assert shards.manifest["splits"]["train"]["documents"] == len(TEXTS) - expected
+
+
+def test_the_tokens_are_the_documents_each_ended_by_the_end_of_text(shards: Shards) -> None:
+    tokenizer = load_tokenizer(shards.tokenizer)
+    text = tokenizer.decode(shards.read("train", 0, shards.tokens("train")))
+    written = text.split("<|endoftext|>")
+    assert written.pop() == ""
+    assert written == [t for t in TEXTS if Document(t, t).position() >= 0.2]
+
+
+def test_shards_are_plain_little_endian_arrays(shards: Shards) -> None:
+    """What nanoGPT's own reader does: memmap a file as uint16."""
+    raw = np.fromfile(shards.folder / "train-00000.bin", dtype="<u2")
+    np.testing.assert_array_equal(raw, shards.read("train", 0, shards.tokens("train")))
+    assert shards.manifest["dtype"] == "<u2"
+    assert shards_module.token_dtype(65536) == np.dtype("<u2")
+    assert shards_module.token_dtype(65537) == np.dtype("<u4")
+
+
+def test_reading_crosses_shards(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: Shards) -> None:
+    monkeypatch.setattr(shards_module, "SHARD_TOKENS", 100)
+    many = prepare(corpus, tmp_path / "many", "train:300", valid_fraction=0.2)
+    assert len(many.manifest["splits"]["train"]["shards"]) > 3
+    whole = shards.read("train", 0, shards.tokens("train"))
+    np.testing.assert_array_equal(many.read("train", 0, many.tokens("train")), whole)
+    np.testing.assert_array_equal(many.read("train", 95, 230), whole[95:325])
+
+
+def test_any_bytes_survive_the_tokenizer() -> None:
+    tokenizer = train_tokenizer(TEXTS, 300)
+    text = "naïve\u2028 \x00\x7f 🐍 \ttabs"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert (len(tokenizer), tokenizer.eos_token_id) == (300, 0)
+
+
+def test_a_tokenizer_that_marks_bounds_itself_is_left_to_it(stories: Path) -> None:
+    llama = load_tokenizer(stories)
+    (ids,) = encode(["Once upon a time"], llama)
+    assert ids[0] == llama.bos_token_id
+    assert llama.eos_token_id not in ids
+    (ids,) = encode(["Once"], train_tokenizer(TEXTS, 300))
+    assert ids[-1] == 0
+    assert 0 not in ids[:-1]
+
+
+def test_prepare_again_reuses_and_refuses_other_settings(corpus: Path, shards: Shards) -> None:
+    before = (shards.folder / "train-00000.bin").stat().st_mtime_ns
+    again = prepare(corpus, shards.folder, "train:300", valid_fraction=0.2)
+    assert (again.folder / "train-00000.bin").stat().st_mtime_ns == before
+    with pytest.raises(OutputError, match=r"holds other shards \(its valid_fraction is 0.2, yours is 0.3\)"):
+        prepare(corpus, shards.folder, "train:300", valid_fraction=0.3)
+
+
+def test_prepare_never_touches_a_folder_of_something_else(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="holds something else"):
+        prepare(corpus, tmp_path / "mine", "train:300")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_interrupted_preparation_leaves_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["inheritune.data.prepare"], "write_manifest", fail)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        prepare(corpus, tmp_path / "new", "train:300")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "error", "message"),
+    [
+        ("train:many", DataError, "expected a number behind 'train:'"),
+        ("train:100", DataError, "vocabulary of 100 is too small: expected at least 257"),
+        ("/nowhere", ModelError, "no folder /nowhere"),
+    ],
+)
+def test_a_wrong_tokenizer_is_one_line(
+    corpus: Path, tmp_path: Path, tokenizer: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prepare(corpus, tmp_path / "x", tokenizer)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_single_document_cannot_be_split(tmp_path: Path) -> None:
+    path = tmp_path / "one.txt"
+    path.write_text("only one")
+    with pytest.raises(DataError, match="single document and cannot be split: name a validation source"):
+        prepare(path, tmp_path / "x", "train:300")
+    both = prepare(path, tmp_path / "y", "train:300", validation=path)
+    assert both.tokens("train") == both.tokens("valid")
+
+
+def test_two_documents_give_one_to_each_split(tmp_path: Path) -> None:
+    path = tmp_path / "two.txt"
+    path.write_text("first\n\nsecond")
+    splits = prepare(path, tmp_path / "x", "train:300").manifest["splits"]
+    assert (splits["train"]["documents"], splits["valid"]["documents"]) == (1, 1)
+
+
+def test_a_shard_cut_short_is_refused(shards: Shards) -> None:
+    path = shards.folder / "valid-00000.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"valid-00000\.bin is missing or cut short"):
+        open_shards(shards.folder)
+
+
+# -- windows --------------------------------------------------------------------------------------------------------
+
+
+def test_validation_windows_share_no_target_and_spread_over_the_split(shards: Shards) -> None:
+    tokenizer = load_tokenizer(shards.tokenizer)
+    tokens = shards.read("valid", 0, shards.tokens("valid"))
+    every = validation_windows(shards, tokenizer, 8, 10**6)
+    assert every.shape == ((len(tokens) - 1) // 8, 9)
+    np.testing.assert_array_equal(every[:, 1:].ravel(), tokens[1 : 1 + every.shape[0] * 8])
+    few = validation_windows(shards.folder, tokenizer, 8, 5)
+    places = [int(np.flatnonzero((every == window).all(1))[0]) for window in few]
+    # floor(i * windows / 5)
+    assert places == [i * len(every) // 5 for i in range(5)]
+
+
+def test_too_few_tokens_for_one_window_is_one_line(shards: Shards) -> None:
+    count = shards.tokens("valid")
+    tokenizer = load_tokenizer(shards.tokenizer)
+    with pytest.raises(DataError, match=f"has {count} validation tokens: expected at least {count + 1}, one window"):
+        validation_windows(shards, tokenizer, count, 10)
+    assert validation_windows(shards, tokenizer, count - 1, 10).shape == (1, count)
+
+
+def test_sampled_windows_are_the_seed_s_own(shards: Shards) -> None:
+    tokenizer = load_tokenizer(shards.tokenizer)
+    tokens = shards.read("valid", 0, shards.tokens("valid"))
+    one, same, other = (sample_windows(shards, tokenizer, 6, 10, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, 10)
+    assert all((windows == window).all(1).any() for window in one)
+
+
+# -- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_visits_each_window_once_in_a_new_order(shards: Shards) -> None:
+    data = TrainingWindows(shards, 8, 10**6, seed=3)
+    epochs = [[data.start(e * data.windows + i) for i in range(data.windows)] for e in (0, 1)]
+    for starts in epochs:
+        assert sorted(starts) == [8 * i for i in range(data.windows)]
+    assert epochs[0] != epochs[1]
+    tokens = shards.read("train", 0, shards.tokens("train"))
+    np.testing.assert_array_equal(data[5]["tokens"], tokens[epochs[0][5] : epochs[0][5] + 9])
+
+
+@pytest.mark.parametrize("order", ["shuffle", "replacement"])
+def test_a_sample_depends_on_seed_and_number_alone(shards: Shards, order: str) -> None:
+    one = TrainingWindows(shards, 8, 1000, seed=3, order=order)
+    late = TrainingWindows(shards, 8, 10, seed=3, order=order, first=990)
+    np.testing.assert_array_equal(one[997]["tokens"], late[7]["tokens"])
+    assert [one.start(n) for n in range(20)] != [
+        TrainingWindows(shards, 8, 1000, seed=4, order=order).start(n) for n in range(20)
+    ]
+
+
+def test_replacement_is_uniform_over_all_starts(shards: Shards) -> None:
+    data = TrainingWindows(shards, 8, 20000, seed=0, order="replacement")
+    starts = np.array([data.start(n) for n in range(20000)])
+    places = shards.tokens("train") - 8
+    assert (starts.min(), starts.max()) == (0, places - 1)
+    # The mean of a uniform draw has standard error places / sqrt(12 n); four of them.
+    assert abs(starts.mean() - (places - 1) / 2) < 4 * places / np.sqrt(12 * 20000)

@@ -1,0 +1,98 @@
+"""Recipes: what is accepted, what is refused, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inheritune.errors import RecipeError
+from inheritune.recipes import Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+MINIMAL = {"name": "x", "method": "inheritune", "reference": "stdlib", "training": {"steps": 10}}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_example_recipes_parse_and_survive_a_round_trip(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert load_recipe(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
+
+
+def test_there_are_example_recipes() -> None:
+    assert len(list((ROOT / "recipes").glob("*.yaml"))) >= 3
+
+
+def test_set_changes_nested_keys_and_reads_yaml() -> None:
+    recipe = load_recipe(
+        MINIMAL,
+        ["training.steps=7", "growth.mode=restart", "layers=[0,2]", "analysis=null", "training.learning_rate=1e-3"],
+    )
+    assert (recipe.training.steps, recipe.growth.mode, recipe.layers, recipe.analysis) == (7, "restart", (0, 2), None)
+    assert recipe.training.learning_rate == 1e-3
+    assert MINIMAL["training"] == {"steps": 10}
+
+
+def test_all_problems_are_said_together_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "name: x\nmetod: 1\nmethod: inheritun\nreference: a\ntraining: {steps: -3, lenght: 1, batch: foo}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in (
+        "unknown key 'metod'",
+        "did you mean 'method'?",
+        "method: input should be 'inheritune'",
+        "did you mean 'inheritune'?",
+        "training.steps: input should be greater than 0, not -3",
+        "unknown key 'training.lenght'",
+        "did you mean 'length'?",
+        "training.batch: input should be a valid integer",
+        "not 'foo'",
+    ):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": None}, "neither reference nor architecture"),
+        ({"architecture": {"model_type": "gpt2"}}, "both given"),
+        ({"architecture": {"n_layer": 2}}, "no model_type"),
+        ({"training": {"steps": 1, "learning_rate": 1e-6}}, "min_learning_rate 1e-05 is above learning_rate 1e-06"),
+        ({"training": {"steps": 1, "checkpoint_every": 15}}, "checkpoint_every 15 is not a multiple of log_every 10"),
+        ({"name": "a/b"}, "name: string should match pattern"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe({**MINIMAL, **changes})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("training.steps", "expected key=value"), ("=3", "expected key=value"), ("layers=[", "value is not YAML")],
+)
+def test_a_malformed_set_is_one_line(change: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(MINIMAL, [change])
+
+
+def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "heal.yaml").write_text("a: [")
+    with pytest.raises(RecipeError, match=r"no recipe .*hael\.yaml: expected a YAML file; did you mean .*heal\.yaml"):
+        load_recipe(tmp_path / "hael.yaml")
+    with pytest.raises(RecipeError, match=r"cannot read .*heal\.yaml as YAML") as caught:
+        load_recipe(tmp_path / "heal.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_is_itself() -> None:
+    recipe = load_recipe(MINIMAL)
+    assert isinstance(recipe, Recipe)
+    assert load_recipe(recipe) == recipe

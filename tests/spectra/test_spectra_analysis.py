@@ -1,0 +1,246 @@
+"""`analyze` against NumPy on the models' own eager attention; results, files and the user's mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import inheritune as it
+from conftest import make_gpt2
+from inheritune.errors import DataError, InherituneError, ModelError, OutputError, PlanError
+from inheritune.spectra import BothSpectra, Spectra, attention_maps, load_spectra, save_maps, save_spectra
+from inheritune.spectra.files import SPECTRA
+
+
+def windows(sequences: int = 5, length: int = 20, vocabulary: int = 97) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocabulary, (sequences, length))
+
+
+def reach(parts: np.ndarray, share: float) -> np.ndarray:
+    cumulative = np.cumsum(parts, axis=-1)
+    return 1 + (cumulative < share * parts.sum(-1, keepdims=True)).sum(-1)
+
+
+def by_numpy(model: PreTrainedModel, ids: np.ndarray, tau: float, eta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return Rank and mean m* (layers, heads) of the eager attention, by definition."""
+    model.config._attn_implementation = "eager"
+    with torch.no_grad():
+        attentions = model(torch.from_numpy(ids), output_attentions=True).attentions
+    stacked = np.stack([weights.double().numpy() for weights in attentions])  # layers, N, heads, T, T
+    ranks = reach(np.linalg.svd(stacked, compute_uv=False) ** 2, tau)
+    masses = reach(np.sort((stacked**2).sum(-2), axis=-1)[..., ::-1], eta)
+    return ranks.mean(axis=1), masses.mean(axis=1)
+
+
+def spectra(rank: Any, mask: str = "causal", index: tuple[int, ...] | None = None) -> Spectra:
+    table = np.array(rank, dtype=np.float64)
+    return Spectra(table, table + 1, 0.9, 0.9, mask, 4, 8, index or tuple(range(len(table))))
+
+
+@pytest.mark.parametrize(("tau", "eta"), [(0.9, 0.9), (0.7, 0.95)])
+def test_rank_and_mass_equal_numpy_on_gpt2(tiny_gpt2: PreTrainedModel, tau: float, eta: float) -> None:
+    found = it.analyze(tiny_gpt2, windows(), tau=tau, eta=eta)
+    rank, mass = by_numpy(tiny_gpt2, windows(), tau, eta)
+    assert found.rank.dtype == found.mass.dtype == np.float64
+    np.testing.assert_array_equal(found.rank, rank)
+    np.testing.assert_array_equal(found.mass, mass)
+    np.testing.assert_array_equal(found.max_rank, rank.max(axis=1))
+    np.testing.assert_array_equal(found.avg_mass, mass.mean(axis=1))
+    assert (found.tau, found.eta, found.mask, found.sequences, found.length) == (tau, eta, "causal", 5, 20)
+
+
+def test_rank_and_mass_equal_numpy_on_a_trained_model(stories: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    ids = np.array(tokenizer((stories / "tinystories_sample.txt").read_text())["input_ids"])
+    ids = ids[: 8 * 50].reshape(8, 50)
+    found = it.analyze(stories, ids, mask="both")
+    rank, mass = by_numpy(AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32), ids, 0.9, 0.9)
+    np.testing.assert_array_equal(found.causal.rank, rank)
+    np.testing.assert_array_equal(found.causal.mass, mass)
+    assert found.full.rank.shape == (5, 8)
+    assert not np.array_equal(found.full.rank, rank)
+
+
+def test_both_is_causal_and_full(tiny_llama: PreTrainedModel) -> None:
+    both = it.analyze(tiny_llama, windows(), mask="both")
+    assert isinstance(both, BothSpectra)
+    for part in (both.causal, both.full):
+        alone = it.analyze(tiny_llama, windows(), mask=part.mask)
+        np.testing.assert_array_equal(alone.rank, part.rank)
+        np.testing.assert_array_equal(alone.mass, part.mass)
+
+
+def test_a_head_without_queries_is_uniform_and_its_layer_lazy_in_full() -> None:
+    model = make_gpt2()
+    with torch.no_grad():
+        for block in model.transformer.h:
+            block.attn.c_attn.weight.mul_(10)  # sharp attention everywhere else
+        attention = model.transformer.h[2].attn.c_attn
+        attention.weight[:, :32] = 0
+        attention.bias[:32] = 0
+    both = it.analyze(model, windows(4, 50), mask="both")
+    assert both.full.lazy_layers == [2]
+    assert both.full.rank[2].tolist() == [1.0] * 4
+    assert (both.head_classes[2] == "uniform").all()
+    uniform = np.tril(np.ones((50, 50))) / np.arange(1, 51)[:, None]
+    assert both.causal.rank[2].tolist() == [reach(np.linalg.svd(uniform, compute_uv=False) ** 2, 0.9)] * 4
+    assert both.causal.lazy_layers == []
+
+
+def test_tokens_may_be_torch_numpy_of_any_integer_type_or_lists(tiny_gpt2: PreTrainedModel) -> None:
+    expected = it.analyze(tiny_gpt2, windows()).rank
+    for tokens in (torch.from_numpy(windows()), windows().astype(np.uint16), windows().tolist()):
+        np.testing.assert_array_equal(it.analyze(tiny_gpt2, tokens).rank, expected)
+
+
+def test_lazy_collapsed_and_groups_by_hand() -> None:
+    found = spectra([[3.0, 7.5], [1.0, 1.0], [1.0, 1.25], [1.4, 2.6], [1.5, 1.0]], index=(0, 2, 4, 5, 7))
+    assert found.max_rank.tolist() == [7.5, 1.0, 1.25, 2.6, 1.5]
+    assert found.lazy_layers == [2]
+    assert found.collapsed_heads.tolist() == [[False] * 2, [True] * 2, [True] * 2, [True, False], [False, True]]
+    assert found.avg_rank([2, 4, 5]) == pytest.approx((1.0 + 1.25 + 2.6) / 3)
+    assert found.is_lazy_group([2, 4, 5])
+    assert not found.is_lazy_group([0, 2])
+    with pytest.raises(PlanError, match="layer 1 was not analysed: expected some of 0, 2, 4, 5, 7"):
+        found.avg_rank([0, 1])
+    with pytest.raises(PlanError, match="the group of layers is empty"):
+        found.avg_rank([])
+
+
+def test_head_classes_by_hand() -> None:
+    both = BothSpectra(
+        spectra([[1.0, 4.0, 5.0], [1.2, 1.0, np.nan]]), spectra([[1.0, 1.3, 5.0], [9.0, 1.0, np.nan]], "full")
+    )
+    assert both.head_classes.tolist() == [["sink", "uniform", "potent"], ["sink", "sink", ""]]
+
+
+def test_spectra_file_has_the_published_keys_and_reads_back(tmp_path: Path) -> None:
+    both = BothSpectra(
+        spectra([[3.0, 2.0], [1.0, np.nan]], index=(1, 3)), spectra([[1.0, 1.5], [1.0, np.nan]], "full", (1, 3))
+    )
+    path = save_spectra(both, tmp_path / "new", "some/model")
+    record = json.loads(path.read_text())
+    assert path == tmp_path / "new" / "spectra.json"
+    assert {key: record[key] for key in ("model", "tau", "eta", "sequences", "length", "masks")} == {
+        "model": "some/model", "tau": 0.9, "eta": 0.9, "sequences": 4, "length": 8, "masks": ["causal", "full"],
+    }  # fmt: skip
+    assert record["layers"][1] == {
+        "index": 3,
+        "causal": {"rank": [1.0], "max_rank": 1.0, "mass": [2.0], "avg_mass": 2.0, "lazy": True},
+        "full": {"rank": [1.0], "max_rank": 1.0, "mass": [2.0], "avg_mass": 2.0, "lazy": True},
+    }
+    assert record["environment"]["versions"]["torch"] == torch.__version__
+    again = load_spectra(tmp_path / "new")
+    for part, read in ((both.causal, again.causal), (both.full, again.full)):
+        np.testing.assert_array_equal(read.rank, part.rank)
+        np.testing.assert_array_equal(read.mass, part.mass)
+        assert (read.mask, read.layers_index, read.lazy_layers) == (part.mask, part.layers_index, part.lazy_layers)
+    save_spectra(both.full, tmp_path / "one", "m")
+    assert load_spectra(tmp_path / "one").mask == "full"
+
+
+def test_reading_what_is_no_analysis_says_so(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no file"):
+        load_spectra(tmp_path)
+    (tmp_path / SPECTRA).write_text('{"masks": ["causal"]}')
+    with pytest.raises(OutputError, match="is not an analysis"):
+        load_spectra(tmp_path)
+
+
+def test_maps_are_the_chosen_heads_own_matrices(tiny_gpt2: PreTrainedModel, tmp_path: Path) -> None:
+    both = it.analyze(tiny_gpt2, windows(), mask="both")
+    maps = attention_maps(tiny_gpt2, windows(), both)
+    assert [(entry["mask"], entry["role"]) for entry in maps] == [
+        ("causal", "potent"), ("causal", "laziest"), ("full", "potent"), ("full", "laziest"),
+    ]  # fmt: skip
+    tiny_gpt2.config._attn_implementation = "eager"
+    with torch.no_grad():
+        attentions = tiny_gpt2(torch.from_numpy(windows()[:1]), output_attentions=True).attentions
+    for entry in maps[:2]:
+        matrix = attentions[entry["layer"]][0, entry["head"]].double().numpy()
+        np.testing.assert_allclose(entry["values"], matrix, atol=5.1e-5)
+        assert entry["rank"] == reach(np.linalg.svd(matrix, compute_uv=False) ** 2, 0.9)
+        assert entry["mean_rank"] == both.causal.rank[entry["layer"], entry["head"]]
+    assert maps[0]["mean_rank"] == both.causal.rank.max()
+    assert maps[1]["layer"] == both.causal.max_rank.argmin()
+    assert maps[3]["mean_rank"] == both.full.rank[maps[3]["layer"]].min()
+    assert json.loads(save_maps(maps, tmp_path).read_text()) == {"maps": maps}
+
+
+def test_maps_of_long_windows_are_cut_and_tokens_named(stories: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    ids = np.array([tokenizer((stories / "tinystories_sample.txt").read_text())["input_ids"][:150]])
+    found = it.analyze(stories, ids, mask="full")
+    maps = attention_maps(stories, ids, found, tokenizer)
+    assert len(maps) == 2
+    assert np.shape(maps[0]["values"]) == (128, 128)
+    assert "".join(maps[0]["tokens"]).startswith("".join(tokenizer.decode([i]) for i in ids[0, :20]))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"tau": 1.0}, InherituneError, "tau is 1.0: expected a number between 0 and 1"),
+        ({"eta": 0}, InherituneError, "eta is 0: expected a number between 0 and 1"),
+        ({"mask": "casual"}, InherituneError, "unknown mask 'casual'.*did you mean 'causal'"),
+        ({"tokens": np.zeros(7, int)}, DataError, r"shape \(7,\): expected \(N, T\)"),
+        ({"tokens": np.zeros((2, 5))}, DataError, "tokens are float64: expected integer token ids"),
+        ({"tokens": torch.zeros(2, 5)}, DataError, "tokens are torch.float32: expected integer token ids"),
+        ({"tokens": np.zeros((2, 5), bool)}, DataError, "tokens are bool: expected integer token ids"),
+        ({"tokens": [[1, 2], [3]]}, DataError, "different lengths"),
+        ({"tokens": [["a", "b"]]}, DataError, "expected integer token ids"),
+        ({"tokens": np.zeros((0, 5), int)}, DataError, "0 sequences: expected at least 1"),
+        ({"tokens": np.zeros((2, 1), int)}, DataError, "T = 1 tokens: expected at least 2"),
+        ({"tokens": np.zeros((2, 65), int)}, DataError, "65 tokens: the model's context is 64"),
+        ({"tokens": np.full((2, 5), 97)}, DataError, "token id 97 .* outside the vocabulary of 97 tokens"),
+        ({"tokens": np.full((2, 5), -1)}, DataError, "token id -1 .* outside the vocabulary of 97 tokens"),
+        ({"model": 5}, ModelError, "the model is a int: expected a PreTrainedModel"),
+        ({"model": "no/such/folder/at/all"}, ModelError, "no folder no/such/folder/at/all"),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    tiny_gpt2: PreTrainedModel, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        it.analyze(**({"model": tiny_gpt2, "tokens": windows()} | change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_damaged_weights_name_their_layer(tiny_llama: PreTrainedModel, value: float) -> None:
+    with torch.no_grad():
+        tiny_llama.model.layers[3].mlp.up_proj.weight[1, 2] = value
+    with pytest.raises(ModelError, match=r"^layer 3 \(model.layers.3.mlp.up_proj.weight\) holds NaN or infinity"):
+        it.analyze(tiny_llama, windows())
+
+
+def test_models_that_are_not_decoders_are_refused() -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    bert = BertForMaskedLM(BertConfig(vocab_size=97, **small))
+    with pytest.raises(ModelError, match="BertForMaskedLM attends to later tokens: expected a decoder"):
+        it.analyze(bert, windows())
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=97, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        it.analyze(t5, windows())
+
+
+def test_layers_without_attention_are_left_out() -> None:
+    from test_spectra_capture import build
+
+    found = it.analyze(build("lfm2"), windows(), mask="both")
+    assert found.causal.layers_index == found.full.layers_index == (1,)
+    assert found.causal.rank.shape == (1, 4)

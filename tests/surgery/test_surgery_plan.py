@@ -1,0 +1,199 @@
+"""LayerPlan: what each constructor takes, how a plan prints, and what a wrong request is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from inheritune.errors import PlanError
+from inheritune.surgery import LayerPlan, LayerRow, parse_parts
+
+
+def taken(plan: LayerPlan) -> list[tuple[str | None, int | None]]:
+    return [(row.model, row.source) for row in plan]
+
+
+def layers(plan: LayerPlan) -> list[int | None]:
+    assert plan.models == {"reference"}
+    return [row.source for row in plan]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (3, [0, 1, 2]),
+        ("3", [0, 1, 2]),
+        ("0:3", [0, 1, 2]),
+        (":3", [0, 1, 2]),
+        ("4:", [4, 5, 6, 7]),
+        ("1:8:3", [1, 4, 7]),
+        ("0,2,4", [0, 2, 4]),
+        (" 5 , 0:2 ", [5, 0, 1]),
+        ("3,", [3]),
+        (range(2, 5), [2, 3, 4]),
+        ([7, 0, 0], [7, 0, 0]),
+        ((i for i in (1, 2)), [1, 2]),
+    ],
+)
+def test_from_layers(asked: object, expected: list[int]) -> None:
+    assert layers(LayerPlan.from_layers(asked, 8)) == expected
+
+
+def test_contiguous_choices() -> None:
+    assert layers(LayerPlan.first(4, 12)) == [0, 1, 2, 3]
+    assert layers(LayerPlan.middle(4, 12)) == [4, 5, 6, 7]
+    assert layers(LayerPlan.middle(4, 11)) == [3, 4, 5, 6]
+    assert layers(LayerPlan.last(4, 12)) == [8, 9, 10, 11]
+
+
+def test_the_papers_distilbert_student() -> None:
+    # method.md section 3: 16 of 24 layers are every other layer, then 18 to 21.
+    assert layers(LayerPlan.distilbert(24, 16)) == [*range(0, 24, 2), 18, 19, 20, 21]
+    assert layers(LayerPlan.distilbert(12, 6)) == [0, 2, 4, 6, 8, 10]
+    assert layers(LayerPlan.distilbert(12, 4)) == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize("depth", range(1, 14))
+def test_distilbert_of_any_size_stays_inside_the_teacher(depth: int) -> None:
+    for count in range(1, depth + 1):
+        plan = LayerPlan.distilbert(depth, count)
+        plan.check({"reference": depth})
+        assert len(plan) == count
+
+
+def test_stacking_and_growth() -> None:
+    assert taken(LayerPlan.stacking(2)) == [("target", 0), ("target", 1)] * 2
+    before, after = LayerPlan.hybrid_stacking(4, 12)
+    assert layers(before) == [0, 1]
+    assert after == LayerPlan.stacking(2)
+    assert taken(LayerPlan.append(2, 4)) == [("target", 0), ("target", 1), ("reference", 2), ("reference", 3)]
+    assert layers(LayerPlan.append(2, 4, "restart")) == [0, 1, 2, 3]
+    assert LayerPlan.append(2, 4).rest == "target"
+    assert LayerPlan.append(2, 4, "restart").rest == "reference"
+
+
+def test_lazy_layers_kept_in_place_and_random() -> None:
+    # Fig. 23: 24 layers, the last 9 from the reference, the rest random.
+    plan = LayerPlan.in_place("15:24", 24)
+    assert taken(plan) == [(None, None)] * 15 + [("reference", i) for i in range(15, 24)]
+    assert taken(LayerPlan.random(2)) == [(None, None)] * 2
+    assert not plan.copies_all
+
+
+def test_table_says_every_row_with_both_ends() -> None:
+    plan = LayerPlan.append(2, 4) + LayerPlan.from_layers([9, 7], 12, "norms, attention") + LayerPlan.random(1)
+    assert str(plan).splitlines() == [
+        "7 layers, numbered from 0, both ends of a range included",
+        "target      source         copied                 random",
+        "0-1     <-  target 0-1     attention, mlp, norms  -",
+        "2-3     <-  reference 2-3  attention, mlp, norms  -",
+        "4       <-  reference 9    attention, norms       mlp",
+        "5       <-  reference 7    attention, norms       mlp",
+        "6       <-  -              -                      attention, mlp, norms",
+    ]
+
+
+def test_records_go_through_json_and_back() -> None:
+    plan = LayerPlan.append(1, 2) + LayerPlan.first(1, 4, "mlp") + LayerPlan.random(1)
+    records = json.loads(json.dumps(plan.as_records()))
+    assert records == [
+        {"target": 0, "model": "target", "source": 0, "parts": ["attention", "mlp", "norms"]},
+        {"target": 1, "model": "reference", "source": 1, "parts": ["attention", "mlp", "norms"]},
+        {"target": 2, "model": "reference", "source": 0, "parts": ["mlp"]},
+        {"target": 3, "model": None, "source": None, "parts": []},
+    ]
+    assert LayerPlan.from_records(records) == plan
+
+
+def test_plans_are_values() -> None:
+    plan = LayerPlan.first(2, 4)
+    assert plan == LayerPlan.from_layers("0:2", 4) and hash(plan) == hash(LayerPlan.first(2, 4))
+    with pytest.raises(AttributeError):
+        plan.rows = ()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (20, "asked for 20 layers, the model has 16 (0-15)"),
+        ("20", "asked for 20 layers, the model has 16 (0-15)"),
+        ("0:20", "asked for layers 0 to 19 ('0:20'), the model has 16 (0-15)"),
+        ([3, 16], "asked for layer 16, the model has 16 (0-15)"),
+        ("0,99", "asked for layer 99, the model has 16 (0-15)"),
+        (0, "asked for 0 layers: expected 1 or more"),
+        ("-3", "asked for -3 layers: expected 1 or more"),
+        ([0, -1], "layer -1 is negative: the model has 16 (0-15)"),
+        ("-4:", "layers '-4:' have a negative end: expected 0 or more"),
+        ("5:5", "'5:5' holds no layers: the start must be less than the end, which is excluded"),
+        ("0:4:0", "cannot read layers '0:4:0': the step is 0, expected 1 or more"),
+        (True, "True is not a layer: expected a whole number"),
+        (2.0, "2.0 is not a layer: expected a whole number"),
+        (["a"], "'a' is not a layer: expected a whole number"),
+    ],
+)
+def test_wrong_layers(asked: object, line: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        LayerPlan.from_layers(asked, 16)
+    assert str(caught.value) == line
+
+
+def test_unreadable_layers_are_shown_what_can_be_written() -> None:
+    with pytest.raises(
+        PlanError, match=r"'0-11': expected a count \(12\), a range .* \(0:12\) .*did you mean '0:12'\?"
+    ):
+        LayerPlan.from_layers("0-11", 16)
+    for text in ("", "a", "1,,2", "0:4;6"):
+        with pytest.raises(PlanError, match="cannot read layers"):
+            LayerPlan.from_layers(text, 16)
+    with pytest.raises(PlanError, match=r"\[\] holds no layers: expected a count"):
+        LayerPlan.from_layers([], 16)
+
+
+def test_wrong_plans() -> None:
+    with pytest.raises(PlanError, match="cannot grow 4 layers to 4: expected 5 or more"):
+        LayerPlan.append(4, 4)
+    with pytest.raises(PlanError, match=r"unknown growth mode 'contineu'.*did you mean 'continue'"):
+        LayerPlan.append(2, 4, "contineu")
+    with pytest.raises(PlanError, match="its 5 layers must be even; try 6"):
+        LayerPlan.hybrid_stacking(5, 12)
+    with pytest.raises(PlanError, match="the plan has no layers"):
+        LayerPlan(())
+    with pytest.raises(PlanError, match=r"unknown model in a plan 'refrence'.*did you mean 'reference'"):
+        LayerRow("refrence", 0)
+    with pytest.raises(PlanError, match="a random layer takes nothing"):
+        LayerRow(None, None, ("mlp",))
+    with pytest.raises(PlanError, match=r"layer 1 of the plan takes layer 5, the target has 4 \(0-3\)"):
+        (LayerPlan.first(1, 4) + LayerPlan((LayerRow("target", 5),))).check({"reference": 4, "target": 4})
+    with pytest.raises(PlanError, match="comes from the target model: pass target="):
+        LayerPlan.stacking(2).check({"reference": 4})
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        ({"target": 0, "model": "reference"}, "expected target, model, source and parts"),
+        ({"target": 1, "model": "reference", "source": 0, "parts": ["mlp"]}, "is for target layer 1: expected 0"),
+        (
+            {"target": 0, "model": "reference", "source": None, "parts": ["mlp"]},
+            "source layer None: expected 0 or more",
+        ),
+        ({"target": 0, "model": "reference", "source": 0, "parts": ["head"]}, "unknown part 'head'"),
+        ("0", "expected target, model, source and parts"),
+    ],
+)
+def test_wrong_records(record: object, line: str) -> None:
+    with pytest.raises(PlanError, match=line):
+        LayerPlan.from_records([record])
+
+
+def test_parts() -> None:
+    assert parse_parts("all") == ("attention", "mlp", "norms")
+    assert parse_parts("norms, attention") == ("attention", "norms")
+    assert parse_parts({"mlp"}) == ("mlp",)
+    assert parse_parts(["mlp", "mlp"]) == ("mlp",)
+    for nothing in ("", [], ()):
+        with pytest.raises(PlanError, match="no parts given: expected 'all' or some of attention, mlp, norms"):
+            parse_parts(nothing)
+    with pytest.raises(PlanError, match=r"unknown part 'attn'.*did you mean 'attention'"):
+        parse_parts("attn,mlp")
