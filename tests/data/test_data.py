@@ -64,6 +64,12 @@ def test_a_separator_across_two_pieces_is_seen(tmp_path: Path) -> None:
     assert [len(d.text) for d in read_documents(path)] == [len(first), 6]
 
 
+def test_an_end_of_text_mark_goes_before_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "stories.txt"
+    path.write_text("\nOne.\n\nStill one.\n<|endoftext|>\nTwo.\n<|endoftext|>\n")
+    assert [d.text for d in read_documents(path)] == ["One.\n\nStill one.", "Two."]
+
+
 def test_json_lines_and_parquet_give_their_field(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

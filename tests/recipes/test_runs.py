@@ -15,11 +15,11 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
-from conftest import perturbed
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import inheritune as it
+from conftest import perturbed
 from inheritune.data import TrainingWindows, open_shards, train_tokenizer, validation_windows
 from inheritune.decoder import load_tokenizer, save_model
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError, RecipeError
@@ -150,6 +150,7 @@ def test_the_result_is_an_ordinary_hugging_face_model(setting: Path, tmp_path: P
         step = model(**prompt).logits[0, -1].argmax()
     generated = model.generate(**prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
     assert generated[0, prompt["input_ids"].shape[1]] == step
+    assert model.config.use_cache is True
     assert json.loads((folder / "training.json").read_text())["tokens"] == 6 * 4 * 16
     lines = [json.loads(x) for x in (tmp_path / "r" / record["rounds"][0]["metrics"]).read_text().splitlines()]
     assert [x["step"] for x in lines] == [2, 4, 6]

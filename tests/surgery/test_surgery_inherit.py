@@ -10,7 +10,7 @@ import pytest
 import torch
 from surgery_families import DEPTH, FAMILIES, assert_same_weights, digest, logits, source, tokens
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 import inheritune.surgery as surgery
 from inheritune.decoder import count_parameters, open_decoder
@@ -244,8 +244,15 @@ def test_errors(tiny_llama: PreTrainedModel, tiny_gpt2: PreTrainedModel) -> None
         surgery.inherit(tiny_llama, plan=LayerPlan.append(2, 4))
     with pytest.raises(PlanError, match=r"takes layer 4, the reference has 4 \(0-3\)"):
         surgery.inherit(tiny_llama, plan=LayerPlan((LayerRow("reference", 4),)))
-    with pytest.raises(PlanError, match=r"keeps its blocks in transformer.h, the target in model.layers|does not fit"):
+    with pytest.raises(PlanError, match=r"different families \(gpt2 and llama\): expected the same"):
         surgery.inherit(tiny_gpt2, plan=LayerPlan.append(2, 4), target=surgery.inherit(tiny_llama, 2))
+    with pytest.raises(PlanError, match=r"does not fit|outside its blocks that depend"):
+        surgery.inherit(tiny_llama, plan=LayerPlan.append(2, 4), target=surgery.inherit(source("llama"), 2))
+    encoder_decoder = T5ForConditionalGeneration(
+        T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+    )
+    with pytest.raises(ModelError, match="T5ForConditionalGeneration is an encoder-decoder: expected a decoder-only"):
+        surgery.inherit(encoder_decoder, 1)
     with pytest.raises(PlanError, match="unknown part 'heads'"):
         surgery.inherit(tiny_llama, 2, "heads")
     tiny_llama.config.quantization_config = {"quant_method": "bitsandbytes"}
@@ -290,12 +297,24 @@ def test_a_head_that_was_untied_by_hand_is_not_overwritten_in_silence(tiny_gpt2:
 
 
 def test_a_configuration_that_would_not_load_again_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPT-Neo expands `attention_types` when it loads, and refuses a depth that is not the length of the result."""
     from inheritune.surgery import config
 
-    monkeypatch.setattr(config, "_PATTERNS", ())
-    with pytest.raises(PlanError, match=r"no gpt_neo configuration can say this plan: .*attention_layers"):
-        surgery.inherit(source("gpt_neo"), [1, 2])
+    target = copy.deepcopy(source("qwen3").config)
+    monkeypatch.setattr(type(target), "to_dict", lambda self: {**self.__dict__, "layer_types": ["full_attention"] * 4})
+    with pytest.raises(PlanError, match="a saved qwen3 configuration would lose 'layer_types' of this plan"):
+        config._check_reload(target, ["layer_types"])
+    monkeypatch.setattr(type(target), "to_dict", lambda self: {**self.__dict__, "layer_types": ["full_attention"] * 3})
+    with (
+        pytest.raises(PlanError, match=r"no qwen3 configuration can say this plan: .*layer_types"),
+        config.unsayable(target),
+    ):
+        config._check_reload(target, ["layer_types"])
+
+
+def test_gpt_neo_expands_its_saved_field_to_the_layers_of_the_plan() -> None:
+    config = surgery.inherit(source("gpt_neo"), [1, 2, 3]).config
+    assert config.attention_layers == ["local", "global", "local"]
+    assert config.expand_attention_types_params(config.attention_types) == config.attention_layers
 
 
 def test_lists_that_are_as_long_as_the_model_is_deep_by_chance() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, make_gpt2
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from conftest import VOCABULARY, make_gpt2
 from inheritune.data import Shards, TrainingWindows
 from inheritune.data.shards import write_manifest, write_split
 from inheritune.errors import DataError, RecipeError
@@ -143,7 +143,7 @@ def test_a_checkpoint_cut_short_is_not_used(shards: Shards, tmp_path: Path) -> N
 
 def test_a_loss_that_is_no_number_stops_the_run(shards: Shards, tmp_path: Path) -> None:
     s = settings()
-    with pytest.raises(DataError, match="the loss is nan at step 2.*learning_rate"):
+    with pytest.raises(DataError, match=r"the loss is nan at step 2.*learning_rate"):
         train(
             make_gpt2(2), windows(shards, s), s, tmp_path, seed=0, loss=lambda m, t: m(t[:, :-1]).logits.sum() * np.nan
         )
@@ -151,7 +151,7 @@ def test_a_loss_that_is_no_number_stops_the_run(shards: Shards, tmp_path: Path) 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(shards: Shards, tmp_path: Path) -> None:
     s = settings(micro_batch=3)
-    with pytest.raises(RecipeError, match="batch of 4 sequences .* multiple of 3"):
+    with pytest.raises(RecipeError, match=r"batch of 4 sequences .* multiple of 3"):
         train(make_gpt2(2), windows(shards, s), s, tmp_path, seed=0)
 
 

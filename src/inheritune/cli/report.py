@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs, each with a record.json.")
+        list[Path], typer.Argument(metavar="RUN", help="Folders of finished runs, each with a record.json.")
     ],
     out: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
 ) -> None:

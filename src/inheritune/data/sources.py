@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from inheritune.errors import DataError, nearest
 STDLIB = "stdlib"
 VALID_FRACTION = 0.04
 """The share of documents that are for validation unless told otherwise."""
+END_OF_TEXT = "<|endoftext|>"
 HUB_PREFIX = "hf:"
 READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 PACKED = (".gz", ".xz", ".bz2", ".zst")
@@ -43,7 +44,8 @@ def read_documents(source: str | Path, separator: str = "\n\n", field: str = "te
         source: `"stdlib"` (the sources of Python's standard library, one document a file), a `.txt`, `.jsonl` or
             `.parquet` file (also packed with gz, xz, bz2 or zst), a folder of such files (its `.py` and `.md` files are
             documents too), or `"hf:NAME"` / `"hf:NAME:CONFIG"`, the `train` split of a data set of the hub.
-        separator: what stands between two documents of a `.txt` file; one blank line unless told otherwise.
+        separator: what stands between two documents of a `.txt` file; one blank line unless told otherwise. A file
+            whose first megabyte has `<|endoftext|>` is split there instead.
         field: the field of a JSON line or a table row that holds the text.
 
     Raises:
@@ -112,19 +114,29 @@ def _file_documents(path: Path, separator: str, field: str) -> Iterator[Document
 
 
 def _text_documents(path: Path, separator: str) -> Iterator[Document]:
-    """Yield the parts of a text file between separators, reading it piece by piece."""
+    """Yield the parts of a text file between separators, reading it piece by piece.
+
+    A text that marks its documents with `<|endoftext|>` (TinyStories does) is split there instead.
+    """
     import fsspec
 
-    rest = ""
+    mark, rest = None, ""
     try:
         with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as file:
             while piece := file.read(1 << 20):
-                *whole, rest = (rest + piece).split(separator)
-                yield from (Document(text, text) for text in whole if text.strip())
+                mark = mark or (END_OF_TEXT if END_OF_TEXT in piece else separator)
+                *whole, rest = (rest + piece).split(mark)
+                yield from _documents(whole)
     except (OSError, UnicodeDecodeError, EOFError, ValueError) as error:
         raise DataError(f"cannot read {path} as UTF-8 text: {error}") from error
-    if rest.strip():
-        yield Document(rest, rest)
+    yield from _documents([rest])
+
+
+def _documents(texts: Iterable[str]) -> Iterator[Document]:
+    """Yield the texts that are not blank, without the line ends around them."""
+    for text in texts:
+        if text.strip():
+            yield Document(text.strip("\n"), text.strip("\n"))
 
 
 def _load(kind: str, path: Path) -> Any:

@@ -27,14 +27,12 @@ class Decoder:
         blocks_path: dotted name of `blocks` in the model, for example `transformer.h` or `model.layers`; the weights of
             block 3 are the state-dict keys that start with `f"{blocks_path}.3."`.
         layers_field: what the configuration calls the number of blocks, for example `n_layer`.
-        per_layer_fields: configuration fields that hold one entry per block, for example `layer_types`.
     """
 
     model: PreTrainedModel
     blocks: nn.ModuleList
     blocks_path: str
     layers_field: str
-    per_layer_fields: tuple[str, ...]
 
     @property
     def config(self) -> PretrainedConfig:
@@ -80,17 +78,19 @@ def open_decoder(model: PreTrainedModel) -> Decoder:
         raise ModelError(f"{name} has no language-model head: expected a ...ForCausalLM model")
     config = model.config.get_text_config(decoder=True)
     path, blocks = _find_blocks(model, int(config.num_hidden_layers))
-    return Decoder(model, blocks, path, _layers_field(config), _per_layer_fields(config))
+    return Decoder(model, blocks, path, _layers_field(config))
 
 
 def _find_blocks(model: PreTrainedModel, depth: int) -> tuple[str, nn.ModuleList]:
-    """Return the outermost list of `depth` modules, and its dotted name."""
+    """Return the outermost list of `depth` modules of the text decoder, and its dotted name in `model`."""
     from torch import nn
 
+    decoder = model.get_decoder()  # leaves out the vision tower of a model that has one
+    inside = {id(module) for module in decoder.modules()}
     found = [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
+        if isinstance(module, nn.ModuleList) and len(module) == depth and id(module) in inside
     ]
     if not found:
         raise ModelError(f"{type(model).__name__} keeps its {depth} blocks in no list of modules that could be found")
@@ -100,17 +100,6 @@ def _find_blocks(model: PreTrainedModel, depth: int) -> tuple[str, nn.ModuleList
 def _layers_field(config: PretrainedConfig) -> str:
     """Return what this configuration calls `num_hidden_layers`."""
     return str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
-
-
-def _per_layer_fields(config: PretrainedConfig) -> tuple[str, ...]:
-    """Return the fields of `config` that list one entry per block."""
-    depth = config.num_hidden_layers
-    ignored = {"architectures"}
-    return tuple(
-        key
-        for key, value in config.to_dict().items()
-        if isinstance(value, list) and len(value) == depth and key not in ignored
-    )
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -1,8 +1,8 @@
 """Altair charts made from rows of records: one specification is drawn in the page and saved as SVG or PNG.
 
-Colours are from the palette of Okabe and Ito, which colour-blind readers can tell apart. Vermillion is kept for one
-meaning, collapsed attention, and grey for the reference. Backgrounds are transparent and text colours are left to the
-page, which has a light and a dark side.
+Colours follow the palette of Okabe and Ito (its blue a little lighter, to show on dark ground), which colour-blind
+readers can tell apart. Vermillion is kept for one meaning, collapsed attention, and grey for the reference.
+Backgrounds are transparent and text colours are left to the page, which has a light and a dark side.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Quantity = Literal["max_rank", "avg_mass"]
 REFERENCE_COLOURS = ("#8a8a8a", "#5f6b7a", "#a39480")
-RUN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#b59f00", "#7b5ea7")
+RUN_COLOURS = ("#1b7fc4", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#b59f00", "#7b5ea7")
 COLLAPSED_COLOUR = "#d55e00"
 LOSS_TITLE = "loss, nats per token"
 QUANTITIES: dict[Quantity, str] = {"max_rank": "MaxRank", "avg_mass": "AvgMass"}
@@ -72,7 +72,13 @@ def _model_colour(palette: dict[str, str], shown: Sequence[str]) -> alt.Color:
 
     domain = [label for label in palette if label in shown]
     legend = alt.Legend(
-        orient="top", direction="vertical", columns=2, labelLimit=150, symbolType="stroke", symbolStrokeWidth=3
+        orient="top",
+        direction="horizontal",
+        columns=2,
+        symbolOpacity=1,
+        labelLimit=150,
+        symbolType="stroke",
+        symbolStrokeWidth=3,
     )
     return alt.Color(
         "model:N", title=None, legend=legend, scale=alt.Scale(domain=domain, range=[palette[x] for x in domain])
@@ -101,9 +107,12 @@ def curves(
     x = alt.X("tokens:Q", title="tokens trained on, all rounds together", axis=alt.Axis(format="~s", tickCount=6))
     y = alt.Y("loss:Q", title=LOSS_TITLE, scale=alt.Scale(domain=list(losses), zero=False, nice=False))
     base = alt.Chart(_rows(rows)).encode(x=x, y=y, color=_model_colour(palette, list(shown)), detail="round:N")
-    training = base.transform_filter("datum.kind === 'training'").mark_line(clip=True, strokeWidth=1, opacity=0.55)
-    measured = base.transform_filter("datum.kind === 'validation'")
-    layers = [training, measured.mark_line(clip=True, strokeWidth=2.5), *_hover(measured)]
+    lines = [
+        base.transform_filter(f"datum.kind === '{kind}'").mark_line(clip=True, strokeWidth=width, opacity=opacity)
+        for kind, width, opacity in (("training", 1, 0.6), ("check", 2, 1))
+        if any(row["kind"] == kind for row in rows)
+    ]
+    layers = [*lines, _measured(base)]
     if references:
         layers.insert(0, _dashed(references, palette, list(shown)))
     if rounds:
@@ -119,19 +128,21 @@ def _dashed(references: Sequence[Row], palette: dict[str, str], shown: Sequence[
     return rule.encode(y="loss:Q", color=_model_colour(palette, shown), tooltip=tooltip)
 
 
-def _hover(measured: alt.Chart) -> list[alt.Chart]:
-    """Return the validation points; the one nearest to the pointer grows, and each says its numbers."""
+def _measured(base: alt.Chart) -> alt.Chart:
+    """Return the validation losses as points, evaluations on all windows large; the nearest to the pointer grows."""
     import altair as alt
 
-    nearest = alt.selection_point(nearest=True, on="pointerover", fields=["tokens", "model"], empty=False)
+    nearest = alt.selection_point(nearest=True, on="pointerover", fields=["tokens", "model", "kind"], empty=False)
     tooltip = [
         alt.Tooltip("model:N"),
         alt.Tooltip("round:N"),
+        alt.Tooltip("kind:N"),
         alt.Tooltip("tokens:Q", format=","),
         alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
     ]
-    points = measured.mark_point(filled=True, clip=True, opacity=1).add_params(nearest)
-    return [points.encode(size=alt.condition(nearest, alt.value(110), alt.value(28)), tooltip=tooltip)]
+    sizes = alt.Size("kind:O", scale=alt.Scale(domain=["check", "validation"], range=[16, 70]), legend=None)
+    points = base.transform_filter("datum.kind !== 'training'").mark_point(filled=True, clip=True, opacity=1)
+    return points.add_params(nearest).encode(size=alt.condition(nearest, alt.value(150), sizes), tooltip=tooltip)
 
 
 def _round_marks(rounds: Sequence[Row]) -> list[alt.Chart]:
@@ -148,6 +159,7 @@ def profile(
     quantity: Quantity,
     palette: dict[str, str],
     title: str,
+    top: float,
 ) -> alt.LayerChart:
     """Draw MaxRank (eq. 3 of the paper) or AvgMass (App. C) of each layer, a line for each model.
 
@@ -156,6 +168,7 @@ def profile(
         quantity: what to draw.
         palette: a colour for each model.
         title: what stands above the chart; it should name the mask.
+        top: the highest value of the vertical axis, the same for charts that stand side by side.
     """
     import altair as alt
 
@@ -163,7 +176,7 @@ def profile(
     x = alt.X(
         "layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, padding=8)
     )
-    y = alt.Y(f"{quantity}:Q", title=name, scale=alt.Scale(zero=True))
+    y = alt.Y(f"{quantity}:Q", title=name, scale=alt.Scale(domain=[0, top], nice=True))
     tooltip = [
         alt.Tooltip("model:N"),
         alt.Tooltip("layer:Q"),
@@ -174,10 +187,12 @@ def profile(
     base = alt.Chart(_rows(rows)).encode(x=x, y=y, color=colour, tooltip=tooltip)
     points = base.mark_point(filled=True, opacity=1, size=36)
     layers = [base.mark_line(strokeWidth=2), points]
-    if quantity == "max_rank":
+    if quantity == "max_rank" and any(row["lazy"] for row in rows):
         lazy = base.transform_filter("datum.lazy")
         layers.append(
-            lazy.mark_point(shape="diamond", size=130, strokeWidth=2).encode(color=alt.value(COLLAPSED_COLOUR))
+            lazy.mark_point(shape="diamond", size=130, strokeWidth=2, opacity=1).encode(
+                color=alt.value(COLLAPSED_COLOUR)
+            )
         )
     return alt.layer(*layers).properties(width="container", height=220, title=_title(title))
 

@@ -52,8 +52,8 @@ def interval(comparison: dict[str, Any]) -> str:
 
 
 def difference(comparison: dict[str, Any] | None) -> str:
-    """Write a Comparison's difference and confidence interval for a table cell."""
-    return NOTHING if comparison is None else f"{signed(comparison['difference'])} ({interval(comparison)})"
+    """Write a Comparison's difference and, on a second line, its confidence interval for a table cell."""
+    return NOTHING if comparison is None else f"{signed(comparison['difference'])}\n{interval(comparison)}"
 
 
 def rate(per_second: float | None) -> str:

@@ -172,9 +172,11 @@ def _read_analysis(folder: Path, name: str | None, absent: list[str]) -> Analysi
     if not spectra.is_file():
         absent.append(f"{name}/spectra.json")
         return None
+    content = records.read_json(spectra)
+    if not isinstance(content, dict) or not {"masks", "layers", "tau", "eta"} <= content.keys():
+        raise OutputError(f"{spectra} is not an analysis: expected the file that inheritune analyze writes")
     maps = folder / name / "maps.json"
-    drawn = records.read_json(maps)["maps"] if maps.is_file() else []
-    return Analysis(records.read_json(spectra), drawn)
+    return Analysis(content, records.read_json(maps)["maps"] if maps.is_file() else [])
 
 
 def primary(runs: Sequence[Run]) -> Run:

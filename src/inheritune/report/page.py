@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from inheritune import records
 from inheritune.errors import OutputError
 from inheritune.report import charts, series, tables
-from inheritune.report import format as fmt
 from inheritune.report.images import ANCHORS, attention_png, data_uri
 from inheritune.report.load import Model, Run, load_runs, models
 from inheritune.report.verdict import verdict
+from inheritune.spectra.result import COLLAPSED_RANK
 
 if TYPE_CHECKING:
     import altair as alt
@@ -113,6 +113,7 @@ def _context(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, Any]]:
         "verdict": verdict(runs),
         "models": tables.model_table(shown),
         "rounds": tables.rounds_table(runs) if any(run.rounds for run in runs) else None,
+        "grown": any(len(run.rounds) > 1 for run in runs),
         "margins": sorted({f"{each['margin']:g}" for each in _comparisons(runs)}),
         "curves": _curves(runs, shown, palette, specs),
         "analysed": [model.label for model in shown if model.analysis is not None],
@@ -125,7 +126,7 @@ def _context(runs: Sequence[Run]) -> tuple[dict[str, Any], dict[str, Any]]:
         "samples": _samples(shown),
         "settings": [_settings(run) for run in runs],
         "created": records.now(),
-        "collapsed_below": series.COLLAPSED_BELOW,
+        "collapsed_below": COLLAPSED_RANK,
     }
     return specs, context
 
@@ -149,9 +150,10 @@ def _curves(
     return {
         "references": [row["model"] for row in references],
         "rounds": bool(marks),
-        "training": any(row["kind"] == "training" for row in rows),
+        "kinds": sorted({row["kind"] for row in rows}),
+        "distilled": [run.label for run in runs if run.method == "distill"],
         "bin": max(series.bin_size(run) for run in runs),
-        "cut": fmt.loss(losses[1]) if any(row["loss"] > losses[1] for row in rows) else None,
+        "cut": f"{losses[1]:.2f}" if any(row["loss"] > losses[1] for row in rows) else None,
     }
 
 
@@ -163,11 +165,12 @@ def _profiles(shown: Sequence[Model], palette: dict[str, str], specs: dict[str, 
     """Add MaxRank and AvgMass per layer: for each quantity a chart for each mask, side by side."""
     groups: list[dict[str, Any]] = []
     for quantity, name in charts.QUANTITIES.items():
+        rows = {mask: [row for model in shown for row in series.layer_rows(model, mask)] for mask in _masks(shown)}
+        top = max((row[quantity] for each in rows.values() for row in each), default=1.0)
         ids = []
-        for mask in _masks(shown):
-            rows = [row for model in shown for row in series.layer_rows(model, mask)]
+        for mask, drawn in rows.items():
             title = f"{name}, {mask} mask, {_threshold(shown, quantity)}"
-            ids.append(_add(specs, f"{quantity}-{mask}", charts.profile(rows, quantity, palette, title)))
+            ids.append(_add(specs, f"{quantity}-{mask}", charts.profile(drawn, quantity, palette, title, top)))
         groups.append({"quantity": quantity, "name": name, "charts": ids})
     return groups if _masks(shown) else []
 

@@ -8,9 +8,7 @@ from typing import Any
 
 from inheritune.report import format as fmt
 from inheritune.report.load import Analysis, Model, Run, finite
-
-COLLAPSED_BELOW = 1.5
-"""A head counts as collapsed (near rank-1) below this Rank, where the analysis does not list the collapsed heads."""
+from inheritune.spectra.result import COLLAPSED_RANK
 
 CURVE_POINTS = 300
 """About how many points of training loss are drawn for a run."""
@@ -35,13 +33,16 @@ def bin_size(run: Run) -> int:
 def curve_rows(run: Run) -> list[Row]:
     """Return a run's losses over the tokens of all its rounds together.
 
-    Each row has `model`, `round` (its name), `kind` (`training` or `validation`), `tokens` and `loss` (nats per
-    token). Training losses are means of `bin_size(run)` logged steps, placed at the last one's tokens.
+    Each row has `model`, `round` (its name), `kind`, `tokens` and `loss` (nats per token). The kinds: `training`, means
+    of `bin_size(run)` logged steps, placed at the last one's tokens; `check`, the validation loss that was logged while
+    training, which may be of fewer windows; `validation`, the evaluations on all windows before and after a round. A
+    check on fewer windows is easier or harder than the whole, so it is never joined to an evaluation.
     """
     rows: list[Row] = []
     for turn, lines, start in zip(run.rounds, run.metrics, offsets(run), strict=True):
         points = [("training", tokens, loss) for tokens, loss in _binned(lines, bin_size(run))]
-        points += [("validation", tokens, loss) for tokens, loss in _validation(turn, lines)]
+        points += [("check", int(x["tokens"]), x["valid_loss"]) for x in lines if finite(x.get("valid_loss"))]
+        points += [("validation", tokens, loss) for tokens, loss in _evaluations(turn)]
         rows += [
             {"model": run.label, "round": turn["name"], "kind": kind, "tokens": start + tokens, "loss": loss}
             for kind, tokens, loss in points
@@ -57,15 +58,11 @@ def _binned(lines: Sequence[dict[str, Any]], size: int) -> Iterator[tuple[int, f
             yield int(part[-1]["tokens"]), sum(losses) / len(losses)
 
 
-def _validation(turn: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
-    """Return the validation losses of a round in the order of tokens: before it, during it, after it."""
-    found: dict[int, float] = {
-        int(line["tokens"]): line["valid_loss"] for line in lines if finite(line.get("valid_loss"))
-    }
+def _evaluations(turn: dict[str, Any]) -> Iterator[tuple[int, float]]:
+    """Yield tokens within the round and loss of the evaluations before and after it."""
     for key, tokens in (("start_evaluation", 0), ("evaluation", int(turn["tokens"]))):
         if turn.get(key) is not None:
-            found[tokens] = turn[key]["loss"]
-    return sorted(found.items())
+            yield tokens, turn[key]["loss"]
 
 
 def round_rows(run: Run) -> list[Row]:
@@ -91,10 +88,10 @@ def loss_range(rows: Sequence[Row], references: Sequence[Row]) -> tuple[float, f
     """Return the losses the curves are drawn between.
 
     The first steps from a random start would flatten all the rest, so the range is that of the points after the first
-    5 % of the tokens and of the references, and of what lies within half as much again above it.
+    tenth of the tokens and of the references, and of what lies within half as much again above it.
     """
     last = max((row["tokens"] for row in rows), default=0)
-    later = [row["loss"] for row in rows if row["tokens"] >= 0.05 * last] + [row["loss"] for row in references]
+    later = [row["loss"] for row in rows if row["tokens"] >= 0.1 * last] + [row["loss"] for row in references]
     near = [row["loss"] for row in rows if later and row["loss"] <= max(later) + 0.5 * (max(later) - min(later))]
     low, high = min(later + near), max(later + near)
     pad = 0.05 * (high - low) or 0.1
@@ -123,18 +120,12 @@ def layer_rows(model: Model, mask: str) -> list[Row]:
 
 
 def head_rows(analysis: Analysis, mask: str) -> list[Row]:
-    """Return the Rank of each head under one mask, and whether the head is collapsed.
-
-    A layer of spectra.json may list its collapsed heads (`collapsed`: a bool a head); without the list a head is
-    collapsed when its Rank is below `COLLAPSED_BELOW`.
-    """
-    rows: list[Row] = []
-    for layer in analysis.spectra["layers"]:
-        part = layer[mask]
-        listed = part.get("collapsed") or [rank < COLLAPSED_BELOW for rank in part["rank"]]
-        for head, (rank, collapsed) in enumerate(zip(part["rank"], listed, strict=True)):
-            rows.append({"layer": layer["index"], "head": head, "rank": rank, "collapsed": bool(collapsed)})
-    return rows
+    """Return the Rank of each head under one mask, and whether the head is collapsed (Rank below `COLLAPSED_RANK`)."""
+    return [
+        {"layer": layer["index"], "head": head, "rank": rank, "collapsed": rank < COLLAPSED_RANK}
+        for layer in analysis.spectra["layers"]
+        for head, rank in enumerate(layer[mask]["rank"])
+    ]
 
 
 def highest_rank(models: Sequence[Model]) -> float:

@@ -27,7 +27,7 @@ class Table:
 
 def model_table(models: Sequence[Model]) -> Table:
     """Return a row for each model: its size, loss, test against its reference, cost and speed."""
-    columns = ["model", "method", "layers", "parameters", "validation loss ± SE", "perplexity"]
+    columns = ["model", "method", "layers", "parameters", "valid loss ± SE", "perplexity"]
     columns += ["difference to reference", "matched", "training tokens", "training time", "generation, tokens/s"]
     return Table(columns, [_model_row(model) for model in models])
 

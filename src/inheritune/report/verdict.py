@@ -47,6 +47,8 @@ def verdict(runs: Sequence[Run]) -> Verdict:
     main = primary(runs)
     others = [run for run in runs if run is not main]
     notes = [lazy_note(_reference_analysis(runs, main))] if main.reference is not None else []
+    notes += depth_note(main.record)
+    notes += repeated_test_note(main.record)
     notes += [rival_note(main, other) for other in others]
     if main.method == "inheritune" and not any(_is_fair_scratch(main, run) for run in others):
         notes.append(
@@ -172,18 +174,41 @@ def lazy_note(analysis: Analysis | None) -> str:
     masks = list(analysis.spectra["masks"])
     lazy = {mask: lazy_layers(analysis, mask) for mask in masks}
     depth, tau = len(analysis.spectra["layers"]), analysis.spectra["tau"]
-    under = " and the ".join(masks)
     if not any(lazy.values()):
         return (
-            f"No layer of the reference is lazy at this scale (MaxRank = 1 at τ = {tau:g}; {under} mask): what these "
-            "runs show is about inherited weights, not about lazy layers."
+            f"No layer of the reference is lazy at this scale (MaxRank = 1 at τ = {tau:g}) under the "
+            f"{' or the '.join(masks)} mask: what these runs show is about inherited weights, not about lazy layers."
         )
     parts = [
-        f"{len(layers)} under the {mask} mask" + (f" (layer {fmt.ranges(layers)})" if layers else "")
+        f"{len(layers)} under the {mask} mask ({fmt.ranges(layers)})" if layers else f"none under the {mask} mask"
         for mask, layers in lazy.items()
     ]
     found = " and ".join(parts)
     return f"Of the reference's {depth} layers, counted from 0, lazy (MaxRank = 1 at τ = {tau:g}) are {found}."
+
+
+def depth_note(record: dict[str, Any]) -> list[str]:
+    """Say so when the result is as deep as the reference: then nothing was made smaller."""
+    reference, layers = record.get("reference"), record["result"]["layers"]
+    if reference is None or record["method"] != "inheritune" or layers < reference["layers"]:
+        return []
+    return [f"The model grew to all {layers} layers of the reference: nothing was saved in depth."]
+
+
+def repeated_test_note(record: dict[str, Any]) -> list[str]:
+    """Say what testing after every round does to a match: each test may pass by chance, and growth stops at the first.
+
+    The chance that one test passes a model that is worse by more than the margin is half of what the interval leaves
+    out; for several tests the sum bounds it (Bonferroni).
+    """
+    tests = [turn["comparison"] for turn in record["rounds"] if turn.get("comparison")]
+    if len(tests) < 2 or judge(record) not in ("better", "matched"):
+        return []
+    chance = fmt.percent(sum((1 - test["confidence"]) / 2 for test in tests))
+    return [
+        f"The test was made after each of {len(tests)} rounds on the same windows and growth stops at the first match: "
+        f"the chance that a model worse by more than the margin passes is at most {chance}, summed over the rounds."
+    ]
 
 
 def rival_note(main: Run, other: Run) -> str:
@@ -191,14 +216,14 @@ def rival_note(main: Run, other: Run) -> str:
 
     The records hold each run's paired interval against the reference, not the windows' losses. Whatever the
     correlation of the two differences, the standard error of their difference is at most the sum of theirs, so the
-    sum of the half-widths bounds the half-width of the interval between the runs: a cautious 95 % interval.
+    sum of the half-widths bounds the half-width of the interval between the runs: a cautious interval.
     """
     own, rival = main.result["evaluation"], other.result["evaluation"]
     who = f"{other.label} ({other.method}, {_budget(main.result, other.result)})"
     if own is None or rival is None:
         return f"{who} cannot be compared: a validation loss was not measured."
-    if _digest(main) != _digest(other):
-        return f"{who} was trained and measured on other data: the losses are not comparable."
+    if _digest(main) != _digest(other) or any(own[key] != rival[key] for key in ("windows", "length")):
+        return f"{who} was measured on other data or windows: the losses are not comparable."
     gap = own["loss"] - rival["loss"]
     bound = _bound(main, other)
     text = f"{who} reaches validation loss {fmt.loss(rival['loss'])}: "
@@ -207,7 +232,8 @@ def rival_note(main: Run, other: Run) -> str:
         return (
             f"{text}that of {main.label} is {abs(gap):.4f} nats {side}; no interval can be given for this difference."
         )
-    margin = f"95 % CI at most ±{bound:.4f}, a bound from both runs' paired intervals"
+    level = fmt.percent(main.result["comparison"]["confidence"])
+    margin = f"{level} CI at most ±{bound:.4f}, a bound from both runs' paired intervals"
     if abs(gap) <= bound:
         return f"{text}the two cannot be told apart, {fmt.signed(gap)} nats for {main.label} ({margin})."
     word = "better" if gap < 0 else "worse"
@@ -215,11 +241,11 @@ def rival_note(main: Run, other: Run) -> str:
 
 
 def _bound(main: Run, other: Run) -> float | None:
-    """Return the sum of the half-widths of two runs' intervals against one reference, or None without both."""
-    pair = [run.result.get("comparison") for run in (main, other)]
-    if None in pair or not same_reference(main, other):
+    """Return the sum of the half-widths of two runs' intervals against one reference, or None without such a pair."""
+    one, two = (run.result.get("comparison") for run in (main, other))
+    if one is None or two is None or not same_reference(main, other) or one["confidence"] != two["confidence"]:
         return None
-    return float(sum((each["ci_high"] - each["ci_low"]) / 2 for each in pair if each is not None))
+    return float(one["ci_high"] - one["ci_low"] + two["ci_high"] - two["ci_low"]) / 2
 
 
 def _budget(own: dict[str, Any], rival: dict[str, Any]) -> str:

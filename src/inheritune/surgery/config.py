@@ -51,6 +51,8 @@ def target_config(configs: Mapping[str, PretrainedConfig], plan: LayerPlan) -> P
     texts = {name: config.get_text_config(decoder=True) for name, config in configs.items()}
     for config in configs.values():
         refuse_quantised(config)
+    if len(kinds := sorted({text.model_type for text in texts.values()})) > 1:
+        raise PlanError(f"reference and target are of different families ({' and '.join(kinds)}): expected the same")
     plan.check({name: depth_of(text) for name, text in texts.items()})
     new = copy.deepcopy(configs[plan.rest])
     with unsayable(new):
@@ -62,12 +64,13 @@ def target_config(configs: Mapping[str, PretrainedConfig], plan: LayerPlan) -> P
 @contextmanager
 def unsayable(config: PretrainedConfig) -> Iterator[None]:
     """Turn transformers' refusal of the new configuration into a `PlanError`: the family cannot say what was asked."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (ValueError, NotImplementedError) as error:
-        raise PlanError(
-            f"no {config.model_type} configuration can say this plan: {str(error).splitlines()[0]}"
-        ) from error
+    except (ValueError, NotImplementedError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise PlanError(f"no {config.model_type} configuration can say this plan: {reason}") from error
 
 
 def depth_of(config: PretrainedConfig) -> int:

@@ -79,6 +79,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
+    use_cache = model.config.use_cache  # the Trainer turns it off in the model's own configuration
     trainer = _RoundTrainer(
         model=model,
         args=_arguments(settings, checkpoints, seed),
@@ -97,6 +98,7 @@ def train(
     if stop.requested and trainer.state.global_step < settings.steps:
         raise KeyboardInterrupt
     shutil.rmtree(checkpoints, ignore_errors=True)
+    model.config.use_cache = use_cache
     model.eval()
     return TrainingOutcome(settings.steps, settings.steps * settings.tokens_per_step, log.seconds)
 

@@ -1,0 +1,172 @@
+"""The verdict on hand-written records, one for each way a run can end; the numbers are computed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_records import comparison
+
+from inheritune.report.load import load_runs
+from inheritune.report.verdict import judge, sentence, verdict
+
+Record = dict[str, Any]
+Write = Callable[..., Path]
+
+
+def compared(record: Record, difference: float, half: float) -> Record:
+    """The record with another outcome of its last test: the difference and half the width of its interval."""
+    record["result"]["comparison"] = comparison(difference, half)
+    record["result"]["evaluation"]["loss"] = 2.9 + difference
+    return record
+
+
+def test_a_match_is_told_with_size_loss_interval_tokens_and_speed(grown: Record) -> None:
+    # 131072 + 12 * 49984 = 730880 parameters, 0.785 of 930816; 3 * 2457600 = 7372800 tokens; 1260 / 900 = 1.4
+    assert sentence(grown) == (
+        "The inherited model with 12 layers against 16 (731K parameters against 931K, 79 %) matches the reference "
+        "after training on 7.37M tokens (the reference: 40.0M): validation loss 2.9030 against 2.9000, a difference of "
+        "+0.0030 nats per token (95 % CI −0.0020 to +0.0080; margin 0.01); it generates 1,260 tokens/s, 1.40 times the "
+        "reference's 900."
+    )
+
+
+@pytest.mark.parametrize(
+    ("difference", "half", "outcome", "words"),
+    [
+        (-0.02, 0.005, "better", "is better than the reference after"),
+        (0.003, 0.005, "matched", "matches the reference after"),
+        (0.005, 0.005, "matched", "matches the reference after"),  # the upper end lies on the margin
+        (0.003, 0.0091, "undecided", "is not shown to match the reference after"),
+        (0.08, 0.005, "worse", "does not match the reference within its budget after"),
+    ],
+)
+def test_each_outcome_of_the_test_has_its_words(
+    grown: Record, difference: float, half: float, outcome: str, words: str
+) -> None:
+    record = compared(grown, difference, half)
+    assert judge(record) == outcome
+    assert words in sentence(record)
+
+
+def test_a_match_that_is_measurably_worse_says_so(grown: Record) -> None:
+    assert "(95 % CI +0.0030 to +0.0070; margin 0.01), measurably worse but by less than the margin;" in sentence(
+        compared(grown, 0.005, 0.002)
+    )
+
+
+def test_an_interval_that_holds_zero_but_passes_the_margin_is_not_called_worse(grown: Record) -> None:
+    text = sentence(compared(grown, 0.004, 0.012))
+    assert "+0.0040 nats per token (95 % CI −0.0080 to +0.0160; margin 0.01), an interval that holds 0" in text
+    assert "does not match" not in text
+
+
+def test_without_a_paired_test_nothing_is_claimed(grown: Record) -> None:
+    grown["result"]["comparison"] = None
+    text = sentence(grown)
+    assert judge(grown) == "untested"
+    assert "was not tested against the reference after" in text
+    assert "validation loss 2.9030 against 2.9000 nats per token, without a paired test;" in text
+
+
+def test_without_a_reference_the_run_stands_alone(scratch: Record) -> None:
+    scratch["reference"] = None
+    scratch["result"]["comparison"] = None
+    assert sentence(scratch) == (
+        "The model trained from scratch with 12 layers and 731K parameters, after training on 7.37M tokens without a "
+        "reference to measure it against, has validation loss 3.0030 nats per token; it generates 1,260 tokens/s."
+    )
+
+
+def test_what_was_not_measured_is_said_not_to_have_been(grown: Record) -> None:
+    grown["result"]["speed"] = None
+    grown["reference"]["tokens"] = None
+    text = sentence(grown)
+    assert text.endswith("; its generation speed was not measured.")
+    assert "after training on 7.37M tokens (the reference's own are not recorded):" in text
+
+
+def test_speeds_under_different_conditions_are_not_divided(grown: Record) -> None:
+    grown["reference"]["speed"]["threads"] = 8
+    assert sentence(grown).endswith("generates 1,260 tokens/s (the reference 900, under other conditions).")
+
+
+def test_a_scratch_model_of_the_same_depth_and_tokens_is_compared(write: Write, grown: Record, scratch: Record) -> None:
+    # 2.9030 - 3.0030 = -0.1000; half-widths 0.005 + 0.006 bound the interval of the difference
+    notes = verdict(load_runs([write(grown, "a"), write(scratch, "b")])).notes
+    assert notes[-1] == (
+        "scratch-12 (scratch, the same depth and as many tokens) reaches validation loss 3.0030: grow is better by "
+        "0.1000 nats (95 % CI at most ±0.0110, a bound from both runs' paired intervals)."
+    )
+
+
+def test_a_better_scratch_model_is_told_as_plainly(write: Write, grown: Record, scratch: Record) -> None:
+    scratch["result"]["evaluation"]["loss"] = 2.85
+    notes = verdict(load_runs([write(grown, "a"), write(scratch, "b")])).notes
+    assert "reaches validation loss 2.8500: grow is worse by 0.0530 nats (95 % CI at most ±0.0110" in notes[-1]
+
+
+def test_runs_within_the_bound_cannot_be_told_apart(write: Write, grown: Record, scratch: Record) -> None:
+    scratch["result"]["evaluation"]["loss"] = 2.911  # 0.008 apart, within 0.011
+    notes = verdict(load_runs([write(grown, "a"), write(scratch, "b")])).notes
+    assert "the two cannot be told apart, −0.0080 nats for grow (95 % CI at most ±0.0110" in notes[-1]
+
+
+def test_unequal_budgets_and_data_are_named(write: Write, grown: Record, scratch: Record) -> None:
+    scratch["result"] |= {"tokens": 14_745_600, "layers": 10}
+    runs = load_runs([write(grown, "a"), write(scratch, "b")])
+    notes = verdict(runs).notes
+    assert any("scratch-12 (scratch, 10 layers, 14.7M tokens, 2.00 times as many)" in note for note in notes)
+    assert any(note.startswith("No model of the same depth trained from scratch") for note in notes)
+    scratch["data"]["digest"] = "other"
+    other = verdict(load_runs([write(grown, "c"), write(scratch, "d")])).notes
+    assert any("measured on other data or windows: the losses are not comparable" in note for note in other)
+
+
+def test_without_both_paired_tests_no_interval_is_given(write: Write, grown: Record, scratch: Record) -> None:
+    scratch["result"]["comparison"] = None
+    notes = verdict(load_runs([write(grown, "a"), write(scratch, "b")])).notes
+    assert "that of grow is 0.1000 nats lower; no interval can be given for this difference" in notes[-1]
+
+
+def test_the_verdict_is_about_the_inherited_run_wherever_it_stands(
+    write: Write, grown: Record, scratch: Record
+) -> None:
+    a, b = write(grown, "a"), write(scratch, "b")
+    assert verdict(load_runs([b, a])).sentence == verdict(load_runs([a, b])).sentence
+    assert verdict(load_runs([b])).sentence.startswith("The model trained from scratch")
+
+
+def test_lazy_layers_are_told_mask_by_mask(write: Write, grown: Record) -> None:
+    notes = verdict(load_runs([write(grown, lazy=range(10, 13))])).notes
+    assert notes[0] == (
+        "Of the reference's 16 layers, counted from 0, lazy (MaxRank = 1 at τ = 0.9) are none under the causal mask "
+        "and 3 under the full mask (10–12)."
+    )
+
+
+def test_no_lazy_layer_at_this_scale_is_a_finding(write: Write, grown: Record) -> None:
+    notes = verdict(load_runs([write(grown)])).notes
+    assert notes[0].startswith(
+        "No layer of the reference is lazy at this scale (MaxRank = 1 at τ = 0.9) under the causal or the full mask:"
+    )
+
+
+def test_an_analysis_that_was_not_made_is_not_a_finding(write: Write, grown: Record) -> None:
+    grown["reference"]["analysis"] = None
+    assert verdict(load_runs([write(grown)])).notes[0].startswith("The attention of the reference was not analysed")
+
+
+def test_a_test_after_each_round_gives_chance_more_tries(write: Write, grown: Record) -> None:
+    notes = verdict(load_runs([write(grown)])).notes
+    assert any("after each of 3 rounds" in note and "is at most 7.5 %" in note for note in notes)  # 3 * 2.5 %
+    grown["result"]["comparison"] = comparison(0.08, 0.005)  # no match: nothing to take back
+    assert not any("after each of" in note for note in verdict(load_runs([write(grown, "b")])).notes)
+
+
+def test_growing_to_the_full_depth_saves_nothing(write: Write, grown: Record) -> None:
+    grown["result"]["layers"] = 16
+    notes = verdict(load_runs([write(grown)])).notes
+    assert "The model grew to all 16 layers of the reference: nothing was saved in depth." in notes
