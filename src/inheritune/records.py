@@ -20,6 +20,7 @@ from typing import Any
 from inheritune.errors import OutputError
 
 RECORD = "record.json"
+IDENTITY = "identity.json"
 VERSIONED = ("inheritune", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy")
 
 
@@ -70,7 +71,7 @@ def claim_folder(path: Path, identity: dict[str, Any]) -> None:
     Raises:
         OutputError: the folder holds other work or foreign files, or cannot be written.
     """
-    stamp = path / "identity.json"
+    stamp = path / IDENTITY
     if stamp.is_file():
         held = read_json(stamp)
         if held != json.loads(json.dumps(identity)):
@@ -79,6 +80,13 @@ def claim_folder(path: Path, identity: dict[str, Any]) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path} exists and was not made by this command: pass a new or empty --out folder")
     write_json(stamp, identity)
+
+
+def release_folder(path: Path) -> None:
+    """Give a claimed folder back if nothing but the claim is in it."""
+    if [item.name for item in path.iterdir()] == [IDENTITY]:
+        (path / IDENTITY).unlink()
+        path.rmdir()
 
 
 def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:

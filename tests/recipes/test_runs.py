@@ -314,6 +314,8 @@ def test_a_mistake_is_one_line_and_trains_nothing(
         it.run(recipe(setting, **changes), tmp_path / "r")
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "r").glob("round-*"))
+    if not (tmp_path / "r" / "data").exists():
+        assert not (tmp_path / "r").exists()  # the corrected recipe may have the folder
 
 
 def test_text_of_another_vocabulary_is_refused(setting: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from inheritune.errors import RecipeError
 from inheritune.recipes import load_recipe, run
-from inheritune.records import RECORD, environment, now, write_json
+from inheritune.records import RECORD, claim_folder, environment, now, write_json
 from inheritune.report import write_report
 
 TRAINING: dict[str, Any] = {
@@ -75,6 +75,7 @@ def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ())
         raise RecipeError(
             f"method {recipe.method}: the quickstart is about inheritune; others are for 'inheritune run'"
         )
+    claim_folder(folder, {"kind": "quickstart", "recipe": recipe.model_dump(mode="json")})
     ours = run(recipe, folder / "inheritune")
     scratch = run(scratch_recipe(folder, ours), folder / "scratch")
     report = write_report([folder / "inheritune", folder / "scratch"], folder / "report.html")

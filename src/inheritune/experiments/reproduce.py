@@ -10,7 +10,7 @@ from typing import Any
 from inheritune.errors import RecipeError, unknown_name
 from inheritune.experiments.quickstart import TRAINING
 from inheritune.recipes import run
-from inheritune.records import RECORD, environment, now, read_json, write_json
+from inheritune.records import RECORD, claim_folder, environment, now, read_json, write_json
 from inheritune.report import write_report
 
 PUBLISHED = Path(__file__).with_name("published.json")
@@ -90,6 +90,7 @@ def reproduce(name: str, scale: str = "tiny", out: str | Path | None = None) -> 
     if scale != "tiny":
         raise RecipeError(f"scale {scale!r} of {name} is not there yet: expected tiny")
     folder = Path(out) if out is not None else Path("runs") / f"{name}-{scale}"
+    claim_folder(folder, {"kind": "reproduce", "experiment": name, "scale": scale})
     runs = {recipe["name"]: run(recipe, folder / recipe["name"]) for recipe in EXPERIMENTS[name].recipes(folder)}
     write_report([folder / run_name for run_name in runs], folder / "report.html")
     record = {

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from inheritune.data import sample_windows
 from inheritune.decoder import open_decoder
 from inheritune.distributed import from_main
+from inheritune.errors import InherituneError
 from inheritune.evaluation import generate_sample, measure_speed
 from inheritune.recipes.loading import load_recipe
 from inheritune.recipes.methods import METHODS
 from inheritune.recipes.rounds import load_round
 from inheritune.recipes.schema import Recipe
 from inheritune.recipes.workspace import Workspace, open_workspace
-from inheritune.records import RECORD, claim_folder, environment, now, read_json, write_json
+from inheritune.records import RECORD, claim_folder, environment, now, read_json, release_folder, write_json
 from inheritune.spectra import analyze, attention_maps, save_maps, save_spectra
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ def run(
     if (folder / RECORD).is_file() and (record := read_json(folder / RECORD)).get("recipe") == _settings(checked):
         return dict(record)
     from_main(lambda: claim_folder(folder, {"kind": "run", "recipe": _settings(checked)}))
-    workspace = open_workspace(checked, folder)
+    try:
+        workspace = open_workspace(checked, folder)
+    except InherituneError:
+        from_main(lambda: release_folder(folder))  # so that the corrected recipe can have it
+        raise
     rounds = METHODS[checked.method](workspace)
     record = from_main(lambda: _record(workspace, rounds))
     from_main(lambda: write_json(folder / RECORD, record))

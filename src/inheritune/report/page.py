@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import altair as alt
 
 GENERATOR = "inheritune report"
-_ROLES = {"potent": "a potent layer", "laziest": "the laziest layer"}
+_ROLES = {"potent": "the head of highest rank", "laziest": "the laziest layer"}
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:

@@ -19,7 +19,14 @@
   };
 
   // `ast` makes Vega interpret its expressions, so that the page's policy need not allow evaluating strings.
-  const options = () => ({ mode: "vega-lite", actions: false, ast: true, renderer: "svg", config: theme() });
+  const options = () => ({
+    mode: "vega-lite",
+    actions: false,
+    ast: true,
+    renderer: "svg",
+    tooltip: { theme: dark.matches ? "dark" : "light" },
+    config: theme(),
+  });
 
   const drawn = new Map();
   const draw = async () => {

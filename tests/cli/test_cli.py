@@ -1,0 +1,148 @@
+"""The command line as a user meets it: the house's commands end to end on a tiny model, and every mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import perturbed
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+from inheritune.cli.main import main
+from inheritune.data import train_tokenizer
+from inheritune.decoder import save_model
+
+TEXTS = [f"text {i}: " + " ".join(str((i * 89 + j * j * 31) % 97) for j in range(30 + i % 7)) for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a text and an encoder."""
+    root = tmp_path_factory.mktemp("cli")
+    (root / "text.txt").write_text("\n\n".join(TEXTS))
+    (root / "short.txt").write_text("a\n\nb")
+    (root / "empty").mkdir()
+    tokenizer = train_tokenizer(TEXTS, 270)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=270, n_positions=32, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0)
+    save_model(perturbed(GPT2LMHeadModel(config)), root / "model", tokenizer)
+    bert = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    save_model(BertForMaskedLM(bert), root / "bert")
+    np.save(root / "windows.npy", np.random.default_rng(0).integers(0, 270, (5, 24)))
+    np.save(root / "foreign.npy", np.full((5, 24), 270))
+    return root
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command line in this process and return its exit status."""
+    monkeypatch.setattr("sys.argv", ["inheritune", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_cut_evaluate_and_analyze(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "inherit", place / "model", "--layers", 2, "--out", tmp_path / "cut") == 0
+    assert "0-1" in capsys.readouterr().out
+    out = tmp_path / "evaluation.json"
+    status = call(
+        monkeypatch, "evaluate", tmp_path / "cut", "--data", place / "text.txt", "--against", place / "model",
+        "--length", 16, "--out", out,
+    )  # fmt: skip
+    assert status == 0
+    assert json.loads(out.read_text())["comparison"]["windows"] > 10
+    status = call(monkeypatch, "analyze", tmp_path / "cut", "--tokens", place / "windows.npy", "--out", tmp_path / "a")
+    assert status == 0
+    spectra = json.loads((tmp_path / "a" / "spectra.json").read_text())
+    assert [layer["index"] for layer in spectra["layers"]] == [0, 1]
+    assert spectra["masks"] == ["causal", "full"]
+
+
+def test_prepare_plan_run_and_report(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tmp_path / "shards"
+    assert call(monkeypatch, "prepare", place / "text.txt", "--tokenizer", place / "model", "--out", shards) == 0
+    assert json.loads((shards / "manifest.json").read_text())["vocabulary"] == 270
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"name: heal\nmethod: inheritune\nreference: {place / 'model'}\nlayers: 2\n"
+        f"data: {{source: {place / 'text.txt'}}}\n"
+        "training: {steps: 4, batch: 2, length: 16, log_every: 2, valid_every: 2, checkpoint_every: 2}\n"
+        "evaluation: {prompt: 'text '}\nanalysis: {sequences: 4, length: 16}\n"
+    )
+    assert call(monkeypatch, "plan", recipe) == 0
+    assert "round 2" in capsys.readouterr().out
+    assert call(monkeypatch, "run", recipe, "--set", "growth.max_rounds=1", "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    assert "round-1" in printed
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert f"{record['result']['evaluation']['loss']:.4f}" in printed
+    assert call(monkeypatch, "report", tmp_path / "run", "--out", tmp_path / "report.html") == 0
+    assert "heal" in (tmp_path / "report.html").read_text()
+
+
+MISTAKES = {
+    "missing folder": (["analyze", "{p}/modl", "--out", "{t}/x"], "no folder .*modl.*did you mean .*model"),
+    "empty folder": (["inherit", "{p}/empty", "--layers", "2", "--out", "{t}/x"], "is empty"),
+    "an encoder": (["analyze", "{p}/bert", "--out", "{t}/x"], "not a decoder language model .BertForMaskedLM"),
+    "too many layers": (["inherit", "{p}/model", "--layers", "5", "--out", "{t}/x"], "5 layers.*4 layers"),
+    "empty range": (["inherit", "{p}/model", "--layers", "2:2", "--out", "{t}/x"], "2:2"),
+    "unknown part": (["inherit", "{p}/model", "--layers", "2", "--parts", "atention", "--out", "{t}/x"], "attention"),
+    "T beyond the context": (
+        ["analyze", "{p}/model", "--data", "{p}/text.txt", "--length", "33", "--out", "{t}/x"],
+        "33.*32",
+    ),
+    "too little text": (
+        ["evaluate", "{p}/model", "--data", "{p}/short.txt", "--length", "16", "--out", "{t}/x.json"],
+        "expected at least 17, one window",
+    ),
+    "foreign tokens": (["analyze", "{p}/model", "--tokens", "{p}/foreign.npy", "--out", "{t}/x"], "270.*269|269.*270"),
+    "no such text": (["prepare", "{p}/txt.txt", "--tokenizer", "{p}/model", "--out", "{t}/x"], "no text at"),
+    "no such recipe": (["run", "{p}/recipe.yaml"], "no recipe"),
+    "output held by another": (["inherit", "{p}/model", "--layers", "2", "--out", "{p}/model"], "model"),
+    "unknown table": (["reproduce", "tabel5"], "unknown experiment 'tabel5'.*did you mean 'table5'"),
+    "not a run": (["report", "{p}/empty", "--out", "{t}/r.html"], "empty"),
+    "quickstart elsewhere": (["quickstart", "--out", "{p}/model"], "model"),
+    "no value in --set": (["quickstart", "--set", "training.steps"], "expected key=value"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_status_2(
+    mistake: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template, message = MISTAKES[mistake]
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    assert call(monkeypatch, *(part.format(p=place, t=tmp_path) for part in template)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors[0]
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+
+
+def test_an_internal_fault_keeps_its_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("inheritune.spectra.analyze", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        call(monkeypatch, "analyze", place / "model", "--tokens", place / "windows.npy", "--out", place / "bug")
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inheritune.experiments.quickstart", interrupted)
+    assert call(monkeypatch, "quickstart") == 130
+    assert "run the same command again" in capsys.readouterr().err
