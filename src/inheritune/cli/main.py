@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import cast
 
 import typer
 
 from inheritune.cli import analyze, evaluate, inherit, plan, prepare, quickstart, report, reproduce, run
 from inheritune.errors import InherituneError
+
+STOPPED = 130
+"""The exit status of a command that Ctrl-C stopped: 128 + SIGINT."""
+
+UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+"""Click's own class; by this road because newer releases of Typer bring a click of their own."""
 
 app = typer.Typer(
     help="Find where a decoder language model's attention has collapsed, and build a smaller, equally good model.",
@@ -27,13 +34,21 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
-    except InherituneError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user's mistake gets
-        sys.exit(2)
-    except KeyboardInterrupt:
+        status = app(standalone_mode=False) or 0
+    except (UsageError, InherituneError) as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `inheritune` alone: its message is the help
+            app(["--help"])
+        print(f"error: {_message(error)}", file=sys.stderr)  # noqa: T201 - the one line a user's mistake gets
+        status = 2
+    except (typer.Abort, KeyboardInterrupt):
+        status = STOPPED
+    if status == STOPPED:
         print("stopped; run the same command again to continue", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
+    sys.exit(status)
+
+
+def _message(error: Exception) -> str:
+    return str(error.format_message()) if isinstance(error, UsageError) else str(error)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from inheritune.errors import ModelError, OutputError, nearest
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -73,6 +74,9 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     if path.suffix == ".json" and path.is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(path))
     _check_source(source)
+    if path.is_dir() and not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
+        # transformers would make an empty tokenizer of the model's class.
+        raise ModelError(f"no tokenizer in {source}: expected one of {', '.join(TOKENIZER_FILES)} there")
     try:
         if (path / "merges.txt").is_file() and not (path / "tokenizer_config.json").is_file():
             # A bare vocab.json and merges.txt name no class; GPT-2's byte-level BPE is the one that has these files.

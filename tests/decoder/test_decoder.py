@@ -1,0 +1,114 @@
+"""The view of a decoder against the model's own structure, and loading with every mistake in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Model,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from conftest import make_gpt2, make_llama
+from inheritune.data import train_tokenizer
+from inheritune.decoder import count_parameters, load_config, load_model, load_tokenizer, open_decoder, save_model
+from inheritune.errors import ModelError, OutputError
+
+
+def test_the_parts_are_where_the_families_keep_them(tiny_gpt2: PreTrainedModel, tiny_llama: PreTrainedModel) -> None:
+    gpt2, llama = open_decoder(tiny_gpt2), open_decoder(tiny_llama)
+    assert (gpt2.blocks_path, gpt2.layers_field) == ("transformer.h", "n_layer")
+    assert gpt2.blocks is tiny_gpt2.transformer.h
+    assert (llama.blocks_path, llama.layers_field) == ("model.layers", "num_hidden_layers")
+    assert (llama.layers, llama.heads, llama.context, llama.vocabulary) == (4, 4, 64, 97)
+    prefix = llama.block_prefix(3)
+    assert {key for key in tiny_llama.state_dict() if key.startswith(prefix)} == {
+        prefix + key for key in tiny_llama.model.layers[3].state_dict()
+    }
+
+
+def test_tied_weights_are_counted_once(tiny_gpt2: PreTrainedModel) -> None:
+    # Embeddings, positions, 4 blocks of 12 D^2 + 13 D, and the final norm; D = 32. The head is the embedding.
+    assert count_parameters(tiny_gpt2) == 97 * 32 + 64 * 32 + 4 * (12 * 32**2 + 13 * 32) + 2 * 32
+
+
+def test_a_saved_model_loads_with_plain_transformers(tmp_path: Path) -> None:
+    model = make_llama()
+    save_model(model, tmp_path / "m", train_tokenizer(["some text"], 257))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    assert len(load_tokenizer(tmp_path / "m")) == 257
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write the model to"):
+        save_model(make_gpt2(1), tmp_path / "file" / "m")
+
+
+def test_the_real_model_loads(stories: Path) -> None:
+    decoder = open_decoder(load_model(stories))
+    assert (decoder.layers, decoder.heads, decoder.context, decoder.vocabulary) == (5, 8, 512, 512)
+
+
+def mistakes(root: Path) -> dict[str, tuple[Path, str]]:
+    """Make a folder of each wrong kind; return it with what the error has to say."""
+    (root / "empty").mkdir()
+    (root / "file.txt").write_text("")
+    bert = BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertForMaskedLM(bert).save_pretrained(root / "bert")
+    t5 = T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(t5).save_pretrained(root / "t5")
+    GPT2Model(make_gpt2(1).config).save_pretrained(root / "headless")
+    for name in ("corrupt", "lacking"):
+        make_gpt2(2).save_pretrained(root / name)
+    corrupt = root / "corrupt" / "model.safetensors"
+    corrupt.write_bytes(corrupt.read_bytes()[:1000])
+    weights = load_file(root / "lacking" / "model.safetensors")
+    del weights["transformer.h.1.mlp.c_fc.weight"]
+    save_file(weights, root / "lacking" / "model.safetensors", metadata={"format": "pt"})
+    return {
+        "nothing there": (
+            root / "emty",
+            r"no folder .*emty: expected a model folder or a hub id; did you mean .*empty",
+        ),
+        "empty": (root / "empty", r"empty is empty: expected a model in Hugging Face format"),
+        "file": (root / "file.txt", r"is a file: expected a model folder"),
+        "encoder": (root / "bert", r"not a decoder language model \(BertForMaskedLM\): expected a \.\.\.ForCausalLM"),
+        "encoder-decoder": (root / "t5", r"is an encoder-decoder \(t5\)"),
+        "headless": (root / "headless", r"not a decoder language model \(GPT2Model\)"),
+        "corrupt": (root / "corrupt", r"cannot load the weights in .*corrupt"),
+        "lacking": (root / "lacking", r"lacks 1 of the model's weights, 'transformer\.h\.1\.mlp\.c_fc\.weight' first"),
+    }
+
+
+def test_every_wrong_model_is_one_line(tmp_path: Path) -> None:
+    for name, (folder, message) in mistakes(tmp_path).items():
+        with pytest.raises(ModelError, match=message) as caught:
+            load_model(folder)
+        assert "\n" not in str(caught.value), name
+
+
+def test_the_configuration_alone_is_enough_to_refuse(tmp_path: Path) -> None:
+    folder, message = mistakes(tmp_path)["encoder"]
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=message):
+        load_config(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:
+    make_gpt2(1).save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match=r"no tokenizer in .*m: ") as caught:
+        load_tokenizer(tmp_path / "m")
+    assert "\n" not in str(caught.value)
