@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from report_records import comparison
 
@@ -170,3 +171,19 @@ def test_growing_to_the_full_depth_saves_nothing(write: Write, grown: Record) ->
     grown["result"]["layers"] = 16
     notes = verdict(load_runs([write(grown)])).notes
     assert "The model grew to all 16 layers of the reference: nothing was saved in depth." in notes
+
+
+def test_runs_that_kept_the_loss_of_each_window_are_tested_in_pairs(
+    grown: Record, scratch: Record, write: Write
+) -> None:
+    ours = np.random.default_rng(0).normal(2.9, 0.5, 40)
+    gap = np.random.default_rng(1).normal(0.02, 0.01, 40)
+    folders = []
+    for record, name, losses in ((grown, "a", ours), (scratch, "b", ours + gap)):
+        record["result"]["losses"] = "losses.npy"
+        folders.append(write(record, name))
+        np.save(folders[-1] / "losses.npy", losses)
+    # The half-width of the t interval of the paired differences, with 39 degrees of freedom.
+    half = 2.0226909 * gap.std(ddof=1) / np.sqrt(40)
+    interval = f"95 % CI −{gap.mean() + half:.4f} to −{gap.mean() - half:.4f}, paired over 40 windows"
+    assert f"is better by {gap.mean():.4f} nats ({interval})" in verdict(load_runs(folders)).notes[-1]

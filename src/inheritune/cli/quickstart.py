@@ -31,4 +31,5 @@ def quickstart(
     record = tell(out, set_ or [])
     for name in record["runs"]:
         print_run(read_json(out / name / "record.json"), out / name)
+    console.print(record["verdict"], markup=False)
     console.print(f"report: {out / record['report']}", markup=False)

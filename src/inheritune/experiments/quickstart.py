@@ -13,7 +13,7 @@ from typing import Any
 from inheritune.errors import RecipeError
 from inheritune.recipes import load_recipe, run
 from inheritune.records import RECORD, claim_folder, environment, now, write_json
-from inheritune.report import write_report
+from inheritune.report import load_runs, verdict, write_report
 
 TRAINING: dict[str, Any] = {
     "steps": 400,
@@ -78,7 +78,8 @@ def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ())
     claim_folder(folder, {"kind": "quickstart", "recipe": recipe.model_dump(mode="json")})
     ours = run(recipe, folder / "inheritune")
     scratch = run(scratch_recipe(folder, ours), folder / "scratch")
-    report = write_report([folder / "inheritune", folder / "scratch"], folder / "report.html")
+    folders = [folder / "inheritune", folder / "scratch"]
+    report = write_report(folders, folder / "report.html")
     record = {
         "kind": "quickstart",
         "schema": 1,
@@ -86,6 +87,7 @@ def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ())
         "environment": environment(),
         "runs": ["inheritune", "scratch"],
         "report": report.name,
+        "verdict": verdict(load_runs(folders)).sentence,
         "result": ours["result"],
         "scratch": scratch["result"],
     }

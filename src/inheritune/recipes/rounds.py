@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from inheritune.data import TrainingWindows
 from inheritune.decoder import count_parameters, load_model, open_decoder, save_model
 from inheritune.distributed import from_main, is_main
@@ -78,6 +80,7 @@ def run_round(
     _save(workspace, model, folder / "model", trained)
     evaluation = workspace.evaluate(model)
     comparison = workspace.compare(evaluation)
+    from_main(lambda: _save_losses(folder / "losses.npy", evaluation.losses))
     record = {
         "name": name,
         "layers": layers,
@@ -90,6 +93,7 @@ def run_round(
         "evaluation": evaluation.as_record(),
         "comparison": None if comparison is None else comparison.as_record(),
         "metrics": f"{name}/metrics.jsonl",
+        "losses": f"{name}/losses.npy",
         "model": f"{name}/model",
     }
     from_main(lambda: write_json(folder / ROUND_RECORD, record))
@@ -109,6 +113,14 @@ def _save(workspace: Workspace, model: PreTrainedModel, folder: Path, tokens: in
         save_model(model, folder, workspace.tokenizer)
         recipe = workspace.recipe
         write_json(folder / TRAINING_RECORD, {"tokens": tokens, "recipe": recipe.name, "method": recipe.method})
+
+
+def _save_losses(path: Path, losses: np.ndarray) -> None:
+    """Keep the loss of each window, so that any two runs on the same windows can be compared in pairs."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, losses)
+    temporary.replace(path)
 
 
 def _check_context(workspace: Workspace, model: PreTrainedModel) -> None:

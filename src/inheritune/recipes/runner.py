@@ -94,6 +94,7 @@ def _result(workspace: Workspace, rounds: list[dict[str, Any]]) -> dict[str, Any
     comparison = last["comparison"]
     return {
         "model": last["model"],
+        "losses": last.get("losses"),
         "layers": last["layers"],
         "parameters": last["parameters"],
         "tokens": sum(record["tokens"] for record in rounds),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from inheritune import records
 from inheritune.errors import OutputError
 
@@ -41,6 +43,7 @@ class Run:
         metrics: for each round, the logged lines in the order of their steps.
         reference_analysis: the analysis of the reference, or None.
         result_analysis: the analysis of the result, or None.
+        losses: loss of each validation window of the result, (N,) float64, or None.
         absent: files the record names that are not on the disk.
     """
 
@@ -50,6 +53,7 @@ class Run:
     metrics: tuple[list[dict[str, Any]], ...]
     reference_analysis: Analysis | None = None
     result_analysis: Analysis | None = None
+    losses: np.ndarray | None = None
     absent: tuple[str, ...] = ()
 
     @property
@@ -141,8 +145,22 @@ def _load(folder: Path, label: str, record: dict[str, Any]) -> Run:
         metrics=metrics,
         reference_analysis=_read_analysis(folder, reference, absent),
         result_analysis=_read_analysis(folder, record["result"].get("analysis"), absent),
+        losses=_read_losses(folder, record["result"].get("losses"), absent),
         absent=tuple(absent),
     )
+
+
+def _read_losses(folder: Path, name: str | None, absent: list[str]) -> np.ndarray | None:
+    if name is None:
+        return None
+    path = folder / name
+    if not path.is_file():
+        absent.append(name)
+        return None
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise OutputError(f"cannot read {path} as the losses of validation windows: {error}") from error
 
 
 def _read_metrics(folder: Path, name: str | None, absent: list[str]) -> list[dict[str, Any]]:

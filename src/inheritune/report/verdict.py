@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from inheritune.evaluation import Comparison, compare
 from inheritune.report import format as fmt
 from inheritune.report.load import Analysis, Run, primary, same_reference
 
@@ -214,9 +215,10 @@ def repeated_test_note(record: dict[str, Any]) -> list[str]:
 def rival_note(main: Run, other: Run) -> str:
     """Compare the primary run with another by validation loss.
 
-    The records hold each run's paired interval against the reference, not the windows' losses. Whatever the
-    correlation of the two differences, the standard error of their difference is at most the sum of theirs, so the
-    sum of the half-widths bounds the half-width of the interval between the runs: a cautious interval.
+    Where both kept the loss of each window, their difference is tested in pairs, as against the reference. Else the
+    records hold each run's paired interval against the reference: whatever the correlation of the two differences, the
+    standard error of their difference is at most the sum of theirs, so the sum of the half-widths bounds the half-width
+    of the interval between the runs, a cautious interval.
     """
     own, rival = main.result["evaluation"], other.result["evaluation"]
     who = f"{other.label} ({other.method}, {_budget(main.result, other.result)})"
@@ -224,9 +226,11 @@ def rival_note(main: Run, other: Run) -> str:
         return f"{who} cannot be compared: a validation loss was not measured."
     if _digest(main) != _digest(other) or any(own[key] != rival[key] for key in ("windows", "length")):
         return f"{who} was measured on other data or windows: the losses are not comparable."
+    text = f"{who} reaches validation loss {fmt.loss(rival['loss'])}: "
+    if main.losses is not None and other.losses is not None:
+        return text + _paired(main, compare(main.losses, other.losses))
     gap = own["loss"] - rival["loss"]
     bound = _bound(main, other)
-    text = f"{who} reaches validation loss {fmt.loss(rival['loss'])}: "
     if bound is None:
         side = "lower" if gap < 0 else "higher"
         return (
@@ -238,6 +242,15 @@ def rival_note(main: Run, other: Run) -> str:
         return f"{text}the two cannot be told apart, {fmt.signed(gap)} nats for {main.label} ({margin})."
     word = "better" if gap < 0 else "worse"
     return f"{text}{main.label} is {word} by {abs(gap):.4f} nats ({margin})."
+
+
+def _paired(main: Run, test: Comparison) -> str:
+    """Say what the paired test between two runs shows."""
+    interval = f"{fmt.interval(test.as_record())}, paired over {test.windows:,} windows"
+    if test.ci_low <= 0 <= test.ci_high:
+        return f"the two cannot be told apart, {fmt.signed(test.difference)} nats for {main.label} ({interval})."
+    word = "better" if test.difference < 0 else "worse"
+    return f"{main.label} is {word} by {abs(test.difference):.4f} nats ({interval})."
 
 
 def _bound(main: Run, other: Run) -> float | None:
