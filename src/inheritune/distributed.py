@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 
-def is_main() -> bool:
-    """Return whether this is the first process (or the only one)."""
+def has_accelerator() -> bool:
+    """Return whether there is a device other than the CPU to train on."""
+    import torch
+
+    return bool(torch.accelerator.is_available())
+
+
+def _state() -> Any:
     from accelerate import PartialState
 
-    return bool(PartialState().is_main_process)
+    # Without a device, accelerate takes several processes for one unless it is told that the CPU is meant.
+    return PartialState(cpu=not has_accelerator())
+
+
+def is_main() -> bool:
+    """Return whether this is the first process (or the only one)."""
+    return bool(_state().is_main_process)
 
 
 def from_main(function: Callable[[], Result]) -> Result:
@@ -21,10 +33,9 @@ def from_main(function: Callable[[], Result]) -> Result:
     Decisions (does the target match?) and files are made once, so that processes cannot disagree over a last bit. An
     error of the first process is raised in all of them.
     """
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    state = PartialState()
+    state = _state()
     if state.num_processes == 1:
         return function()
     outcome: list[object] = [None, None]

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from typing_extensions import override
 
 from inheritune.data import TrainingWindows
+from inheritune.distributed import has_accelerator
 from inheritune.errors import RecipeError
 from inheritune.records import write_json
 from inheritune.training.callbacks import MetricsLog, ProgressLine, StopAtSignal, Validate
@@ -164,6 +165,7 @@ def _arguments(settings: TrainingSettings, checkpoints: Path, seed: int) -> Trai
         output_dir=str(checkpoints),
         max_steps=settings.steps,
         max_grad_norm=settings.clip,
+        use_cpu=not has_accelerator(),
         bf16=_use_bfloat16(settings.precision),
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
