@@ -40,7 +40,8 @@ def print_run(record: dict[str, Any], folder: Path) -> None:
     rows = [_row(item["name"], item) for item in record["rounds"]]
     if (reference := record["reference"]) is not None:
         rows.insert(0, _row("reference", reference))
-    columns = ("", "layers", "parameters", "tokens", "loss", "difference to the reference", "matches")
+    level = f"difference, {record['recipe']['evaluation']['confidence']:.0%} CI"
+    columns = ("model", "layers", "weights", "tokens", "loss", level, "match")
     print_table(f"{record['name']} ({record['method']})", columns, rows)
     console.print(f"model: {folder / record['result']['model']}   record: {folder / 'record.json'}", markup=False)
 
@@ -55,8 +56,8 @@ def _row(name: str, item: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
         str(item["layers"]),
-        f"{item['parameters']:,}",
-        "-" if tokens is None else f"{tokens:,}",
+        f"{item['parameters'] / 1e6:,.2f}M",
+        "-" if tokens is None else f"{tokens / 1e6:,.2f}M",
         f"{item['evaluation']['loss']:.4f}",
         difference,
         matches,
