@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +31,9 @@ def load_config(source: str | Path) -> PretrainedConfig:
 
     _check_source(source)
     try:
-        config = AutoConfig.from_pretrained(str(source))
+        config = AutoConfig.from_pretrained(str(source), local_files_only=not _hub_can_answer())
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load a model from {source}: {_first_line(error)}") from error
+        raise ModelError(f"cannot load a model from {source}: {_reason(source, error)}") from error
     _check_is_decoder(config, source)
     return config
 
@@ -52,7 +56,11 @@ def load_model(source: str | Path | PreTrainedModel, dtype: str = "auto") -> Pre
     config = load_config(source)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            str(source), config=config, dtype=dtype, output_loading_info=True
+            str(source),
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=not _hub_can_answer(),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load the weights in {source}: {_first_line(error)}") from error
@@ -81,9 +89,9 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         if (path / "merges.txt").is_file() and not (path / "tokenizer_config.json").is_file():
             # A bare vocab.json and merges.txt name no class; GPT-2's byte-level BPE is the one that has these files.
             return GPT2TokenizerFast.from_pretrained(str(path))
-        return AutoTokenizer.from_pretrained(str(source))
+        return AutoTokenizer.from_pretrained(str(source), local_files_only=not _hub_can_answer())
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"no tokenizer in {source}: {_first_line(error)}") from error
+        raise ModelError(f"no tokenizer in {source}: {_reason(source, error)}") from error
 
 
 def save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -120,6 +128,23 @@ def _check_source(source: str | Path) -> None:
         raise ModelError(f"no folder {source}: expected a model folder or a hub id{nearest(str(path), siblings)}")
 
 
+@functools.cache
+def _hub_can_answer() -> bool:
+    """Return whether the hub's name resolves (or a proxy would do it).
+
+    Without a network the hub's client asks again for half a minute before it gives up; its cache is all there is then.
+    """
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies().get("https"):
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
 def _check_is_decoder(config: Any, source: str | Path) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -131,6 +156,13 @@ def _check_is_decoder(config: Any, source: str | Path) -> None:
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (names and not heads.intersection(names)):
         found = ", ".join(names) or kind
         raise ModelError(f"{source} is not a decoder language model ({found}): expected a ...ForCausalLM checkpoint")
+
+
+def _reason(source: str | Path, error: Exception) -> str:
+    """Say in one line why a model or tokenizer could not be had."""
+    if Path(source).is_dir() or _hub_can_answer():
+        return _first_line(error)
+    return "there is no such folder, it is not in the hub's cache, and the hub cannot be reached"
 
 
 def _first_line(error: Exception) -> str:
