@@ -16,16 +16,21 @@ from inheritune.records import RECORD, claim_folder, environment, now, write_jso
 from inheritune.report import load_runs, verdict, write_report
 
 TRAINING: dict[str, Any] = {
-    "steps": 400,
+    "steps": 300,
     "batch": 16,
     "length": 128,
     "learning_rate": 2e-3,
     "min_learning_rate": 4e-5,
-    "warmup_steps": 40,
+    "warmup_steps": 30,
     "log_every": 10,
     "valid_every": 50,
     "checkpoint_every": 50,
 }
+
+
+FROM_RANDOM = {"learning_rate": 6e-3, "min_learning_rate": 6e-5, "warmup_steps": 200}
+"""The rates the reference itself was trained with, for a shorter run: random weights take a higher rate than inherited
+ones, and a longer warm-up."""
 
 
 def inheritune_recipe(folder: Path) -> dict[str, Any]:
@@ -44,8 +49,7 @@ def inheritune_recipe(folder: Path) -> dict[str, Any]:
 def scratch_recipe(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Return the baseline of a finished Inheritune run: as deep, on as many tokens, from random weights.
 
-    It has the learning rate that the reference was trained with, which is the better one from random weights, and one
-    schedule over all its steps.
+    It has the learning rate and a warm-up as the reference was trained with, and one schedule over all its steps.
     """
     recipe = record["recipe"]
     steps = sum(item["steps"] for item in record["rounds"])
@@ -54,7 +58,7 @@ def scratch_recipe(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "name": "scratch",
         "method": "scratch",
         "layers": record["result"]["layers"],
-        "training": {**recipe["training"], "steps": steps},
+        "training": {**recipe["training"], **FROM_RANDOM, "steps": steps},
         "analysis": {**(recipe["analysis"] or {}), "of": ["result"]} if recipe["analysis"] else None,
     }
 

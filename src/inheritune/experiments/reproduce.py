@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import RecipeError, unknown_name
-from inheritune.experiments.quickstart import TRAINING
+from inheritune.experiments.quickstart import FROM_RANDOM, TRAINING
 from inheritune.recipes import run
 from inheritune.records import RECORD, claim_folder, environment, now, read_json, write_json
 from inheritune.report import write_report
@@ -37,7 +37,7 @@ def _recipe(folder: Path, name: str, method: str, layers: int, steps: int, **cha
         "reference": "stdlib",
         "layers": layers,
         "data": {"source": "stdlib", "folder": str(folder / "data")},
-        "training": {**TRAINING, "steps": steps},
+        "training": {**TRAINING, **({} if method == "inheritune" else FROM_RANDOM), "steps": steps},
         "analysis": {"of": ["result"]},
         **changes,
     }
