@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.decoder import count_parameters, load_config
 from inheritune.recipes.schema import Recipe, resolve_reference
-from inheritune.recipes.workspace import check_against
+from inheritune.recipes.workspace import check_against, inherited_plan
 from inheritune.surgery import LayerPlan, blueprint
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def _plans(recipe: Recipe) -> tuple[list[int], PretrainedConfig]:
     config = load_config(resolve_reference(recipe.reference))
     check_against(recipe, config)
     depth = int(config.get_text_config(decoder=True).num_hidden_layers)
-    layers = recipe.layers if recipe.layers is not None else max(depth // 2, 1)
-    count = len(LayerPlan.from_layers(layers, depth, recipe.parts))
+    count = len(inherited_plan(recipe, depth))
     if recipe.method in ("stacking", "hybrid-stacking"):
         return [count // 2, count], config
     if recipe.method != "inheritune":

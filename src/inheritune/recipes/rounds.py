@@ -12,8 +12,7 @@ import numpy as np
 from inheritune.data import TrainingWindows
 from inheritune.decoder import count_parameters, load_model, open_decoder, save_model
 from inheritune.distributed import from_main, is_main
-from inheritune.errors import RecipeError
-from inheritune.recipes.workspace import TRAINING_RECORD, Workspace
+from inheritune.recipes.workspace import TRAINING_RECORD, Workspace, check_context
 from inheritune.records import read_json, write_json
 from inheritune.surgery import LayerPlan
 from inheritune.training import next_token_loss, train
@@ -53,7 +52,7 @@ def run_round(
         return dict(read_json(folder / ROUND_RECORD))
     model = build()
     layers = open_decoder(model).layers
-    _check_context(workspace, model)
+    check_context(workspace.recipe, open_decoder(model).context)
     # A random start says nothing about a target; an inherited one is what the first point of the curve shows.
     start = workspace.evaluate(model).as_record()
     settings = workspace.recipe.training
@@ -121,10 +120,3 @@ def _save_losses(path: Path, losses: np.ndarray) -> None:
     with temporary.open("wb") as file:
         np.save(file, losses)
     temporary.replace(path)
-
-
-def _check_context(workspace: Workspace, model: PreTrainedModel) -> None:
-    recipe, context = workspace.recipe, open_decoder(model).context
-    longest = max(recipe.training.length, recipe.evaluation_length)
-    if context and longest > context:
-        raise RecipeError(f"windows of {longest} tokens: expected at most the model's context, {context}")

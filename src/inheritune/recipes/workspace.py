@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inheritune.data import Shards, prepare, validation_windows
+from inheritune.data import Shards, open_shards, prepare, validation_windows
 from inheritune.decoder import count_parameters, load_config, load_model, load_tokenizer, open_decoder
 from inheritune.distributed import from_main
 from inheritune.errors import DataError, PlanError, RecipeError
@@ -62,8 +61,7 @@ class Workspace:
     @cached_property
     def plan(self) -> LayerPlan:
         """The layers that the recipe names; half of the reference's when it names none."""
-        layers = self.recipe.layers if self.recipe.layers is not None else max(self.depth // 2, 1)
-        return LayerPlan.from_layers(layers, self.depth, self.recipe.parts)
+        return inherited_plan(self.recipe, self.depth)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -140,8 +138,6 @@ def open_workspace(recipe: Recipe, folder: Path) -> Workspace:
             field=settings.field,
         ).folder
 
-    from inheritune.data import open_shards
-
     shards = open_shards(from_main(make))
     if config is not None and shards.vocabulary > config.get_text_config(decoder=True).vocab_size:
         size = config.get_text_config(decoder=True).vocab_size
@@ -159,23 +155,34 @@ def check_against(recipe: Recipe, config: PretrainedConfig) -> None:
         PlanError: the layers are not there.
     """
     text = config.get_text_config(decoder=True)
-    context = getattr(text, "max_position_embeddings", None)
+    check_context(recipe, getattr(text, "max_position_embeddings", None))
+    count = len(inherited_plan(recipe, int(text.num_hidden_layers)))
+    if recipe.method in ("stacking", "hybrid-stacking") and count % 2:
+        raise PlanError(f"{recipe.method} doubles a model, so its {count} layers must be even; try {count + 1}")
+
+
+def inherited_plan(recipe: Recipe, depth: int) -> LayerPlan:
+    """Return the layers that a recipe names of a reference of `depth` layers; the first half when it names none.
+
+    Raises:
+        PlanError: the layers are not there.
+    """
+    layers = recipe.layers if recipe.layers is not None else max(depth // 2, 1)
+    return LayerPlan.from_layers(layers, depth, recipe.parts)
+
+
+def check_context(recipe: Recipe, context: int | None) -> None:
+    """Refuse windows that are longer than a model's context.
+
+    Raises:
+        RecipeError: a training or validation window is too long.
+    """
     longest = max(recipe.training.length, recipe.evaluation_length)
     if context and longest > context:
         raise RecipeError(f"windows of {longest} tokens: expected at most the model's context, {context}")
-    depth = int(text.num_hidden_layers)
-    layers = recipe.layers if recipe.layers is not None else max(depth // 2, 1)
-    count = len(LayerPlan.from_layers(layers, depth, recipe.parts))
-    if recipe.method in ("stacking", "hybrid-stacking") and count % 2:
-        raise PlanError(f"{recipe.method} doubles a model, so its {count} layers must be even; try {count + 1}")
 
 
 def trained_tokens(model_folder: Path) -> int | None:
     """Return how many tokens the model in a folder was trained on, or None where nobody wrote it down."""
     path = model_folder / TRAINING_RECORD
     return int(read_json(path)["tokens"]) if path.is_file() else None
-
-
-def forget(folder: Path) -> None:
-    """Delete a folder of unfinished work."""
-    shutil.rmtree(folder, ignore_errors=True)
