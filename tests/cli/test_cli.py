@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from conftest import perturbed
 from inheritune.cli.main import main
 from inheritune.data import train_tokenizer
 from inheritune.decoder import save_model
+from tiny import perturbed
 
 TEXTS = [f"text {i}: " + " ".join(str((i * 89 + j * j * 31) % 97) for j in range(30 + i % 7)) for i in range(60)]
 

@@ -17,10 +17,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from conftest import make_gpt2, make_llama
 from inheritune.data import train_tokenizer
 from inheritune.decoder import count_parameters, load_config, load_model, load_tokenizer, open_decoder, save_model
 from inheritune.errors import ModelError, OutputError
+from tiny import make_gpt2, make_llama
 
 
 def test_the_parts_are_where_the_families_keep_them(tiny_gpt2: PreTrainedModel, tiny_llama: PreTrainedModel) -> None:

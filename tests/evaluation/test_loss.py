@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from conftest import VOCABULARY, make_gpt2, make_llama
 from inheritune.decoder import load_model, load_tokenizer
 from inheritune.errors import DataError, ModelError
 from inheritune.evaluation import evaluate_windows, loss, window_losses
+from tiny import VOCABULARY, make_gpt2, make_llama
 
 
 def random_windows(count: int, length: int, vocabulary: int = VOCABULARY) -> np.ndarray:

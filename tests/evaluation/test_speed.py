@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from conftest import make_gpt2, make_llama
 from inheritune.decoder import load_model, load_tokenizer
 from inheritune.errors import DataError
 from inheritune.evaluation import generate_sample, measure_speed, speed
+from tiny import make_gpt2, make_llama
 
 FIELDS = {
     "generate_tokens_per_second",

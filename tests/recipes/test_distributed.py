@@ -14,9 +14,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import inheritune as it
-from conftest import perturbed
 from inheritune.data import train_tokenizer
 from inheritune.decoder import save_model
+from tiny import perturbed
 
 TEXTS = [f"text {i}: " + " ".join(str((i * 89 + j * j * 31) % 97) for j in range(30 + i % 7)) for i in range(60)]
 

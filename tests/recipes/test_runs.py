@@ -19,12 +19,12 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import inheritune as it
-from conftest import perturbed
 from inheritune.data import TrainingWindows, open_shards, train_tokenizer, validation_windows
 from inheritune.decoder import load_tokenizer, save_model
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError, RecipeError
 from inheritune.evaluation import window_losses
 from inheritune.training import DistillationLoss
+from tiny import perturbed
 
 TEXTS = [f"text {i}: " + " ".join(str((i * 89 + j * j * 31) % 97) for j in range(30 + i % 7)) for i in range(60)]
 VOLATILE = {"seconds", "created", "environment", "speed", "tokens_per_second"}

@@ -56,7 +56,10 @@ def test_text_is_read_with_the_models_own_tokenizer(stories: Path, tmp_path: Pat
     np.testing.assert_array_equal(a.rank, b.rank)
     assert not np.array_equal(a.rank, c.rank)
     names = json.loads((tmp_path / "a" / "maps.json").read_text())["maps"][0]["tokens"]
-    assert "".join(names).replace(" ", "") in text.read_text().replace(" ", "")
+    written = text.read_text().replace(" ", "")
+    pieces = "".join(names).replace(" ", "").split("<s>")  # a window may reach into the next story
+    assert all(piece in written for piece in pieces)
+    assert max(map(len, pieces)) > 10
 
 
 def test_same_command_again_rewrites_and_another_is_refused(stories: Path, npy: Path, tmp_path: Path) -> None:

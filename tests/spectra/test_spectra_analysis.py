@@ -20,10 +20,10 @@ from transformers import (
 )
 
 import inheritune as it
-from conftest import make_gpt2
 from inheritune.errors import DataError, InherituneError, ModelError, OutputError, PlanError
 from inheritune.spectra import BothSpectra, Spectra, attention_maps, load_spectra, save_maps, save_spectra
 from inheritune.spectra.files import SPECTRA
+from tiny import make_gpt2
 
 
 def windows(sequences: int = 5, length: int = 20, vocabulary: int = 97) -> np.ndarray:

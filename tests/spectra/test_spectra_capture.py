@@ -12,13 +12,13 @@ import torch
 from transformers import CONFIG_MAPPING, AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from conftest import make_gpt2, make_llama, perturbed
 from inheritune.decoder import open_decoder
 from inheritune.errors import ModelError
 from inheritune.spectra import capture, interface
 from inheritune.spectra.attention import _own_eager
 from inheritune.spectra.capture import visit_attention
 from inheritune.spectra.probe import Piece
+from tiny import make_gpt2, make_llama, perturbed
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,

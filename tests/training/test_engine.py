@@ -14,11 +14,11 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from conftest import VOCABULARY, make_gpt2
 from inheritune.data import Shards, TrainingWindows
 from inheritune.data.shards import write_manifest, write_split
 from inheritune.errors import DataError, RecipeError
 from inheritune.training import TrainingSettings, cosine_with_warmup, train
+from tiny import VOCABULARY, make_gpt2
 
 
 @pytest.fixture

@@ -46,11 +46,12 @@ def analyze(
 ) -> None:
     """Measure the rank and column mass of every attention head, layer by layer."""
     from inheritune import spectra
-    from inheritune.decoder import load_model
+    from inheritune.decoder import load_config, load_model
     from inheritune.records import claim_folder
 
     if data is not None and tokens is not None:
         raise InherituneError("both --data and --tokens are given: expected one of them")
+    load_config(model)  # what is no decoder is refused before any text is read
     if tokens is not None:
         windows = _read_windows(tokens, sequences, length)
     else:
