@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: the folder cannot be created or written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import shutil
 import sys
 from pathlib import Path
 
@@ -186,6 +187,24 @@ def test_prepare_again_reuses_and_refuses_other_settings(corpus: Path, shards: S
     assert (again.folder / "train-00000.bin").stat().st_mtime_ns == before
     with pytest.raises(OutputError, match=r"holds other shards \(its valid_fraction is 0.2, yours is 0.3\)"):
         prepare(corpus, shards.folder, "train:300", valid_fraction=0.3)
+
+
+def test_a_tokenizer_that_has_only_moved_is_the_same(corpus: Path, shards: Shards, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards.tokenizer, copy)
+    held = prepare(corpus, tmp_path / "held", shards.tokenizer)
+    assert prepare(corpus, held.folder, copy).digest == held.digest
+    train_tokenizer(TEXTS, 301).save_pretrained(copy)
+    with pytest.raises(OutputError, match="its tokenizer is"):
+        prepare(corpus, held.folder, copy)
+
+
+def test_what_a_killed_preparation_left_is_cleared(corpus: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".new.tmp"
+    left.mkdir()
+    (left / "train-00000.bin").write_bytes(b"half")
+    prepare(corpus, tmp_path / "new", "train:300")
+    assert not left.exists()
 
 
 def test_prepare_never_touches_a_folder_of_something_else(corpus: Path, tmp_path: Path) -> None:

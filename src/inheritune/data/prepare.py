@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 
 from inheritune.data.shards import MANIFEST, TOKENIZER, Shards, open_shards, token_dtype, write_manifest, write_split
 from inheritune.data.sources import VALID_FRACTION, Document, read_documents
-from inheritune.data.tokenizer import encode, resolve_tokenizer
+from inheritune.data.tokenizer import TRAIN_PREFIX, encode, resolve_tokenizer
+from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, OutputError
 from inheritune.progress import Advance, progress
 from inheritune.records import read_json
@@ -69,10 +69,20 @@ def prepare(
 def _reuse(out: Path, settings: dict[str, Any]) -> Shards:
     held = read_json(out / MANIFEST)["settings"]
     differing = [key for key in settings if held.get(key) != settings[key]]
+    if differing == ["tokenizer"] and _same_tokenizer(out / TOKENIZER, settings["tokenizer"]):
+        return open_shards(out)  # it only lies elsewhere now
     if differing:
         key = differing[0]
         raise OutputError(f"{out} holds other shards (its {key} is {held.get(key)!r}, yours is {settings[key]!r})")
     return open_shards(out)
+
+
+def _same_tokenizer(held: Path, spec: str) -> bool:
+    """Return whether `spec` names a tokenizer that equals the one the shards were made with, wherever it is."""
+    if spec.startswith(TRAIN_PREFIX):
+        return False
+    one, two = (getattr(load_tokenizer(place), "backend_tokenizer", None) for place in (held, spec))
+    return one is not None and two is not None and one.to_str() == two.to_str()
 
 
 def _split(
@@ -101,7 +111,8 @@ def _split(
 def _write(out: Path, train: list[Document], valid: list[Document], settings: dict[str, Any]) -> Shards:
     """Write both splits and the tokenizer into a temporary folder, and rename it when it is whole."""
     encoder = resolve_tokenizer(settings["tokenizer"], (document.text for document in train))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a preparation that was killed
     dtype = token_dtype(len(encoder))
     try:
         temporary.mkdir(parents=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import shutil
 import socket
@@ -100,7 +99,8 @@ def save_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokeni
     Raises:
         OutputError: the folder cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
         model.save_pretrained(temporary)
         if tokenizer is not None:
