@@ -27,6 +27,15 @@ from inheritune.training import DistillationLoss
 from tiny import perturbed
 
 TEXTS = [f"text {i}: " + " ".join(str((i * 89 + j * j * 31) % 97) for j in range(30 + i % 7)) for i in range(60)]
+FROZEN: dict[str, Any] = {
+    "steps": 1,
+    "batch": 1,
+    "length": 8,
+    "learning_rate": 1e-30,
+    "min_learning_rate": 0.0,
+    "weight_decay": 0.0,
+}
+"""A training that moves nothing, so that a plan can be read off the weights."""
 VOLATILE = {"seconds", "created", "environment", "speed", "tokens_per_second"}
 
 
@@ -101,16 +110,8 @@ def test_the_target_grows_to_the_reference_s_depth_while_it_does_not_match(setti
 
 
 def test_growth_keeps_the_trained_layers_and_appends_the_reference_s(setting: Path, tmp_path: Path) -> None:
-    frozen = {
-        "steps": 1,
-        "batch": 1,
-        "length": 8,
-        "learning_rate": 1e-30,
-        "min_learning_rate": 0.0,
-        "weight_decay": 0.0,
-    }
     record = it.run(
-        recipe(setting, training=frozen, growth={"by": 2, "max_rounds": 2}, evaluation={"margin": 0.0, "speed": False}),
+        recipe(setting, training=FROZEN, growth={"by": 2, "max_rounds": 2}, evaluation={"margin": 0.0, "speed": False}),
         tmp_path / "r",
     )
     # Nothing learns, so a grown model is the first layers of the reference, whatever the round.
@@ -175,15 +176,7 @@ def test_scratch_sees_the_data_that_the_rounds_saw(
 
 
 def test_stacking_doubles_the_trained_half(setting: Path, tmp_path: Path) -> None:
-    frozen = {
-        "steps": 1,
-        "batch": 1,
-        "length": 8,
-        "learning_rate": 1e-30,
-        "min_learning_rate": 0.0,
-        "weight_decay": 0.0,
-    }
-    record = it.run(recipe(setting, method="stacking", layers=4, training=frozen), tmp_path / "r")
+    record = it.run(recipe(setting, method="stacking", layers=4, training=FROZEN), tmp_path / "r")
     assert [item["layers"] for item in record["rounds"]] == [2, 4]
     half, whole = (weights(tmp_path / "r" / f"round-{i}" / "model") for i in (1, 2))
     for layer in range(4):
@@ -193,15 +186,7 @@ def test_stacking_doubles_the_trained_half(setting: Path, tmp_path: Path) -> Non
 
 
 def test_hybrid_stacking_starts_from_the_reference(setting: Path, tmp_path: Path) -> None:
-    frozen = {
-        "steps": 1,
-        "batch": 1,
-        "length": 8,
-        "learning_rate": 1e-30,
-        "min_learning_rate": 0.0,
-        "weight_decay": 0.0,
-    }
-    it.run(recipe(setting, method="hybrid-stacking", layers=4, training=frozen), tmp_path / "r")
+    it.run(recipe(setting, method="hybrid-stacking", layers=4, training=FROZEN), tmp_path / "r")
     reference, whole = weights(setting / "reference"), weights(tmp_path / "r" / "round-2" / "model")
     torch.testing.assert_close(
         whole["transformer.h.3.mlp.c_fc.weight"], reference["transformer.h.1.mlp.c_fc.weight"], rtol=0, atol=1e-7

@@ -6,6 +6,8 @@ the model is deep, and every other name follows from where that list is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,3 +107,15 @@ def _layers_field(config: PretrainedConfig) -> str:
 def count_parameters(model: torch.nn.Module) -> int:
     """Return the number of parameters, tied weights counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every part of `model` in evaluation mode (no dropout), and each back in the mode it was in afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

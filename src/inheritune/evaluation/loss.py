@@ -14,20 +14,17 @@ windows beside it nor on its place among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from inheritune.decoder import open_decoder
+from inheritune.decoder import evaluating, open_decoder
 from inheritune.errors import DataError, ModelError
 from inheritune.progress import progress
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 LOGITS_PER_BATCH = 1 << 27
@@ -151,18 +148,6 @@ def check_windows(windows: np.ndarray, context: int | None, vocabulary: int) -> 
         if not 0 <= token < vocabulary:
             window = int(np.argwhere(windows == token)[0][0])
             raise DataError(f"token {token} in window {window}: expected 0 to {vocabulary - 1}, the model's vocabulary")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every part of `model` in evaluation mode (no dropout), and each back in the mode it was in afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _filled(group: np.ndarray, rows: int) -> np.ndarray:

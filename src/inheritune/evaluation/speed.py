@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inheritune.decoder import count_parameters, open_decoder
+from inheritune.decoder import count_parameters, evaluating, open_decoder
 from inheritune.errors import DataError
-from inheritune.evaluation.loss import evaluating
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase

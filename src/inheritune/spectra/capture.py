@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from inheritune.decoder import Decoder
+from inheritune.decoder import Decoder, evaluating
 from inheritune.errors import ModelError
 from inheritune.spectra import hooks
 from inheritune.spectra.interface import IMPLEMENTATION, active
@@ -51,7 +51,7 @@ def visit_attention(
     tokens = tokens.to(decoder.model.get_input_embeddings().weight.device)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_evaluating(decoder.model))
+        stack.enter_context(evaluating(decoder.model))
         probe = Probe(decoder, masks, consumer)
         watch, trial = _way_to_watch(decoder, tokens[:1, :2])
         whole_heads = 0
@@ -113,18 +113,6 @@ def _watched_blocks(probe: Probe, passed: Callable[[], None]) -> Iterator[None]:
             stack.enter_context(block.register_forward_hook(leave))
         stack.callback(probe.leave)
         yield
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Put the model in evaluation mode (no dropout) and put each module back in its own mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
