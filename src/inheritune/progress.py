@@ -43,13 +43,12 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
 @contextmanager
 def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=8),  # all of it, with the loss and the speed, has to fit 80 columns
         TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),

@@ -73,7 +73,7 @@ def run_round(
         seed=workspace.recipe.seed,
         loss=loss,
         validate=workspace.quick_loss,
-        description=f"{workspace.recipe.name} {name} ({layers} layers)",
+        description=f"{workspace.recipe.name} {layers} layers",
     )
     trained = sum(record["tokens"] for record in before) + outcome.tokens
     _save(workspace, model, folder / "model", trained)
