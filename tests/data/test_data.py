@@ -330,3 +330,8 @@ def test_replacement_is_uniform_over_all_starts(shards: Shards) -> None:
     assert (starts.min(), starts.max()) == (0, places - 1)
     # The mean of a uniform draw has standard error places / sqrt(12 n); four of them.
     assert abs(starts.mean() - (places - 1) / 2) < 4 * places / np.sqrt(12 * 20000)
+
+
+def test_an_unknown_order_is_one_line(shards: Shards) -> None:
+    with pytest.raises(DataError, match=r"unknown order 'shufle': .*; did you mean 'shuffle'"):
+        TrainingWindows(shards, 8, 10, seed=0, order="shufle")

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from inheritune.data.shards import Shards
-from inheritune.errors import DataError
+from inheritune.errors import DataError, unknown_name
 
 ORDERS = ("shuffle", "replacement")
 
@@ -36,8 +36,10 @@ class TrainingWindows(Dataset[dict[str, torch.Tensor]]):
             first: the number of this data set's sample 0, where a round goes on from the rounds before it.
 
         Raises:
-            DataError: the training split has fewer tokens than one window.
+            DataError: the order is unknown, or the training split has fewer tokens than one window.
         """
+        if order not in ORDERS:
+            raise DataError(unknown_name("order", order, ORDERS))
         self.shards, self.length, self.samples = shards, length, samples
         self.seed, self.order, self.first = seed, order, first
         self.windows = (shards.tokens("train") - 1) // length

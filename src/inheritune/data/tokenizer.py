@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inheritune.data.sources import END_OF_TEXT
 from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-END_OF_TEXT = "<|endoftext|>"
 TRAIN_PREFIX = "train:"
 BATCH_TEXTS = 64
 MIN_VOCABULARY = 257  # 256 bytes and the end of text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,6 @@ class Workspace:
     recipe: Recipe
     folder: Path
     shards: Shards
-    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def reference(self) -> PreTrainedModel:
