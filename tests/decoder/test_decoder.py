@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
@@ -33,6 +34,37 @@ def test_the_parts_are_where_the_families_keep_them(tiny_gpt2: PreTrainedModel, 
     assert {key for key in tiny_llama.state_dict() if key.startswith(prefix)} == {
         prefix + key for key in tiny_llama.model.layers[3].state_dict()
     }
+
+
+def tiny(model_type: str, **settings: object) -> PreTrainedModel:
+    small = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "pad_token_id": 0}
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**small | settings))
+
+
+def test_blocks_with_two_attention_sublayers_are_counted_as_one_layer_each() -> None:
+    latent = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    experts = {"ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "n_routed_experts": 4, "moe_topk": 2}
+    model = tiny("longcat_flash", num_layers=3, zero_expert_num=2, head_dim=4, **latent, **experts)
+    decoder = open_decoder(model)
+    assert model.config.num_hidden_layers == 6
+    assert (decoder.blocks_path, decoder.layers, decoder.layers_field) == ("model.layers", 3, "num_layers")
+    assert decoder.blocks is model.model.layers
+
+
+def test_a_model_that_calls_its_head_its_decoder_is_opened() -> None:
+    model = tiny("modernbert-decoder", num_hidden_layers=3, cls_token_id=0, sep_token_id=0)
+    assert model.get_decoder() is model.get_output_embeddings()
+    assert open_decoder(model).blocks is model.model.layers
+
+
+def test_a_model_that_runs_two_stacks_in_turns_is_refused_by_name() -> None:
+    model = tiny("hrm_text", num_hidden_layers=2, H_cycles=2, L_cycles=3)
+    message = (
+        r"^HrmTextForCausalLM keeps its blocks in 2 lists of modules \(model.L_module.layers, model.H_module.layers\) "
+        "for 16 layers: expected one list$"
+    )
+    with pytest.raises(ModelError, match=message):
+        open_decoder(model)
 
 
 def test_tied_weights_are_counted_once(tiny_gpt2: PreTrainedModel) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
-from inheritune.errors import RecipeError
+from inheritune.errors import PlanError, RecipeError
 from inheritune.recipes import Recipe, load_recipe
+from inheritune.recipes.schema import RecommendedLayers
+from inheritune.recipes.workspace import inherited_plan, recall_layers
+from inheritune.records import claim_folder
+from inheritune.spectra.recommend import Recommendation
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = {"name": "x", "method": "inheritune", "reference": "stdlib", "training": {"steps": 10}}
@@ -96,3 +101,58 @@ def test_a_recipe_is_itself() -> None:
     recipe = load_recipe(MINIMAL)
     assert isinstance(recipe, Recipe)
     assert load_recipe(recipe) == recipe
+
+
+KEPT = Recommendation(16, 6, tuple(range(6, 16)), "by hand.")
+
+
+def analysis(folder: Path, found: Recommendation = KEPT) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "spectra.json").write_text(json.dumps({"recommendation": found.as_record()}))
+    return str(folder)
+
+
+def test_layers_may_be_a_recommendation_or_name_an_analysis(tmp_path: Path) -> None:
+    named = analysis(tmp_path / "analysis")
+    for given, source in ((KEPT, None), (named, named), (Path(named), named)):
+        layers = load_recipe({**MINIMAL, "layers": given}).layers
+        assert isinstance(layers, RecommendedLayers)
+        assert (layers.depth, layers.keep, layers.reason, layers.analysis) == (16, KEPT.keep, "by hand.", source)
+    from_yaml = tmp_path / "recipe.yaml"
+    from_yaml.write_text(yaml.safe_dump({**MINIMAL, "layers": named}))
+    assert load_recipe(from_yaml).layers == load_recipe(MINIMAL, [f"layers={named}"]).layers == layers
+
+
+def test_the_record_of_a_recipe_holds_the_layers_and_needs_no_analysis(tmp_path: Path) -> None:
+    recipe = load_recipe({**MINIMAL, "layers": analysis(tmp_path / "analysis")})
+    (tmp_path / "analysis" / "spectra.json").unlink()
+    record = json.loads(json.dumps(recipe.model_dump(mode="json")))
+    assert record["layers"]["keep"] == [0, 1, 2, 3, 4, 5]
+    assert load_recipe(record) == load_recipe(recipe) == recipe
+    assert [row.source for row in inherited_plan(recipe, 16)] == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(PlanError, match="the recommendation is for a model of 16 layers, this model has 8"):
+        inherited_plan(recipe, 8)
+
+
+def test_a_run_that_goes_on_keeps_the_layers_it_began_with(tmp_path: Path) -> None:
+    named, out = analysis(tmp_path / "analysis"), tmp_path / "run"
+    began = load_recipe({**MINIMAL, "layers": named})
+    assert recall_layers(began, out) == began
+    claim_folder(out, {"kind": "run", "recipe": began.model_dump(mode="json")})
+    analysis(tmp_path / "analysis", Recommendation(16, 8, tuple(range(8, 16)), "another outcome."))
+    again = load_recipe({**MINIMAL, "layers": named})
+    assert again != began and recall_layers(again, out) == began
+    (tmp_path / "analysis" / "spectra.json").unlink()
+    gone = load_recipe({**MINIMAL, "layers": named})
+    assert gone.layers == named and recall_layers(gone, out) == began
+    for other in ({"layers": "0:4"}, {"layers": 4}, {}):
+        recipe = load_recipe({**MINIMAL, **other})
+        assert recall_layers(recipe, out) == recipe
+
+
+def test_layers_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "spectra.json").write_text(json.dumps({"kind": "analysis", "schema": 1}))
+    with pytest.raises(RecipeError, match=r"layers: .*holds no recommendation .*run inheritune analyze again"):
+        load_recipe({**MINIMAL, "layers": str(tmp_path)})
+    with pytest.raises(RecipeError, match=r"layers: expected a count, .* or depth, keep, reason, analysis"):
+        load_recipe({**MINIMAL, "layers": {"deph": 4}})

@@ -24,6 +24,7 @@ PALETTE = charts.colours(["reference-16x64"], ["grow", "scratch-12"])
 
 def chart_data(spec: Record) -> list[Record]:
     """All rows inside a specification."""
+    spec = charts.with_rows(spec)
     sources = [spec.get("data", {}), *(layer.get("data", {}) for layer in spec.get("layer", []))]
     return [row for source in sources for row in source.get("values", [])]
 

@@ -72,9 +72,13 @@ def page(tmp_path: Path) -> Callable[..., Page]:
     return make
 
 
+def data(page: Page) -> Record:
+    [text] = [text for text in page.scripts() if text.startswith("{")]
+    return dict(json.loads(text))
+
+
 def specs(page: Page) -> Record:
-    [data] = [text for text in page.scripts() if text.startswith("{")]
-    return dict(json.loads(data))
+    return dict(data(page)["charts"])
 
 
 def test_the_page_is_well_formed_and_has_all_sections_in_order(
@@ -85,7 +89,8 @@ def test_the_page_is_well_formed_and_has_all_sections_in_order(
     sections = [attributes["id"] for tag, attributes in made.elements if tag == "section"]
     assert sections == ["models", "training", "layers", "heads", "maps", "samples", "settings"]
     drawn = {"curves", "max_rank-causal", "max_rank-full", "avg_mass-causal", "avg_mass-full"}
-    drawn |= {"heads-0-causal", "heads-0-full", "heads-1-causal", "heads-1-full"}
+    drawn |= {"max_rank-depth-causal", "max_rank-depth-full", "avg_mass-depth-causal", "avg_mass-depth-full"}
+    drawn |= {"heads-0-causal", "heads-0-full", "heads-1-causal", "heads-1-full", "classes-0", "classes-1"}
     assert set(specs(made)) == drawn
     assert drawn <= made.ids()
     assert "The inherited model with 12 layers against 16" in made.text("p")
@@ -100,8 +105,8 @@ def test_nothing_is_loaded_from_anywhere(write: Write, page: Callable[..., Page]
         for name in ("src", "href", "srcset", "action", "data"):
             assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
     assert "url(" not in "".join(data for tag, data in made.texts if tag == "style")
-    assert "$schema" not in json.dumps(specs(made))
-    assert "://" not in json.dumps(specs(made))
+    assert "$schema" not in json.dumps(data(made))
+    assert "://" not in json.dumps(data(made))
 
 
 def test_the_policy_allows_the_pages_own_scripts_and_nothing_else(
@@ -137,7 +142,7 @@ def test_hostile_text_stays_text(write: Write, page: Callable[..., Page], grown:
     assert "<img src=x" not in raw
     assert HOSTILE in made.text("th")
     assert HOSTILE + "</pre>" in made.text("pre", "span")
-    drawn_labels = json.dumps(specs(made)["curves"], ensure_ascii=False)
+    drawn_labels = json.dumps(data(made)["tables"], ensure_ascii=False)
     assert json.dumps(HOSTILE, ensure_ascii=False) in drawn_labels
 
 
@@ -215,4 +220,6 @@ def test_the_command_prints_the_verdict(write: Write, grown: Record, tmp_path: P
     assert out.stat().st_size < 4_000_000
     failed = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert isinstance(failed.exception, OutputError)
-    assert str(failed.exception) == f"{tmp_path} is not finished or not a run: it has no record.json"
+    assert str(failed.exception) == (
+        f"{tmp_path} is neither a finished run nor an analysis: it has no record.json and no spectra.json"
+    )

@@ -91,7 +91,7 @@ def test_runs_of_one_name_are_told_apart_and_a_run_is_read_once(write: Write, gr
 
 
 def test_a_folder_that_is_not_a_finished_run_is_one_line(tmp_path: Path, write: Write, grown: Record) -> None:
-    with pytest.raises(OutputError, match=r"is not finished or not a run: it has no record\.json"):
+    with pytest.raises(OutputError, match=r"is neither a finished run nor an analysis: it has no record\.json"):
         load_runs([tmp_path])
     (tmp_path / "record.json").write_text(json.dumps({"kind": "analysis"}))
     with pytest.raises(OutputError, match="is of kind 'analysis', expected 'run'"):

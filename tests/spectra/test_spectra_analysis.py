@@ -138,11 +138,10 @@ def test_spectra_file_has_the_published_keys_and_reads_back(tmp_path: Path) -> N
     assert {key: record[key] for key in ("model", "tau", "eta", "sequences", "length", "masks")} == {
         "model": "some/model", "tau": 0.9, "eta": 0.9, "sequences": 4, "length": 8, "masks": ["causal", "full"],
     }  # fmt: skip
-    assert record["layers"][1] == {
-        "index": 3,
-        "causal": {"rank": [1.0], "max_rank": 1.0, "mass": [2.0], "avg_mass": 2.0, "lazy": True},
-        "full": {"rank": [1.0], "max_rank": 1.0, "mass": [2.0], "avg_mass": 2.0, "lazy": True},
-    }
+    one_head = {"rank": [1.0], "max_rank": 1.0, "mass": [2.0], "avg_mass": 2.0, "lazy": True, "ranks": {}}
+    assert record["layers"][1] == {"index": 3, "causal": one_head, "full": one_head, "classes": ["sink"]}
+    assert record["schema"] == 2
+    assert record["recommendation"]["keep"] == list(range(record["recommendation"]["start"]))
     assert record["environment"]["versions"]["torch"] == torch.__version__
     again = load_spectra(tmp_path / "new")
     for part, read in ((both.causal, again.causal), (both.full, again.full)):
@@ -239,8 +238,9 @@ def test_models_that_are_not_decoders_are_refused() -> None:
 
 
 def test_layers_without_attention_are_left_out() -> None:
-    from test_spectra_capture import build
+    from spectra_families import build
 
     found = it.analyze(build("lfm2"), windows(), mask="both")
-    assert found.causal.layers_index == found.full.layers_index == (1,)
-    assert found.causal.rank.shape == (1, 4)
+    assert found.causal.layers_index == found.full.layers_index
+    assert len(found.causal.layers_index) < found.causal.blocks.depth
+    assert found.causal.rank.shape[0] == len(found.causal.layers_index)

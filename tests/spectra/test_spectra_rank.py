@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
 from inheritune.errors import InherituneError
+from inheritune.spectra import pieces, row_entropy
 from inheritune.spectra import rank as rank_module
-from inheritune.spectra.rank import approximate_rank, column_mass, sink_collapse, squared_singular_values
+from inheritune.spectra.certificate import certify
+from inheritune.spectra.pieces import plan_work
+from inheritune.spectra.rank import (
+    approximate_rank,
+    column_mass,
+    rank_and_mass,
+    sink_collapse,
+    squared_singular_values,
+    stable_rank,
+)
 
 TAUS = (0.5, 0.8, 0.9, 0.95, 0.99)
 
@@ -80,17 +91,122 @@ def test_rank_and_mass_do_not_change_when_rows_or_columns_are_permuted() -> None
         assert torch.equal(column_mass(moved), column_mass(matrices))
 
 
+def with_shares(shares: Sequence[float], length: int, seed: int = 0) -> torch.Tensor:
+    """Return a float64 matrix whose squared singular values have these shares, in random directions."""
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (
+        torch.linalg.qr(torch.randn(length, length, generator=generator, dtype=torch.float64)).Q for _ in "ab"
+    )
+    values = torch.zeros(length, dtype=torch.float64)
+    values[: len(shares)] = torch.tensor(shares, dtype=torch.float64).sqrt()
+    return (left * values) @ right.mT
+
+
+def test_one_matrix_for_each_paper_case_at_100_tokens() -> None:
+    one_hot = torch.zeros(100, 100)
+    one_hot[:, 0] = 1
+    batch = torch.stack([one_hot, torch.eye(100), torch.full((100, 100), 0.01), causal_uniform(100)])
+    assert approximate_rank(batch).tolist() == [1, 90, 1, 5]
+    assert approximate_rank(batch, (0.8, 0.95)).tolist() == [[1, 80, 1, 3], [1, 95, 1, 8]]
+    assert column_mass(batch).tolist() == [1, 90, 90, 30]  # by hand: sum_i min(i, m) / i^2 reaches 0.9 H_100
+
+
+@pytest.mark.parametrize("gap", [2e-6, 1e-5, 1e-4])
+@pytest.mark.parametrize("length", [20, 100, 160])
+def test_sums_of_known_spectra_on_both_sides_of_tau(length: int, gap: float) -> None:
+    for k in (1, 2, 5, 12):
+        for side in (-1, 1):
+            first = (0.9 + side * gap) / k
+            rest = (1 - k * first) / 4
+            matrix = with_shares([first] * k + [rest] * 4, length, seed=k)
+            assert approximate_rank(matrix).item() == (k if side > 0 else k + 1)
+            assert approximate_rank(matrix.float()).item() == (k if side > 0 else k + 1)
+
+
+@pytest.mark.parametrize("length", [100, 200])
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("sink", [0.0, 3.0, 6.0])
+def test_certificates_are_never_wrong(length: int, temperature: float, sink: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    queries, keys = torch.randn(2, 20, length, 16, generator=generator).unbind()
+    logits = temperature * queries @ keys.mT / 4
+    logits[..., 0] += sink
+    matrices = logits.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf).softmax(-1)
+    shares = shares_by_svd(matrices)
+    gram = matrices.mT @ matrices / matrices.square().sum(dim=(-2, -1), keepdim=True)
+    proved = certify(gram, TAUS[1:4]).rank.numpy()
+    expected = np.stack([1 + (shares < tau).sum(-1) for tau in TAUS[1:4]], axis=-1)
+    assert ((proved == expected) | (proved == 0)).all()
+    assert approximate_rank(matrices, TAUS).T.tolist() == [[int(1 + (s < tau).sum()) for tau in TAUS] for s in shares]
+
+
+def test_certificates_prove_most_low_ranks_and_leave_flat_spectra_alone() -> None:
+    falling = np.geomspace(1, 1e-4, 30)
+    low = torch.stack([with_shares(falling / falling.sum(), 200, seed) for seed in range(8)])
+    flat = torch.stack([with_shares([1 / 200] * 200, 200, seed) for seed in range(8)])
+    assert torch.equal(certify((low.mT @ low).float(), (0.9,)).rank[:, 0], approximate_rank(low))
+    assert not certify((flat.mT @ flat).float(), (0.9,)).rank.any()
+
+
 def test_proof_of_rank_one_is_never_wrong_near_the_threshold() -> None:
     # A sink of varying strength: the share of the first singular value passes through tau in small steps.
     strengths = torch.linspace(0.5, 1.0, 400)[:, None, None]
     sink = torch.zeros(20, 20)
     sink[:, 0] = 1
-    matrices = strengths * sink + (1 - strengths) * torch.eye(20)
-    shares = shares_by_svd(matrices)
-    assert 0 < (shares[:, 0] < 0.9).sum() < 400
-    proved = rank_module._is_surely_rank_one(matrices, 0.9).numpy()
-    assert not (proved & (shares[:, 0] < 0.9)).any()
-    assert proved.sum() > 0.95 * (shares[:, 0] >= 0.9).sum()
+    even = torch.full((20, 20), 1 / 20)
+    for target in (sink, even):
+        matrices = strengths * target + (1 - strengths) * torch.eye(20)
+        shares = shares_by_svd(matrices)
+        assert 0 < (shares[:, 0] < 0.9).sum() < 400
+        proved = rank_module._is_surely_rank_one(rank_module.columns_of(matrices), 0.9).numpy()
+        assert not (proved & (shares[:, 0] < 0.9)).any()
+        assert proved.sum() > 0.9 * (shares[:, 0] >= 0.9).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_are_measured_as_the_numbers_they_hold(dtype: torch.dtype) -> None:
+    matrices = attention(100, 3.0, causal=True).to(dtype)
+    expected = (1 + (shares_by_svd(matrices) < 0.9).sum(-1)).tolist()
+    both = rank_and_mass(matrices)
+    assert both.rank.tolist() == approximate_rank(matrices).tolist() == expected
+    assert torch.equal(both.mass, column_mass(matrices.double()))
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 3.0])
+def test_stable_rank_and_entropy_are_those_of_numpy(temperature: float) -> None:
+    sink = torch.zeros(100, 100)
+    sink[:, 2] = 1
+    matrices = torch.cat([attention(100, temperature, causal).flatten(0, 1) for causal in (True, False)])
+    matrices = torch.cat([matrices, matrices / 10 + 0.9 * sink])
+    values = np.linalg.svd(matrices.double().numpy(), compute_uv=False)
+    np.testing.assert_allclose(stable_rank(matrices), (values**2).sum(-1) / values[:, 0] ** 2, rtol=1e-5)
+    exact = matrices.double().numpy()
+    rows = -(exact * np.log(np.where(exact > 0, exact, 1))).sum(-1)
+    np.testing.assert_allclose(row_entropy(matrices), rows.mean(-1), rtol=1e-5)
+
+
+def test_entropy_known_by_hand() -> None:
+    assert row_entropy(torch.full((8, 8), 1 / 8)).item() == pytest.approx(np.log(8))
+    assert row_entropy(torch.eye(8)).item() == 0
+    assert row_entropy(torch.full((2, 4, 4), 1 / 8)).tolist() == pytest.approx([np.log(8) / 2] * 2)
+
+
+@pytest.mark.parametrize(
+    ("length", "megabytes"), [(100, 256), (512, 256), (2048, 256), (4096, 256), (100, 1), (600, 8)]
+)
+def test_the_plan_of_the_work_stays_within_its_memory(length: int, megabytes: int) -> None:
+    plan = plan_work(length, megabytes * 2**20, torch.device("cpu"))
+    copies = 3.5 if plan.matrices == 1 else 6  # float32 copies of each matrix, as measured by benchmarks/spectra.py
+    assert plan.workers * plan.matrices * copies * 4 * length**2 <= megabytes * 2**20
+    assert plan.workers >= 1
+    assert plan.matrices >= 1
+
+
+def test_a_memory_too_small_for_one_matrix_is_refused() -> None:
+    with pytest.raises(
+        InherituneError, match=r"a memory budget of 100 MB is too small: one 4096 x 4096 .* need 224 MB"
+    ):
+        plan_work(4096, 100 * 2**20, torch.device("cpu"))
 
 
 def test_sink_collapse_bounds_the_second_singular_value() -> None:
@@ -110,7 +226,8 @@ def test_sink_collapse_bounds_the_second_singular_value() -> None:
 def test_threads_and_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     matrices = attention(20, 2.0, causal=True)
     expected = approximate_rank(matrices), column_mass(matrices)
-    monkeypatch.setattr(rank_module, "PIECE_BYTES", 3 * 8 * 20 * 20)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 3 * 4 * 20 * 20)
+    monkeypatch.setattr(pieces, "CACHED_BYTES", 2 * 4 * 20 * 20)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -138,5 +255,12 @@ def test_nan_is_refused() -> None:
 def test_share_outside_0_and_1_is_refused(share: object) -> None:
     with pytest.raises(InherituneError, match=r"tau is .* between 0 and 1"):
         approximate_rank(torch.eye(3), share)
+    with pytest.raises(InherituneError, match=r"tau is .* between 0 and 1"):
+        approximate_rank(torch.eye(3), (0.9, share))
     with pytest.raises(InherituneError, match=r"eta is .* between 0 and 1"):
         column_mass(torch.eye(3), share)
+
+
+def test_no_tau_at_all_is_refused() -> None:
+    with pytest.raises(InherituneError, match="tau is empty"):
+        approximate_rank(torch.eye(3), ())

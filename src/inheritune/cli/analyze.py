@@ -37,33 +37,65 @@ def analyze(
     length: Annotated[
         int | None, typer.Option(help="Tokens in each, T.", show_default=f"{DEFAULT_SIZE}, or all of --tokens")
     ] = None,
-    tau: Annotated[float, typer.Option(help="Share of the squared singular values for the rank k*.")] = 0.9,
+    tau: Annotated[
+        str, typer.Option(help="Share of the squared singular values for the rank k*; several with commas: 0.9,0.8.")
+    ] = "0.9",
     eta: Annotated[float, typer.Option(help="Share of the squared column norms for the mass m*.")] = 0.9,
     mask: Annotated[
         str, typer.Option(help="causal (as the model computes), full (the softmax without the mask) or both.")
     ] = "both",
     seed: Annotated[int, typer.Option(help="Which sequences are drawn from the text.")] = 0,
+    gradients: Annotated[
+        int, typer.Option(help="Sequences for the gradient probe of Theorem H.1, the first of them; 0: none.")
+    ] = 0,
+    memory: Annotated[
+        int, typer.Option(help="MB that the work on attention may take beside the model's own forward pass.")
+    ] = 256,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Read the model layer by layer, so that a few blocks of it are in memory.",
+            show_default="where it would not fit",
+        ),
+    ] = None,
 ) -> None:
-    """Measure the rank and column mass of every attention head, layer by layer."""
+    """Measure every attention head, MLP and block, say which layers are lazy, and recommend a cut."""
     from inheritune import spectra
     from inheritune.decoder import load_config, load_model
     from inheritune.records import claim_folder
 
     if data is not None and tokens is not None:
         raise InherituneError("both --data and --tokens are given: expected one of them")
+    taus = _read_taus(tau)
     load_config(model)  # what is no decoder is refused before any text is read
     if tokens is not None:
         windows = _read_windows(tokens, sequences, length)
     else:
         windows = _draw_windows(model, data or DEFAULT_SOURCE, sequences, length, seed)
-    loaded = load_model(model)
-    spectra.prepare(loaded, windows, tau, eta, mask)
-    claim_folder(out, _identity(model, str(tokens or data or DEFAULT_SOURCE), windows, tau, eta, mask))
-    result = spectra.analyze(loaded, windows, tau=tau, eta=eta, mask=mask)
-    maps = spectra.attention_maps(loaded, windows, result, _tokenizer(model))
+    budget = memory * 2**20
+    decoder, checked, _ = spectra.prepare(model, windows, taus, eta, mask, stream, budget)
+    spectra.check_gradients(gradients, len(windows), decoder)
+    claim_folder(out, _identity(model, str(tokens or data or DEFAULT_SOURCE), windows, taus, eta, mask, gradients))
+    result = spectra.analyze(decoder, checked, taus, eta, mask, memory=budget, gradients=gradients)
+    maps = spectra.attention_maps(decoder, checked, result, _tokenizer(model))
     files = [spectra.save_maps(maps, out), spectra.save_spectra(result, out, model)]
     _show(model, result)
     typer.echo(f"Written: {', '.join(map(str, reversed(files)))}")
+
+
+def _read_taus(text: str) -> tuple[float, ...]:
+    """Return the numbers of `0.9` or `0.9,0.8`.
+
+    Raises:
+        InherituneError: one of them is not a number, or not between 0 and 1.
+    """
+    from inheritune.spectra.rank import check_taus
+
+    try:
+        return check_taus([float(part) for part in text.split(",")])
+    except ValueError as error:
+        raise InherituneError(f"tau is {text!r}: expected a number such as 0.9, or several with commas") from error
 
 
 def _draw_windows(model: str, source: str, sequences: int | None, length: int | None, seed: int) -> Any:
@@ -98,7 +130,9 @@ def _read_windows(path: Path, sequences: int | None, length: int | None) -> Any:
     return windows[:sequences, :length]
 
 
-def _identity(model: str, source: str, windows: Any, tau: float, eta: float, mask: str) -> dict[str, Any]:
+def _identity(
+    model: str, source: str, windows: Any, taus: Sequence[float], eta: float, mask: str, gradients: int
+) -> dict[str, Any]:
     """Return what makes an analysis this one and no other."""
     import hashlib
 
@@ -109,9 +143,10 @@ def _identity(model: str, source: str, windows: Any, tau: float, eta: float, mas
         "tokens": hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest()[:16],
         "sequences": len(windows),
         "length": windows.shape[1],
-        "tau": tau,
+        "tau": taus[0] if len(taus) == 1 else list(taus),
         "eta": eta,
         "mask": mask,
+        **({"gradients": gradients} if gradients else {}),
     }
 
 
@@ -128,30 +163,40 @@ def _tokenizer(model: str) -> Any:
 def _show(model: str, result: Spectra | BothSpectra) -> None:
     """Print the table of layers and what it comes to."""
     from inheritune.cli.console import print_table
-    from inheritune.spectra import BothSpectra
+    from inheritune.spectra import BothSpectra, recommend
 
     parts = [result.causal, result.full] if isinstance(result, BothSpectra) else [result]
     first = parts[0]
     columns = ["layer", *(f"{part.mask}\n{name}" for part in parts for name in ("MaxRank", "AvgMass", "collapsed"))]
+    columns += ["Block\nInfluence", "MLP\nrank"]
     title = f"{model}: {first.sequences} sequences of {first.length} tokens, tau {first.tau}, eta {first.eta}"
-    print_table(title, columns, [_row(parts, row) for row in range(len(first.layers_index))])
+    depth = range(len(first.layers_index) if first.blocks is None else first.blocks.depth)
+    print_table(title, columns, [_row(parts, layer) for layer in depth])
     for part in parts:
         typer.echo(_summary(part))
     if isinstance(result, BothSpectra):
         classes = result.head_classes.ravel().tolist()
         counts = ", ".join(f"{classes.count(name)} {name}" for name in ("sink", "uniform", "potent"))
         typer.echo(f"Heads: {counts}.")
+    typer.echo(f"Recommended: {recommend(result)}")
 
 
-def _row(parts: Sequence[Spectra], row: int) -> list[str]:
-    cells = [str(parts[0].layers_index[row])]
+def _row(parts: Sequence[Spectra], layer: int) -> list[str]:
+    """Return a line of the table: what was measured of a block, a dash for what it does not have."""
+    cells, index = [str(layer)], parts[0].layers_index
     for part in parts:
-        lazy = part.layers_index[row] in part.lazy_layers
+        if layer not in index:
+            cells += ["-"] * 3
+            continue
+        row = index.index(layer)
         cells += [
-            f"{part.max_rank[row]:.2f}{' lazy' if lazy else ''}",
+            f"{part.max_rank[row]:.2f}{' lazy' if layer in part.lazy_layers else ''}",
             f"{part.avg_mass[row]:.1f}",
             f"{part.collapsed_heads[row].sum()}/{_heads(part, [row])}",
         ]
+    if (blocks := parts[0].blocks) is not None:
+        values = (f"{blocks.influence[layer]:.3f}", f"{blocks.mlp_rank[layer]:.1f}")
+        cells += ["-" if value == "nan" else value for value in values]
     return cells
 
 

@@ -23,7 +23,11 @@ def register(app: typer.Typer) -> None:
 def inherit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The trained model: a folder or a hub id.")],
     layers: Annotated[
-        str, typer.Option(help="A count (12: the first 12), a range with its end excluded (0:12), or a list (0,2,4).")
+        str,
+        typer.Option(
+            help="A count (12: the first 12), a range with its end excluded (0:12), a list (0,2,4), or the folder of "
+            "an analysis of this model: what it recommends."
+        ),
     ],
     parts: Annotated[
         str, typer.Option(help="What to copy: all, or some of attention,mlp,norms; the rest is random.")

@@ -1,4 +1,4 @@
-"""`inheritune report`: one page from the records of finished runs."""
+"""`inheritune report`: one page from the records of finished runs and analyses."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Folders of finished runs, each with a record.json.")
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="Folders of finished runs (record.json) or analyses (spectra.json)."),
     ],
     out: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="DIR", help="Write every chart as SVG and PNG files into this folder too."),
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page that compares finished runs; nothing is trained or loaded."""
+    """Write one self-contained HTML page on finished runs and analyses; nothing is trained or loaded."""
     from inheritune.cli.console import console
-    from inheritune.report import load_runs, verdict, write_report
+    from inheritune.report import load, opening, save_figures, write_report
 
-    page = write_report(runs, out)
-    console.print(verdict(load_runs(runs)).sentence, markup=False)
+    page = write_report(paths, out)
+    console.print(opening(load(paths)).sentence, markup=False)
     console.print(f"page: {page}", markup=False)
+    if figures is not None:
+        files = save_figures(paths, figures)
+        console.print(f"figures: {len(files)} files in {figures}", markup=False)

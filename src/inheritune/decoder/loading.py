@@ -30,7 +30,7 @@ def load_config(source: str | Path) -> PretrainedConfig:
 
     _check_source(source)
     try:
-        config = AutoConfig.from_pretrained(str(source), local_files_only=not _hub_can_answer())
+        config = AutoConfig.from_pretrained(str(source), local_files_only=not hub_can_answer())
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a model from {source}: {_reason(source, error)}") from error
     _check_is_decoder(config, source)
@@ -59,7 +59,7 @@ def load_model(source: str | Path | PreTrainedModel, dtype: str = "auto") -> Pre
             config=config,
             dtype=dtype,
             output_loading_info=True,
-            local_files_only=not _hub_can_answer(),
+            local_files_only=not hub_can_answer(),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load the weights in {source}: {_first_line(error)}") from error
@@ -88,7 +88,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         if (path / "merges.txt").is_file() and not (path / "tokenizer_config.json").is_file():
             # A bare vocab.json and merges.txt name no class; GPT-2's byte-level BPE is the one that has these files.
             return GPT2TokenizerFast.from_pretrained(str(path))
-        return AutoTokenizer.from_pretrained(str(source), local_files_only=not _hub_can_answer())
+        return AutoTokenizer.from_pretrained(str(source), local_files_only=not hub_can_answer())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"no tokenizer in {source}: {_reason(source, error)}") from error
 
@@ -129,7 +129,7 @@ def _check_source(source: str | Path) -> None:
 
 
 @functools.cache
-def _hub_can_answer() -> bool:
+def hub_can_answer() -> bool:
     """Return whether the hub's name resolves (or a proxy would do it).
 
     Without a network the hub's client asks again for half a minute before it gives up; its cache is all there is then.
@@ -160,7 +160,7 @@ def _check_is_decoder(config: Any, source: str | Path) -> None:
 
 def _reason(source: str | Path, error: Exception) -> str:
     """Say in one line why a model or tokenizer could not be had."""
-    if Path(source).is_dir() or _hub_can_answer():
+    if Path(source).is_dir() or hub_can_answer():
         return _first_line(error)
     return "there is no such folder, it is not in the hub's cache, and the hub cannot be reached"
 

@@ -79,29 +79,63 @@ def open_decoder(model: PreTrainedModel) -> Decoder:
     if model.get_output_embeddings() is None:
         raise ModelError(f"{name} has no language-model head: expected a ...ForCausalLM model")
     config = model.config.get_text_config(decoder=True)
-    path, blocks = _find_blocks(model, int(config.num_hidden_layers))
-    return Decoder(model, blocks, path, _layers_field(config))
+    path, blocks = _find_blocks(model, config)
+    return Decoder(model, blocks, path, _layers_field(config, len(blocks)))
 
 
-def _find_blocks(model: PreTrainedModel, depth: int) -> tuple[str, nn.ModuleList]:
-    """Return the outermost list of `depth` modules of the text decoder, and its dotted name in `model`."""
+def _find_blocks(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str, nn.ModuleList]:
+    """Return the outermost list of the text decoder that is as long as the model is deep, and its name in `model`.
+
+    Where no list is (LongCat-Flash counts the two attention sublayers of each block, HRM-text every pass over the
+    same blocks), it is the one list whose length another field of the configuration counts, and divides the depth.
+    """
+    name, depth = type(model).__name__, int(config.num_hidden_layers)
+    lists = _lists_of_modules(model)
+    found = [path for path, blocks in lists.items() if len(blocks) == depth]
+    if not found:
+        counts = {count for field, count in _layer_counts(config) if count > 0 and depth % count == 0}
+        found = _outermost([path for path, blocks in lists.items() if len(blocks) in counts])
+        if len(found) > 1:
+            raise ModelError(
+                f"{name} keeps its blocks in {len(found)} lists of modules ({', '.join(found)}) for {depth} layers: "
+                "expected one list"
+            )
+    if not found:
+        raise ModelError(f"{name} keeps its {depth} blocks in no list of modules that could be found")
+    path = _outermost(found)[0]
+    return path, lists[path]
+
+
+def _lists_of_modules(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
+    """Return the lists of modules of the text decoder by their dotted names in `model`."""
     from torch import nn
 
     decoder = model.get_decoder()  # leaves out the vision tower of a model that has one
+    if decoder is model.get_output_embeddings():  # ModernBERT-decoder calls its head so
+        decoder = model.base_model
     inside = {id(module) for module in decoder.modules()}
-    found = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth and id(module) in inside
-    ]
-    if not found:
-        raise ModelError(f"{type(model).__name__} keeps its {depth} blocks in no list of modules that could be found")
-    return min(found, key=lambda item: item[0].count("."))
+    modules = ((path, module) for path, module in model.named_modules() if id(module) in inside)
+    return {path: module for path, module in modules if isinstance(module, nn.ModuleList)}
 
 
-def _layers_field(config: PretrainedConfig) -> str:
-    """Return what this configuration calls `num_hidden_layers`."""
-    return str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
+def _outermost(paths: list[str]) -> list[str]:
+    """Return the paths with the fewest dots."""
+    least = min((path.count(".") for path in paths), default=0)
+    return [path for path in paths if path.count(".") == least]
+
+
+def _layer_counts(config: PretrainedConfig) -> list[tuple[str, int]]:
+    """Return the fields of a configuration that count layers, for example `("num_layers", 12)`."""
+    fields = config.to_dict().items()
+    return [(name, value) for name, value in fields if "layers" in name and type(value) is int]
+
+
+def _layers_field(config: PretrainedConfig, layers: int) -> str:
+    """Return what this configuration calls the number of blocks."""
+    name = str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
+    if getattr(config, name) == layers:
+        return name
+    return next(field for field, count in _layer_counts(config) if count == layers)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

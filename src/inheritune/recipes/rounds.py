@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inheritune.data import TrainingWindows
+from inheritune.data import TrainingWindows, validation_windows
 from inheritune.decoder import count_parameters, load_model, open_decoder, save_model
 from inheritune.distributed import from_main, is_main
 from inheritune.recipes.workspace import TRAINING_RECORD, Workspace, check_context
 from inheritune.records import read_json, write_json
 from inheritune.surgery import LayerPlan
 from inheritune.training import next_token_loss, train
+from inheritune.training.collapse import COLLAPSE
 from inheritune.training.losses import Loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ROUND_RECORD = "round.json"
+WATCH_LENGTH = 100
+"""Tokens of a window that the attention is watched on during training, at most: the paper's T (Sec. 2)."""
 Build = Callable[[], "PreTrainedModel"]
 
 
@@ -73,6 +76,7 @@ def run_round(
         seed=workspace.recipe.seed,
         loss=loss,
         validate=workspace.quick_loss,
+        watch=watched_windows(workspace),
         description=f"{workspace.recipe.name} {layers} layers",
     )
     trained = sum(record["tokens"] for record in before) + outcome.tokens
@@ -92,6 +96,7 @@ def run_round(
         "evaluation": evaluation.as_record(),
         "comparison": None if comparison is None else comparison.as_record(),
         "metrics": f"{name}/metrics.jsonl",
+        "collapse": f"{name}/{COLLAPSE}" if (folder / COLLAPSE).is_file() else None,
         "losses": f"{name}/losses.npy",
         "model": f"{name}/model",
     }
@@ -99,6 +104,18 @@ def run_round(
     del model
     gc.collect()
     return record
+
+
+def watched_windows(workspace: Workspace) -> np.ndarray | None:
+    """Return the fixed validation windows, (N, T) int64, that the attention is watched on; None to watch nothing.
+
+    They depend on the shards and the training's settings alone: the same in every round, and in runs to be compared.
+    """
+    settings, shards = workspace.recipe.training, workspace.shards
+    length = min(WATCH_LENGTH, settings.length, shards.tokens("valid"))
+    if not settings.watch_every or length < 2:
+        return None
+    return validation_windows(shards, workspace.tokenizer, length - 1, settings.watch_windows)
 
 
 def load_round(workspace: Workspace, record: dict[str, Any]) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from inheritune.recipes.loading import load_recipe
 from inheritune.recipes.methods import METHODS
 from inheritune.recipes.rounds import load_round
 from inheritune.recipes.schema import Recipe
-from inheritune.recipes.workspace import Workspace, open_workspace
+from inheritune.recipes.workspace import Workspace, open_workspace, recall_layers
 from inheritune.records import RECORD, claim_folder, environment, now, read_json, release_folder, write_json
 from inheritune.spectra import analyze, attention_maps, save_maps, save_spectra
 
@@ -43,6 +43,7 @@ def run(
     """
     checked = load_recipe(recipe, changes)
     folder = Path(out) if out is not None else Path("runs") / checked.name
+    checked = recall_layers(checked, folder)
     if (folder / RECORD).is_file() and (record := read_json(folder / RECORD)).get("recipe") == _settings(checked):
         return dict(record)
     from_main(lambda: claim_folder(folder, {"kind": "run", "recipe": _settings(checked)}))

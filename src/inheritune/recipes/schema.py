@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from inheritune.errors import InherituneError
+from inheritune.surgery.selection import recommended_layers
 from inheritune.training.settings import TrainingSettings
 
 Method = Literal["inheritune", "scratch", "stacking", "hybrid-stacking", "distill"]
@@ -97,6 +100,22 @@ class AnalysisSettings(_Part):
     eta: float = Field(default=0.9, gt=0, lt=1)
 
 
+class RecommendedLayers(_Part):
+    """The layers that an analysis recommends, as a recipe records them: a run goes on without the analysis.
+
+    Attributes:
+        depth: number of layers of the analysed model; the reference must have as many.
+        keep: the layers that stay.
+        reason: why, in one sentence.
+        analysis: the folder that was named; None where the recommendation itself was given.
+    """
+
+    depth: int = Field(gt=0)
+    keep: tuple[int, ...] = Field(min_length=1)
+    reason: str = ""
+    analysis: str | None = None
+
+
 class Recipe(_Part):
     """One run.
 
@@ -107,8 +126,8 @@ class Recipe(_Part):
             most methods, to inherit from.
         architecture: configuration of a model to train from scratch where there is no reference: `model_type` and the
             fields of its transformers configuration.
-        layers: depth of the target: a count (the first layers), a range `0:8` (end excluded) or a list; None takes half
-            of the reference.
+        layers: depth of the target: a count (the first layers), a range `0:8` (end excluded), a list, a
+            `Recommendation` or the folder of an analysis that holds one; None takes half of the reference.
         parts: what is inherited of each layer: `all`, or some of `attention,mlp,norms` (Table 3).
         distill_alpha: weight of the data's cross-entropy in `distill`.
         seed: of the initial weights, the order of the data and the sequences that are analysed.
@@ -118,7 +137,7 @@ class Recipe(_Part):
     method: Method
     reference: str | None = None
     architecture: dict[str, Any] | None = None
-    layers: int | str | tuple[int, ...] | None = None
+    layers: int | str | tuple[int, ...] | RecommendedLayers | None = None
     parts: str = "all"
     distill_alpha: float = Field(default=0.6, ge=0, le=1)
     seed: int = Field(default=0, ge=0)
@@ -127,6 +146,20 @@ class Recipe(_Part):
     growth: GrowthSettings = GrowthSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     analysis: AnalysisSettings | None = AnalysisSettings()
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _reads_the_recommendation(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _recorded_layers(value)
+        try:
+            kept = recommended_layers(value)
+        except InherituneError as error:
+            raise ValueError(str(error)) from error
+        if kept is None or isinstance(kept, RecommendedLayers):
+            return value
+        folder = str(value) if isinstance(value, str | Path) else None
+        return RecommendedLayers(depth=kept.depth, keep=kept.keep, reason=getattr(kept, "reason", ""), analysis=folder)
 
     @field_validator("architecture")
     @classmethod
@@ -151,6 +184,15 @@ class Recipe(_Part):
     def evaluation_length(self) -> int:
         """Input tokens of a validation window."""
         return self.evaluation.length or self.training.length
+
+
+def _recorded_layers(settings: Mapping[str, Any]) -> RecommendedLayers:
+    """Read the layers that another recipe recorded."""
+    try:
+        return RecommendedLayers.model_validate(dict(settings))
+    except ValidationError as error:
+        names = ", ".join(RecommendedLayers.model_fields)
+        raise ValueError(f"expected a count, a range, a list, the folder of an analysis, or {names}") from error
 
 
 def resolve_reference(name: str) -> str:

@@ -15,8 +15,8 @@ from inheritune.distributed import from_main
 from inheritune.errors import DataError, PlanError, RecipeError
 from inheritune.evaluation import Comparison, Evaluation, compare, evaluate_windows
 from inheritune.evaluation.loss import window_losses
-from inheritune.recipes.schema import Recipe, resolve_reference
-from inheritune.records import read_json
+from inheritune.recipes.schema import Recipe, RecommendedLayers, resolve_reference
+from inheritune.records import IDENTITY, read_json
 from inheritune.surgery import LayerPlan
 
 if TYPE_CHECKING:
@@ -144,6 +144,18 @@ def open_workspace(recipe: Recipe, folder: Path) -> Workspace:
     workspace = Workspace(recipe, folder, shards)
     _ = workspace.windows  # too few validation tokens are refused before hours of training
     return workspace
+
+
+def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
+    """Return the recipe of the run in `folder` with the layers that the run began with, where an analysis chose them.
+
+    A run that goes on does not ask the analysis again, which may be gone or say something else by then.
+    """
+    held = read_json(folder / IDENTITY).get("recipe", {}).get("layers") if (folder / IDENTITY).is_file() else None
+    named = recipe.layers.analysis if isinstance(recipe.layers, RecommendedLayers) else recipe.layers
+    if not isinstance(held, dict) or named is None or held.get("analysis") != named:
+        return recipe
+    return recipe.model_copy(update={"layers": RecommendedLayers.model_validate(held)})
 
 
 def check_against(recipe: Recipe, config: PretrainedConfig) -> None:

@@ -23,15 +23,36 @@ def colour_table() -> bytes:
     return bytes(table)
 
 
-def attention_png(values: Sequence[Sequence[float]]) -> bytes:
-    """Return a T x T attention matrix as a PNG of T x T pixels, row 0 at the top.
+def quantised(values: Sequence[Sequence[float]]) -> bytes:
+    """Return the weights of a matrix as bytes, row by row: 255 times the square root, rounded.
 
-    The colour is the square root of the weight: uniform attention over 100 tokens (0.01) is then a tenth of the scale
-    and not lost in its dark end. Weights outside [0, 1] are clipped.
+    Uniform attention over 100 tokens (0.01) is then a tenth of the scale and not lost in its dark end. Weights outside
+    [0, 1] are clipped. A byte b stands for the weight (b / 255)^2, which is off by at most 0.004 times the square root
+    of the weight.
     """
-    pixels = b"".join(b"\0" + bytes(round(255 * min(max(weight, 0.0), 1.0) ** 0.5) for weight in row) for row in values)
-    header = struct.pack(">IIBBBBB", len(values[0]), len(values), 8, 3, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"PLTE", colour_table()), (b"IDAT", zlib.compress(pixels, 9)), (b"IEND", b""))
+    return bytes(round(255 * min(max(weight, 0.0), 1.0) ** 0.5) for row in values for weight in row)
+
+
+def attention_png(values: Sequence[Sequence[float]], scale: int = 1) -> bytes:
+    """Return a T x T attention matrix as a PNG, row 0 at the top; the colour of a weight is its `quantised` byte.
+
+    Args:
+        values: the weights, row by row.
+        scale: width and height in pixels of each cell.
+    """
+    width = len(values[0])
+    cells = quantised(values)
+    pixels = bytearray()
+    for start in range(0, len(cells), width):
+        line = bytes(cell for cell in cells[start : start + width] for _ in range(scale))
+        pixels += (b"\0" + line) * scale
+    header = struct.pack(">IIBBBBB", width * scale, len(values) * scale, 8, 3, 0, 0, 0)
+    chunks = (
+        (b"IHDR", header),
+        (b"PLTE", colour_table()),
+        (b"IDAT", zlib.compress(bytes(pixels), 9)),
+        (b"IEND", b""),
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
 
 

@@ -1,4 +1,4 @@
-"""Read finished runs: the record, the logged metrics and the analyses it points to. Everything else works on these."""
+"""Read finished runs (the record, the logs and the analyses it points to) and analyses that stand alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from inheritune import records
 from inheritune.errors import OutputError
 
 SCHEMA = 1
+SPECTRA, MAPS = "spectra.json", "maps.json"
 _NEEDED = ("name", "method", "rounds", "result")
+_NEEDED_SPECTRA = {"masks", "layers", "tau", "eta", "sequences", "length"}
 _RESULT_NEEDED = ("layers", "parameters", "tokens", "evaluation")
 
 
@@ -45,6 +47,7 @@ class Run:
         result_analysis: the analysis of the result, or None.
         losses: loss of each validation window of the result, (N,) float64, or None.
         absent: files the record names that are not on the disk.
+        collapse: for each round, the lines of its collapse.jsonl in the order of their steps.
     """
 
     path: Path
@@ -55,6 +58,7 @@ class Run:
     result_analysis: Analysis | None = None
     losses: np.ndarray | None = None
     absent: tuple[str, ...] = ()
+    collapse: tuple[list[dict[str, Any]], ...] = ()
 
     @property
     def method(self) -> str:
@@ -79,19 +83,76 @@ class Run:
 
 @dataclass(frozen=True)
 class Model:
-    """A row of the table and a line in the charts: a reference, or the result of a run.
+    """A row of the table and a line in the charts: a reference, the result of a run, or a model analysed alone.
 
     Attributes:
         label: its name on the page.
-        record: the `reference` or `result` part of a run record.
+        record: the `reference` or `result` part of a run record; empty for an analysis alone.
         analysis: its analysis, or None.
-        run: the run that made it; None for a reference.
+        run: the run that made it; None for a reference or an analysis alone.
+        name: what a command takes for it: a folder or hub id, or None where the record does not say.
     """
 
     label: str
     record: dict[str, Any]
     analysis: Analysis | None
     run: Run | None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a page is made of.
+
+    Attributes:
+        runs: finished runs.
+        studies: models that were analysed alone.
+    """
+
+    runs: tuple[Run, ...]
+    studies: tuple[Model, ...] = ()
+
+    @property
+    def shown(self) -> list[Model]:
+        """All models on the page: references, results, then analyses alone."""
+        return [*models(self.runs), *self.studies]
+
+
+def load(paths: Sequence[Path]) -> Sources:
+    """Read each run and each analysis folder once, and give each a label of its own.
+
+    Args:
+        paths: folders of finished runs (with a record.json) or analyses (with a spectra.json).
+
+    Raises:
+        OutputError: nothing was named, a folder is neither, or one of them cannot be read.
+    """
+    folders = list(dict.fromkeys(Path(path).expanduser().resolve() for path in paths))
+    if not folders:
+        raise OutputError("nothing to report on: pass one or more folders that hold a record.json or a spectra.json")
+    alone = [folder for folder in folders if _is_study(folder)]
+    rest = [folder for folder in folders if folder not in alone]
+    runs = tuple(load_runs(rest)) if rest else ()
+    return Sources(runs, tuple(_studies(alone, {model.label for model in models(runs)})))
+
+
+def _is_study(folder: Path) -> bool:
+    return not (folder / records.RECORD).is_file() and (folder / SPECTRA).is_file()
+
+
+def _studies(folders: Sequence[Path], taken: set[str]) -> list[Model]:
+    """Read analyses that stand alone; one whose name is taken is told apart by its folder, then by a number."""
+    found: list[Model] = []
+    for folder in folders:
+        analysis = _analysis(folder)
+        name = str(analysis.spectra.get("model") or folder.name)
+        short = "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]).lstrip("/")
+        label, number = short if short not in taken else f"{short} ({folder.name})", 2
+        while label in taken:
+            label, number = f"{short} ({folder.name}, {number})", number + 1
+        taken.add(label)
+        found.append(Model(label, {}, analysis, None, name))
+    return found
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
@@ -120,7 +181,9 @@ def _label(names: list[str], folders: list[Path], i: int) -> str:
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / records.RECORD
     if not path.is_file():
-        raise OutputError(f"{folder} is not finished or not a run: it has no {records.RECORD}")
+        raise OutputError(
+            f"{folder} is neither a finished run nor an analysis: it has no {records.RECORD} and no {SPECTRA}"
+        )
     record = records.read_json(path)
     if not isinstance(record, dict) or record.get("kind") != "run":
         kind = record.get("kind") if isinstance(record, dict) else None
@@ -136,7 +199,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def _load(folder: Path, label: str, record: dict[str, Any]) -> Run:
     absent: list[str] = []
-    metrics = tuple(_read_metrics(folder, turn.get("metrics"), absent) for turn in record["rounds"])
+    metrics = tuple(_read_lines(folder, turn.get("metrics"), absent) for turn in record["rounds"])
+    collapse = tuple(_read_lines(folder, turn.get("collapse"), absent) for turn in record["rounds"])
     reference = (record.get("reference") or {}).get("analysis")
     return Run(
         path=folder,
@@ -147,6 +211,7 @@ def _load(folder: Path, label: str, record: dict[str, Any]) -> Run:
         result_analysis=_read_analysis(folder, record["result"].get("analysis"), absent),
         losses=_read_losses(folder, record["result"].get("losses"), absent),
         absent=tuple(absent),
+        collapse=collapse,
     )
 
 
@@ -163,8 +228,8 @@ def _read_losses(folder: Path, name: str | None, absent: list[str]) -> np.ndarra
         raise OutputError(f"cannot read {path} as the losses of validation windows: {error}") from error
 
 
-def _read_metrics(folder: Path, name: str | None, absent: list[str]) -> list[dict[str, Any]]:
-    """Return a round's logged lines; where a resumed run logged a step twice, the later line counts."""
+def _read_lines(folder: Path, name: str | None, absent: list[str]) -> list[dict[str, Any]]:
+    """Return a round's logged lines of one file; where a resumed run logged a step twice, the later line counts."""
     if name is None:
         return []
     path = folder / name
@@ -186,14 +251,18 @@ def _read_metrics(folder: Path, name: str | None, absent: list[str]) -> list[dic
 def _read_analysis(folder: Path, name: str | None, absent: list[str]) -> Analysis | None:
     if name is None:
         return None
-    spectra = folder / name / "spectra.json"
-    if not spectra.is_file():
-        absent.append(f"{name}/spectra.json")
+    if not (folder / name / SPECTRA).is_file():
+        absent.append(f"{name}/{SPECTRA}")
         return None
+    return _analysis(folder / name)
+
+
+def _analysis(folder: Path) -> Analysis:
+    """Read an analysis folder; maps.json may be missing."""
+    spectra, maps = folder / SPECTRA, folder / MAPS
     content = records.read_json(spectra)
-    if not isinstance(content, dict) or not {"masks", "layers", "tau", "eta"} <= content.keys():
+    if not isinstance(content, dict) or not _NEEDED_SPECTRA.issubset(content) or not content["layers"]:
         raise OutputError(f"{spectra} is not an analysis: expected the file that inheritune analyze writes")
-    maps = folder / name / "maps.json"
     return Analysis(content, records.read_json(maps)["maps"] if maps.is_file() else [])
 
 
@@ -207,7 +276,7 @@ def reference_model(run: Run) -> Model | None:
     if run.reference is None:
         return None
     name = run.reference.get("name") or run.reference.get("model") or "reference"
-    return Model(str(name), run.reference, run.reference_analysis, None)
+    return Model(str(name), run.reference, run.reference_analysis, None, run.reference.get("model"))
 
 
 def models(runs: Sequence[Run]) -> list[Model]:
@@ -222,8 +291,14 @@ def models(runs: Sequence[Run]) -> list[Model]:
         if model is not None:
             key = _identity(model)
             merged[key] = _merge(merged[key], model) if key in merged else model
-    results = [Model(run.label, run.result, run.result_analysis, run) for run in runs]
+    results = [Model(run.label, run.result, run.result_analysis, run, _result_model(run)) for run in runs]
     return [*_distinct(list(merged.values()), {run.label for run in runs}), *results]
+
+
+def _result_model(run: Run) -> str | None:
+    """Return the folder of a run's result, which the record names within the run's own."""
+    name = run.result.get("model")
+    return None if name is None else str(run.path / str(name))
 
 
 def same_reference(one: Run, other: Run) -> bool:
@@ -241,7 +316,7 @@ def _identity(model: Model) -> str:
 
 def _merge(first: Model, second: Model) -> Model:
     known = {key: value for key, value in first.record.items() if value is not None}
-    return Model(first.label, second.record | known, first.analysis or second.analysis, None)
+    return Model(first.label, second.record | known, first.analysis or second.analysis, None, first.name or second.name)
 
 
 def _distinct(references: list[Model], taken: set[str]) -> list[Model]:
@@ -252,7 +327,7 @@ def _distinct(references: list[Model], taken: set[str]) -> list[Model]:
         while label in taken:
             label, number = f"{model.label} (reference{'' if number == 2 else f' {number - 1}'})", number + 1
         taken.add(label)
-        named.append(Model(label, model.record, model.analysis, None))
+        named.append(Model(label, model.record, model.analysis, None, model.name))
     return named
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from inheritune.report import format as fmt
 from inheritune.report.load import Analysis, Model, Run, finite
 from inheritune.spectra.result import COLLAPSED_RANK
@@ -104,27 +106,109 @@ def masks(analysis: Analysis) -> list[str]:
 
 
 def layer_rows(model: Model, mask: str) -> list[Row]:
-    """Return MaxRank, AvgMass and laziness of each layer of an analysed model under one mask."""
-    if model.analysis is None or mask not in masks(model.analysis):
+    """Return MaxRank, AvgMass and laziness of each layer of an analysed model under one mask, with the heads' spread.
+
+    `depth` is the place among the model's layers, 0 for the first and 1 for the last. `rank_low`, `rank_q1`,
+    `rank_median`, `rank_q3`, `rank_high` are over the heads (quartiles interpolated linearly), and so for `mass`.
+    `top_head` is the head of MaxRank (the first of several) and `rank_error` the standard error of its Rank, where the
+    record has it. A model that was not analysed under this mask has no rows.
+    """
+    if model.analysis is None or mask not in model.analysis.spectra["masks"]:
         return []
+    last = depth_of(model.analysis) - 1
     return [
         {
             "model": model.label,
             "layer": layer["index"],
+            "depth": layer["index"] / max(last, 1),
             "max_rank": layer[mask]["max_rank"],
             "avg_mass": layer[mask]["avg_mass"],
             "lazy": layer[mask]["lazy"],
+            **_top_head(layer[mask]),
+            **_spread("rank", layer[mask]["rank"]),
+            **_spread("mass", layer[mask]["mass"]),
         }
         for layer in model.analysis.spectra["layers"]
     ]
 
 
-def head_rows(analysis: Analysis, mask: str) -> list[Row]:
-    """Return the Rank of each head under one mask, and whether the head is collapsed (Rank below `COLLAPSED_RANK`)."""
-    return [
-        {"layer": layer["index"], "head": head, "rank": rank, "collapsed": rank < COLLAPSED_RANK}
+def depth_of(analysis: Analysis) -> int:
+    """Return the number of layers of the analysed model; of an older record, up to the last that was analysed."""
+    known = analysis.spectra.get("depth")
+    return int(known) if known else 1 + max(layer["index"] for layer in analysis.spectra["layers"])
+
+
+def _top_head(part: dict[str, Any]) -> Row:
+    head = max(range(len(part["rank"])), key=part["rank"].__getitem__)
+    error = at(part.get("rank_error"), head)
+    return {"heads": len(part["rank"]), "top_head": head} | ({} if error is None else {"rank_error": error})
+
+
+def at(values: Sequence[Any] | None, place: int) -> Any:
+    """Return a value of an optional list of a record, None where the record lacks it."""
+    return None if values is None or place >= len(values) else values[place]
+
+
+def _spread(name: str, values: Sequence[float]) -> Row:
+    points = np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()
+    return {f"{name}_{key}": point for key, point in zip(("low", "q1", "median", "q3", "high"), points, strict=True)}
+
+
+def tau_rows(analysis: Analysis, mask: str) -> list[Row]:
+    """Return MaxRank of each layer for each tau (Fig. 10), nothing when the ranks are known for fewer than two."""
+    rows = [
+        {"tau": f"{float(tau):g}", "layer": layer["index"], "max_rank": max(ranks)}
         for layer in analysis.spectra["layers"]
-        for head, rank in enumerate(layer[mask]["rank"])
+        for tau, ranks in sorted((layer[mask].get("ranks") or {}).items(), key=lambda item: float(item[0]))
+    ]
+    return rows if len({row["tau"] for row in rows}) > 1 else []
+
+
+_PER_HEAD = ("mass", "entropy", "stable_rank", "sink_column", "sink_epsilon")
+
+
+def head_rows(analysis: Analysis, mask: str) -> list[Row]:
+    """Return the Rank of each head under one mask, and whether the head is collapsed (Rank below `COLLAPSED_RANK`).
+
+    Beside them what the record has of `error` (the standard error of Rank), `mass`, `entropy`, `stable_rank`,
+    `sink_column`, `sink_epsilon` and, where both masks were analysed, `class`.
+    """
+    rows: list[Row] = []
+    for layer in analysis.spectra["layers"]:
+        part, classes = layer[mask], head_classes(analysis, layer)
+        for head, rank in enumerate(part["rank"]):
+            row = {"layer": layer["index"], "head": head, "rank": rank, "collapsed": rank < COLLAPSED_RANK}
+            more = {"error": at(part.get("rank_error"), head), "class": at(classes, head)}
+            more |= {key: at(part.get(key), head) for key in _PER_HEAD}
+            rows.append(row | {key: value for key, value in more.items() if value is not None})
+    return rows
+
+
+def head_classes(analysis: Analysis, layer: dict[str, Any]) -> list[str] | None:
+    """Return the class of each head of a layer: `sink`, `uniform` or `potent`; None unless both masks were analysed."""
+    if len(analysis.spectra["masks"]) < 2:
+        return None
+    if layer.get("classes"):
+        return list(layer["classes"])
+    pairs = zip(layer["causal"]["rank"], layer["full"]["rank"], strict=True)
+    return [
+        "sink" if causal < COLLAPSED_RANK else "uniform" if full < COLLAPSED_RANK else "potent"
+        for causal, full in pairs
+    ]
+
+
+def class_rows(analysis: Analysis) -> list[Row]:
+    """Return the class of each head with its Rank under both masks; nothing unless both were analysed."""
+    return [
+        {
+            "layer": layer["index"],
+            "head": head,
+            "class": name,
+            "causal": layer["causal"]["rank"][head],
+            "full": layer["full"]["rank"][head],
+        }
+        for layer in analysis.spectra["layers"]
+        for head, name in enumerate(head_classes(analysis, layer) or [])
     ]
 
 

@@ -116,6 +116,32 @@ def settings(run: Run) -> list[tuple[str, str]]:
         ("method", record["method"]),
         ("seed", record.get("seed")),
         ("created", record.get("created")),
+        *_environment(environment),
+        *((f"data: {key.replace('_', ' ')}", _plain(value)) for key, value in data.items()),
+        *_analysis_settings(run),
+    ]
+    return [(name, fmt.NOTHING if value is None else str(value)) for name, value in pairs]
+
+
+def study_settings(model: Model) -> list[tuple[str, str]]:
+    """Return what it takes to make an analysis again, as names and values."""
+    spectra = model.analysis.spectra if model.analysis else {}
+    pairs: list[tuple[str, Any]] = [
+        ("model", spectra.get("model")),
+        ("τ", ", ".join(f"{tau:g}" for tau in spectra.get("taus") or [spectra.get("tau")] if tau is not None)),
+        ("η", spectra.get("eta")),
+        ("sequences, N", spectra.get("sequences")),
+        ("tokens in each, T", spectra.get("length")),
+        ("masks", ", ".join(spectra.get("masks") or [])),
+        ("created", spectra.get("created")),
+        *_environment(spectra.get("environment") or {}),
+    ]
+    return [(name, fmt.NOTHING if value is None else str(value)) for name, value in pairs]
+
+
+def _environment(environment: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the command, the versions and the hardware of a record."""
+    return [
         ("command", environment.get("command")),
         ("commit", environment.get("commit")),
         ("python", environment.get("python")),
@@ -125,10 +151,7 @@ def settings(run: Run) -> list[tuple[str, str]]:
         ("torch threads", environment.get("torch_threads")),
         ("accelerators", ", ".join(environment.get("accelerators") or []) or "none"),
         *((f"version of {name}", version) for name, version in (environment.get("versions") or {}).items()),
-        *((f"data: {key.replace('_', ' ')}", _plain(value)) for key, value in data.items()),
-        *_analysis_settings(run),
     ]
-    return [(name, fmt.NOTHING if value is None else str(value)) for name, value in pairs]
 
 
 def _analysis_settings(run: Run) -> list[tuple[str, Any]]:

@@ -2,83 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from inheritune.decoder import Decoder, load_model, open_decoder
-from inheritune.errors import ModelError
+from inheritune.decoder import Decoder
+from inheritune.decoder.streaming import StreamedDecoder, load_decoder
+from inheritune.errors import InherituneError, ModelError
 from inheritune.progress import progress
+from inheritune.spectra.blocks import BlockObserver
 from inheritune.spectra.capture import visit_attention
 from inheritune.spectra.checks import check_fit, check_mask, check_tokens, check_weights
+from inheritune.spectra.gradients import gradient_probe
+from inheritune.spectra.heads import HeadTable, measure_heads
+from inheritune.spectra.pieces import DEFAULT_MEMORY, plan_work
 from inheritune.spectra.probe import Mask, Piece
-from inheritune.spectra.rank import approximate_rank, check_fraction, column_mass
+from inheritune.spectra.rank import check_fraction, check_taus
 from inheritune.spectra.result import BothSpectra, Spectra
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
 
-Quantity = Callable[["Tensor"], "Tensor"]
-"""A number for each matrix: (..., T, T) float32 to (...,)."""
-
 
 @overload
 def analyze(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | Decoder | str | Path,
     tokens: Any,
-    tau: float = 0.9,
+    tau: float | Sequence[float] = 0.9,
     eta: float = 0.9,
     mask: Literal["causal", "full"] = "causal",
+    *,
+    memory: int = ...,
+    stream: bool | None = ...,
+    gradients: int = ...,
 ) -> Spectra: ...
 @overload
 def analyze(
-    model: PreTrainedModel | str | Path, tokens: Any, tau: float = 0.9, eta: float = 0.9, *, mask: Literal["both"]
+    model: PreTrainedModel | Decoder | str | Path,
+    tokens: Any,
+    tau: float | Sequence[float] = 0.9,
+    eta: float = 0.9,
+    *,
+    mask: Literal["both"],
+    memory: int = ...,
+    stream: bool | None = ...,
+    gradients: int = ...,
 ) -> BothSpectra: ...
 @overload
 def analyze(
-    model: PreTrainedModel | str | Path, tokens: Any, tau: float = 0.9, eta: float = 0.9, mask: str = "causal"
+    model: PreTrainedModel | Decoder | str | Path,
+    tokens: Any,
+    tau: float | Sequence[float] = 0.9,
+    eta: float = 0.9,
+    mask: str = "causal",
+    *,
+    memory: int = ...,
+    stream: bool | None = ...,
+    gradients: int = ...,
 ) -> Spectra | BothSpectra: ...
 def analyze(
-    model: PreTrainedModel | str | Path, tokens: Any, tau: float = 0.9, eta: float = 0.9, mask: str = "causal"
+    model: PreTrainedModel | Decoder | str | Path,
+    tokens: Any,
+    tau: float | Sequence[float] = 0.9,
+    eta: float = 0.9,
+    mask: str = "causal",
+    *,
+    memory: int = DEFAULT_MEMORY,
+    stream: bool | None = None,
+    gradients: int = 0,
 ) -> Spectra | BothSpectra:
-    """Measure the approximate rank and the column mass of every attention head of a decoder.
+    """Measure every attention head, MLP and block of a decoder, in one forward pass over the tokens.
 
-    Paper (arXiv 2404.08634), section 2, eq. 2 to 4, and appendix C; the paper takes N = T = 100 from validation text.
-    The model is not changed. Attention exists for a few heads at a time, whatever N, T and the depth.
+    Paper (arXiv 2404.08634), section 2, eq. 2 to 4, and appendices C and H; the paper takes N = T = 100 from validation
+    text. See `Spectra` and `BlockMeasures` for what is measured. The model is not changed.
 
     Args:
-        model: a model, a folder in Hugging Face format, or a hub id.
+        model: a model, a folder in Hugging Face format, a hub id, or the decoder that `prepare` has opened.
         tokens: (N, T) integer token ids (NumPy, PyTorch or nested lists), 2 <= T <= the model's context.
-        tau: share of the squared singular values for k*, between 0 and 1.
+        tau: share of the squared singular values for k*, between 0 and 1; with several, the first is the one of `rank`.
         eta: share of the squared column norms for m*, between 0 and 1.
         mask: `"causal"`, the attention that the model computes; `"full"`, the softmax of the same logits without the
             mask; `"both"`.
+        memory: bytes that the work on attention may take beside the model's own forward pass, whatever N, T and layers.
+        stream: read the checkpoint layer by layer, so that a few blocks of it are in memory at a time; None does so
+            when it would fill most of the memory that is free.
+        gradients: number of sequences, the first, that the gradient probe runs on too; 0 leaves it out.
 
     Returns:
         `Spectra`, or `BothSpectra` for `mask="both"`.
 
     Raises:
-        InherituneError: `tau`, `eta` or `mask` is not valid.
+        InherituneError: `tau`, `eta`, `mask`, `memory` or `gradients` is not valid.
         DataError: the tokens are not (N, T) integers that the model can read.
         ModelError: no such model, not a decoder, damaged weights, or a model whose attention cannot be observed.
     """
-    decoder, sequences, masks = prepare(model, tokens, tau, eta, mask)
-    quantities: dict[str, Quantity] = {
-        "rank": lambda matrices: approximate_rank(matrices, tau),
-        "mass": lambda matrices: column_mass(matrices, eta),
-    }
-    tables = measure(decoder, sequences, masks, quantities)
-    found = [_spectra(tables, name, tau, eta, sequences) for name in masks]
+    taus = check_taus(tau)
+    decoder, sequences, masks = prepare(model, tokens, tau, eta, mask, stream, memory)
+    check_gradients(gradients, len(sequences), decoder)
+    observer = BlockObserver(taus[0], eta)
+    table = HeadTable(len(sequences), taus)
+
+    def consume(piece: Piece) -> None:
+        table.put(piece, measure_heads(piece.probabilities, taus, eta))
+
+    with progress("analysing attention", total=len(sequences) * decoder.layers) as advance:
+        visit_attention(decoder, sequences, masks, consume, advance, [observer], memory)
+    found = [_spectra(table, name, eta, sequences.shape[1]) for name in masks]
+    probe = gradient_probe(decoder.model, sequences[:gradients]) if gradients else None
+    found = [replace(each, blocks=observer.measures(), gradients=probe) for each in found]
     return found[0] if len(found) == 1 else BothSpectra(*found)
 
 
 def prepare(
-    model: PreTrainedModel | str | Path, tokens: Any, tau: float, eta: float, mask: str
+    model: PreTrainedModel | Decoder | str | Path,
+    tokens: Any,
+    tau: float | Sequence[float],
+    eta: float,
+    mask: str,
+    stream: bool | None = None,
+    memory: int = DEFAULT_MEMORY,
 ) -> tuple[Decoder, Tensor, tuple[Mask, ...]]:
     """Check everything that `analyze` is given, cheapest first, and return it ready for use.
 
@@ -87,77 +133,51 @@ def prepare(
     """
     from transformers import PreTrainedModel
 
-    check_fraction("tau", tau)
+    check_taus(tau)
     check_fraction("eta", eta)
     masks = check_mask(mask)
     sequences = check_tokens(tokens)
-    if not isinstance(model, PreTrainedModel | str | Path):
+    if not isinstance(model, PreTrainedModel | Decoder | str | Path):
         raise ModelError(f"the model is a {type(model).__name__}: expected a PreTrainedModel, a folder or a hub id")
-    decoder = open_decoder(load_model(model))
+    decoder = model if isinstance(model, Decoder) else load_decoder(model, stream)
     check_fit(decoder, sequences)
-    check_weights(decoder)
+    plan_work(sequences.shape[1], memory, decoder.model.get_input_embeddings().weight.device)
+    if not isinstance(decoder, StreamedDecoder):
+        check_weights(decoder)
     return decoder, sequences, masks
 
 
-@dataclass
-class Table:
-    """The values of some quantities for every head and sequence, filled in piece by piece.
-
-    Attributes:
-        sequences: number of sequences N.
-        values: for each (quantity, mask, layer, head) the N values, NaN until they are measured.
-    """
-
-    sequences: int
-    values: dict[tuple[str, Mask, int, int], NDArray[np.float64]] = field(default_factory=dict)
-
-    def put(self, quantity: str, piece: Piece, numbers: Tensor) -> None:
-        """Store (sequences, heads) `numbers` measured on a piece."""
-        rows = slice(piece.sequence, piece.sequence + len(numbers))
-        for head, column in enumerate(numbers.cpu().numpy().T, start=piece.head):
-            key = (quantity, piece.mask, piece.layer, head)
-            self.values.setdefault(key, np.full(self.sequences, np.nan))[rows] = column
-
-    def means(self, quantity: str, mask: Mask) -> tuple[NDArray[np.float64], tuple[int, ...]]:
-        """Return the means over the sequences, (layers, heads) float64, and the index of each row's layer."""
-        wanted = {key[2:]: value for key, value in self.values.items() if key[:2] == (quantity, mask)}
-        layers = sorted({layer for layer, _ in wanted})
-        means = np.full((len(layers), 1 + max(head for _, head in wanted)), np.nan)
-        for (layer, head), value in wanted.items():
-            means[layers.index(layer), head] = value.mean()
-        return means, tuple(layers)
-
-
-def measure(
-    decoder: Decoder, tokens: Tensor, masks: tuple[Mask, ...], quantities: dict[str, Quantity], show: bool = True
-) -> Table:
-    """Measure every quantity on every attention matrix of the decoder.
-
-    Args:
-        decoder: the model.
-        tokens: (N, T) int64, valid for the model.
-        masks: which softmaxes to measure.
-        quantities: what to measure, by name.
-        show: whether to show progress.
+def check_gradients(gradients: int, sequences: int, decoder: Decoder) -> None:
+    """Refuse a gradient probe on more sequences than there are, or on a model that is read layer by layer.
 
     Raises:
-        ModelError: the model's attention cannot be observed.
+        InherituneError: naming what was passed.
     """
-    table = Table(len(tokens))
-
-    def consume(piece: Piece) -> None:
-        for name, quantity in quantities.items():
-            table.put(name, piece, quantity(piece.probabilities))
-
-    if not show:
-        visit_attention(decoder, tokens, masks, consume)
-        return table
-    with progress("analysing attention", total=len(tokens) * decoder.layers) as advance:
-        visit_attention(decoder, tokens, masks, consume, advance)
-    return table
+    if not 0 <= gradients <= sequences:
+        raise InherituneError(f"gradients of {gradients} sequences: expected 0 to {sequences}, the sequences given")
+    if gradients and isinstance(decoder, StreamedDecoder):
+        raise InherituneError(
+            "the gradient probe needs the whole model in memory, which is read layer by layer here: pass gradients=0 "
+            "(leave out --gradients) or stream=False"
+        )
 
 
-def _spectra(table: Table, mask: Mask, tau: float, eta: float, tokens: Tensor) -> Spectra:
-    rank, layers = table.means("rank", mask)
-    mass, _ = table.means("mass", mask)
-    return Spectra(rank, mass, tau, eta, mask, tokens.shape[0], tokens.shape[1], layers)
+def _spectra(table: HeadTable, mask: Mask, eta: float, length: int) -> Spectra:
+    """Return what was measured under one mask."""
+    means, errors = table.means(mask), table.rank_errors(mask)
+    return Spectra(
+        rank=means.rank[..., 0],
+        mass=means.mass,
+        tau=table.taus[0],
+        eta=eta,
+        mask=mask,
+        sequences=table.sequences,
+        length=length,
+        layers_index=table.layers(),
+        ranks={tau: means.rank[..., index] for index, tau in enumerate(table.taus)},
+        rank_error=errors[..., 0],
+        entropy=means.entropy,
+        stable_rank=means.stable_rank,
+        sink_column=means.sink_column.astype(np.int64),
+        sink_epsilon=means.sink_epsilon,
+    )

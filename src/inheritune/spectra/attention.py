@@ -134,6 +134,8 @@ def eager_difference(inputs: AttentionInputs, output: Tensor, options: dict[str,
     Returns:
         The largest difference relative to the largest value, or None where the source file has no such function.
     """
+    import torch
+
     eager = _own_eager(inputs.module)
     if eager is None:
         return None
@@ -144,6 +146,8 @@ def eager_difference(inputs: AttentionInputs, output: Tensor, options: dict[str,
         if name != "dropout" and option is not None
     }
     mask = None if inputs.mask is None else part(inputs.mask, first, slice(None))[..., last, : inputs.key.shape[2]]
+    if mask is not None and mask.dtype.is_signed is False:  # eager functions add their mask
+        mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
     query, key, value = (tensor[first].float() for tensor in (inputs.query, inputs.key, inputs.value))
     expected, _ = eager(inputs.module, query[..., last, :], key, value, mask, **cut)
     difference = (expected.float() - output[first, last]).abs().max()

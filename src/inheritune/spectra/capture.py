@@ -9,18 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from inheritune.decoder import Decoder, evaluating
+from inheritune.decoder.streaming import StreamedDecoder
 from inheritune.errors import ModelError
 from inheritune.spectra import hooks
 from inheritune.spectra.interface import IMPLEMENTATION, active
-from inheritune.spectra.probe import PIECE_BYTES, Consumer, Mask, Probe
+from inheritune.spectra.pieces import DEFAULT_MEMORY, plan_work
+from inheritune.spectra.probe import Consumer, Mask, Probe
+from inheritune.spectra.streaming import run_by_layer
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
+
+CHUNK_BYTES = 96 * 2**20
+"""Memory for the activations of the model's own forward pass: it decides how many sequences run at a time."""
+
+Observer = Callable[[Decoder], AbstractContextManager[None]]
 
 
 def visit_attention(
@@ -29,6 +36,8 @@ def visit_attention(
     masks: Sequence[Mask],
     consumer: Consumer,
     advance: Callable[[int], None] = lambda count: None,
+    observers: Sequence[Observer] = (),
+    memory: int = DEFAULT_MEMORY,
 ) -> None:
     """Run `tokens` through the decoder and hand every layer's attention probabilities to `consumer`, piece by piece.
 
@@ -40,26 +49,34 @@ def visit_attention(
         decoder: the model.
         tokens: (N, T) int64, valid for the model, T >= 2.
         masks: which softmaxes are wanted.
-        consumer: called with each piece; the layers of one chunk of sequences in order, then the next chunk.
+        consumer: called with each piece, from several threads at once; the layers of one chunk of sequences in order,
+            then the next chunk. A streamed model does all chunks of one layer before the next layer.
         advance: called with the number of sequences that have passed one more block.
+        observers: called with the decoder, each gives a context that is open during the forward passes, for hooks of
+            its own on the blocks.
+        memory: bytes that the attention probabilities and the work of `consumer` on them may take, beside the forward
+            pass itself; `consumer` is taken to need six times the memory of the piece it is handed.
 
     Raises:
         ModelError: the model cannot be probed, by name and reason.
+        InherituneError: `memory` is too small for one attention matrix.
     """
     import torch
 
     tokens = tokens.to(decoder.model.get_input_embeddings().weight.device)
+    plan_work(tokens.shape[1], memory, tokens.device)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(decoder.model))
-        probe = Probe(decoder, masks, consumer)
+        probe = Probe(decoder, masks, consumer, memory=memory)
         watch, trial = _way_to_watch(decoder, tokens[:1, :2])
         whole_heads = 0
         if watch is _watched_hooks:
-            hooks.check_masks(probe)
             whole_heads = trial.heads
         stack.enter_context(watch(probe))
-        size = PIECE_BYTES // _bytes_per_sequence(decoder, tokens.shape[1], whole_heads)
+        for observer in observers:
+            stack.enter_context(observer(decoder))
+        size = CHUNK_BYTES // _bytes_per_sequence(decoder, tokens.shape[1], whole_heads)
         _run_chunks(probe, tokens, max(1, size), advance)
 
 
@@ -80,11 +97,21 @@ def _way_to_watch(decoder: Decoder, tokens: Tensor) -> tuple[Callable[[Probe], A
 
 def _run_chunks(probe: Probe, tokens: Tensor, size: int, advance: Callable[[int], None]) -> None:
     """Run the base model (without the head, whose logits nobody needs) on `size` sequences at a time."""
-    for start in range(0, len(tokens), size):
-        chunk = tokens[start : start + size]
-        probe.begin_chunk(start)
-        with _watched_blocks(probe, partial(advance, len(chunk))):
-            probe.decoder.model.base_model(input_ids=chunk, use_cache=False)
+    decoder, chunks = probe.decoder, tokens.split(size)
+
+    def begin(number: int, layer: int = 0) -> None:
+        probe.begin_chunk(number * size)
+
+    def run(number: int) -> None:
+        decoder.model.base_model(input_ids=chunks[number], use_cache=False)
+
+    with _watched_blocks(probe, lambda: advance(len(chunks[probe.sequence // size]))):
+        if isinstance(decoder, StreamedDecoder):
+            run_by_layer(decoder, len(chunks), run, begin, trial=not probe.masks)
+            return
+        for number in range(len(chunks)):
+            begin(number)
+            run(number)
 
 
 @contextmanager
@@ -95,7 +122,9 @@ def _watched_interface(probe: Probe) -> Iterator[None]:
 
 @contextmanager
 def _watched_hooks(probe: Probe) -> Iterator[None]:
-    with hooks.watched_modules(probe), _implementation(probe.decoder.model, "eager"):
+    name = probe.decoder.config._attn_implementation
+    plain = name if name in ("eager", "sdpa") else "eager"  # no other says how it comes by its probabilities
+    with hooks.watched_modules(probe), _implementation(probe.decoder.model, plain):
         yield
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import ModelError
-from inheritune.spectra.attention import AttentionInputs, eager_difference
-from inheritune.spectra.probe import PIECE_BYTES, Probe
+from inheritune.spectra.attention import AttentionInputs, eager_difference, part
+from inheritune.spectra.pieces import cached_size, map_in_threads, plan_work
+from inheritune.spectra.probe import Probe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,10 +29,10 @@ _active: ContextVar[Probe] = ContextVar("inheritune_active_probe")
 def active(probe: Probe) -> Iterator[None]:
     """Register the attention function and send what it sees to `probe`."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(IMPLEMENTATION, attend)
-    AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+    AttentionMaskInterface.register(IMPLEMENTATION, partial(_mask, probe))
     token = _active.set(probe)
     try:
         yield
@@ -59,28 +61,62 @@ def attend(
     if probe.layer is not None:
         _check_unmasked_is_defined(probe, inputs)
     output = torch.empty(n, rows, heads, value.shape[-1], dtype=torch.float32, device=query.device)
-    for cut in _pieces(n, heads, rows * key.shape[2]):
+
+    def attend_piece(cut: tuple[slice, slice]) -> None:
         output[cut[0], :, cut[1]] = _attend_piece(probe, inputs, *cut)
+
+    plan = plan_work(max(rows, key.shape[2]), probe.memory, query.device)
+    map_in_threads(attend_piece, _pieces(n, heads, plan.matrices), plan.workers)
     if probe.layer is not None:
         _check_against_eager(probe, inputs, output, options)
         probe.pass_heads(heads)
     return output.to(value.dtype), None
 
 
+def _mask(probe: Probe, batch_size: int, *args: Any, attention_mask: Tensor | None = None, **options: Any) -> Any:
+    """Return the mask that the model gets under its usual implementation, for one sequence and shared by all.
+
+    Without padding all sequences have the same mask. A model that can run under SDPA is made for masks of truth values,
+    a quarter of the size of eager attention's masks of numbers; any other gets those.
+    """
+    from transformers.masking_utils import eager_mask, sdpa_mask
+
+    alone = attention_mask is None
+    make = sdpa_mask if getattr(probe.decoder.model, "_supports_sdpa", False) else eager_mask
+    options |= {"attention_mask": attention_mask, "allow_is_causal_skip": False}
+    mask = make(1 if alone else batch_size, *args, **options)
+    return mask.expand(batch_size, *mask.shape[1:]) if alone and mask is not None else mask
+
+
 def _attend_piece(probe: Probe, inputs: AttentionInputs, sequences: slice, heads: slice) -> Tensor:
     """Emit the probabilities of some sequences and heads and return the mixed values."""
-    logits = inputs.logits(sequences, heads)
     if "full" in probe.masks:
-        probe.emit("full", sequences.start, heads.start, inputs.probabilities(logits, sequences, heads))
-    causal = inputs.probabilities(inputs.masked(logits, sequences, heads), sequences, heads)
-    del logits
+        probe.emit("full", sequences.start, heads.start, _weights(inputs, sequences, heads, masked=False))
+    causal = _weights(inputs, sequences, heads, masked=True)
+    mixed = inputs.mix(causal, sequences, heads)
     probe.emit("causal", sequences.start, heads.start, causal)
-    return inputs.mix(causal, sequences, heads)
+    return mixed
 
 
-def _pieces(sequences: int, heads: int, entries: int) -> Iterator[tuple[slice, slice]]:
-    """Cut sequences x heads matrices of `entries` entries into pieces of at most PIECE_BYTES, whole heads first."""
-    matrices = max(1, PIECE_BYTES // (3 * 4 * entries))  # logits, masked logits and their softmax, float32
+def _weights(inputs: AttentionInputs, sequences: slice, heads: slice, masked: bool) -> Tensor:
+    """Return the probabilities of some sequences and heads, made in the memory of their logits."""
+    logits = inputs.logits(sequences, heads)
+    matrices = logits.view(-1, *logits.shape[-2:])
+    if masked and inputs.mask is not None:
+        mask = part(inputs.mask, sequences, heads)[..., : logits.shape[-1]]
+        if mask.dtype.is_signed:
+            logits += mask
+        else:
+            logits.masked_fill_(~mask, float("-inf"))
+    if inputs.sinks is not None:
+        return inputs.probabilities(logits, sequences, heads)
+    for few in matrices.split(cached_size(matrices)):
+        few.copy_(few.softmax(dim=-1))
+    return logits
+
+
+def _pieces(sequences: int, heads: int, matrices: int) -> Iterator[tuple[slice, slice]]:
+    """Cut sequences x heads into pieces of at most so many matrices, whole heads first."""
     head_step = min(heads, matrices)
     sequence_step = max(1, matrices // heads)
     for sequence in range(0, sequences, sequence_step):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inheritune.decoder import Decoder
 from inheritune.spectra.analysis import prepare
 from inheritune.spectra.capture import visit_attention
 from inheritune.spectra.probe import Mask, Piece
@@ -22,7 +23,7 @@ MAP_TOKENS = 128
 
 
 def attention_maps(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | Decoder | str | Path,
     tokens: Any,
     spectra: Spectra | BothSpectra,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -50,7 +51,7 @@ def attention_maps(
         for (mask, _), (row, head) in wanted.items():
             layer, local = parts[0].layers_index[row], head - piece.head
             if (mask, layer) == (piece.mask, piece.layer) and 0 <= local < piece.probabilities.shape[1]:
-                matrices[mask, layer, head] = piece.probabilities[0, local].cpu()
+                matrices[mask, layer, head] = piece.probabilities[0, local].cpu().clone()
 
     visit_attention(decoder, first, [part.mask for part in parts], keep)
     names = None if tokenizer is None else [tokenizer.decode([token]) for token in first[0].tolist()]

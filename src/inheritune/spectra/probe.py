@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Literal
 
 from inheritune.decoder import Decoder
 from inheritune.errors import ModelError
+from inheritune.spectra.pieces import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Mask = Literal["causal", "full"]
 """`causal`: what the model computes. `full`: the softmax of the very same logits without the mask."""
-
-PIECE_BYTES = 64 * 2**20
-"""Memory for the logits and probabilities of one piece, and for the activations of one chunk of sequences."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class Piece:
 
 
 Consumer = Callable[[Piece], None]
+"""Takes a piece; it may be called from several threads at once, each with a piece of its own."""
 
 
 @dataclass
@@ -53,7 +52,8 @@ class Probe:
         layer: the block that is running, or None between blocks.
         head: number of heads that the block's attention modules have had so far.
         heads: the most heads that a block has had.
-        entered: blocks that have run in this forward pass.
+        memory: bytes that the work on the pieces may take.
+        entered: for each chunk, by its first sequence, the blocks that have run on it.
     """
 
     decoder: Decoder
@@ -63,7 +63,8 @@ class Probe:
     layer: int | None = None
     head: int = 0
     heads: int = 0
-    entered: set[int] = field(default_factory=set)
+    memory: int = DEFAULT_MEMORY
+    entered: dict[int, set[int]] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -76,9 +77,8 @@ class Probe:
         return self.sequence == 0 and bool(self.masks)
 
     def begin_chunk(self, sequence: int) -> None:
-        """Note that a forward pass begins whose first sequence is number `sequence`."""
+        """Note that what runs next is the chunk whose first sequence is number `sequence`."""
         self.sequence = sequence
-        self.entered.clear()
 
     def enter(self, layer: int) -> None:
         """Note that block `layer` begins.
@@ -86,9 +86,10 @@ class Probe:
         Raises:
             ModelError: the model is recurrent in depth; one matrix per layer and head would not describe it.
         """
-        if layer in self.entered:
+        entered = self.entered.setdefault(self.sequence, set())
+        if layer in entered:
             raise ModelError(f"cannot analyse {self.family}: it runs layer {layer} more than once in a forward pass")
-        self.entered.add(layer)
+        entered.add(layer)
         self.layer, self.head = layer, 0
 
     def leave(self) -> None:

@@ -1,29 +1,36 @@
 """How much of an attention matrix a few directions or a few columns hold: pure arithmetic, no model.
 
-Every function takes a batch of attention matrices of shape (..., T, T), any float dtype, on any device, and works
-in float64 on bounded pieces of the batch. Source: Sanyal et al., arXiv 2404.08634, section 2 and appendices C and H.
+Every function takes a batch of attention matrices of shape (..., T, T), any float dtype, on any device. The counts k*
+and m* are those of a float64 computation on every matrix: what float32 leaves open, because a cumulative share lies
+within its rounding of the threshold, is computed in float64. Source: Sanyal et al., arXiv 2404.08634, section 2 and
+appendices C and H.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inheritune.errors import InherituneError
+from inheritune.spectra.certificate import certify, rounding
+from inheritune.spectra.pieces import cached_size, in_pieces
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-PIECE_BYTES = 16 * 2**20
-"""Size of the float64 copy of the matrices that one worker handles at a time."""
 
 SLACK = 1e-12
 """Share by which a cumulative sum may miss its threshold and still count as reaching it.
 
 An exact tie, such as 90 of the 100 equal singular values of an identity at tau = 0.9, is reached in exact arithmetic;
 float64 rounding (about T * 1e-16) must not decide it."""
+
+DOUBLE_BYTES = 32 * 2**20
+"""Size of the float64 copies that one worker makes at a time, or of one matrix where that is more."""
+
+POWER_STEPS = 8
+"""Products with A^T A for the largest singular value of a matrix of which it holds nine tenths: each divides the error
+of its square by 80 or more."""
 
 
 class SinkCollapse(NamedTuple):
@@ -38,27 +45,49 @@ class SinkCollapse(NamedTuple):
     epsilon: Tensor
 
 
+class RankAndMass(NamedTuple):
+    """Both counts of each matrix.
+
+    Attributes:
+        rank: (...,) int64, k*(tau), or (taus, ...) for several tau.
+        mass: (...,) int64, m*(eta).
+    """
+
+    rank: Tensor
+    mass: Tensor
+
+
 def squared_singular_values(matrices: Tensor) -> Tensor:
     """Return the squared singular values of each matrix, largest first, (..., T) float64.
 
     They are the eigenvalues of the float64 Gram matrix A^T A: the same shares of the squared Frobenius norm as a
     float64 SVD gives, for about half the work. An eigenvalue below zero by rounding is zero.
-    """
-    return _in_pieces(_spectrum, matrices)
-
-
-def approximate_rank(matrices: Tensor, tau: float = 0.9) -> Tensor:
-    """Return the approximate rank k*(tau) of each matrix, (...,) int64 (paper, section 2, eq. 2).
-
-    k* is the least k for which the k largest squared singular values reach `tau` of the sum of all. Most collapsed
-    heads are proved to have k* = 1 by a lower bound on the largest singular value; the spectrum decides the others.
 
     Raises:
-        InherituneError: `tau` is not between 0 and 1.
         ValueError: a matrix holds NaN or infinity.
     """
-    check_fraction("tau", tau)
-    return _in_pieces(lambda piece: _rank(piece, tau), matrices)
+    return in_pieces(lambda piece: (_spectrum(piece),), matrices)[0]
+
+
+def approximate_rank(matrices: Tensor, tau: float | Sequence[float] = 0.9) -> Tensor:
+    """Return the approximate rank k*(tau) of each matrix, int64 (paper, section 2, eq. 2).
+
+    k* is the least k for which the k largest squared singular values reach `tau` of the sum of all.
+
+    Args:
+        matrices: (..., T, T).
+        tau: one share, or several at once.
+
+    Returns:
+        (...,) for one tau, (taus, ...) for several.
+
+    Raises:
+        InherituneError: a tau is not between 0 and 1.
+        ValueError: a matrix holds NaN or infinity.
+    """
+    taus = check_taus(tau)
+    ranks = in_pieces(lambda piece: (piece_rank(piece, columns_of(piece), taus)[0],), matrices)[0].movedim(-1, 0)
+    return ranks[0] if isinstance(tau, Real) else ranks
 
 
 def column_mass(matrices: Tensor, eta: float = 0.9) -> Tensor:
@@ -71,12 +100,42 @@ def column_mass(matrices: Tensor, eta: float = 0.9) -> Tensor:
         ValueError: a matrix holds NaN or infinity.
     """
     check_fraction("eta", eta)
+    return in_pieces(lambda piece: (piece_mass(piece, columns_of(piece), eta),), matrices)[0]
 
-    def mass(piece: Tensor) -> Tensor:
-        norms = piece.double().square().sum(dim=-2)
-        return _count_to_reach(norms.sort(dim=-1, descending=True).values, eta)
 
-    return _in_pieces(mass, matrices)
+def rank_and_mass(matrices: Tensor, tau: float | Sequence[float] = 0.9, eta: float = 0.9) -> RankAndMass:
+    """Return `approximate_rank` and `column_mass` of each matrix, with one pass over the columns for both.
+
+    Raises:
+        InherituneError: a share is not between 0 and 1.
+        ValueError: a matrix holds NaN or infinity.
+    """
+    taus = check_taus(tau)
+    check_fraction("eta", eta)
+
+    def both(piece: Tensor) -> tuple[Tensor, Tensor]:
+        columns = columns_of(piece)
+        return piece_rank(piece, columns, taus)[0], piece_mass(piece, columns, eta)
+
+    ranks, mass = in_pieces(both, matrices)
+    ranks = ranks.movedim(-1, 0)
+    return RankAndMass(ranks[0] if isinstance(tau, Real) else ranks, mass)
+
+
+def stable_rank(matrices: Tensor) -> Tensor:
+    """Return the stable rank of each matrix, ||A||_F^2 / ||A||_2^2, (...,) float64, right to about 1e-5 of itself.
+
+    It is the rank without a threshold, at least 1 and at most the rank (Rudelson and Vershynin 2007).
+
+    Raises:
+        ValueError: a matrix holds NaN or infinity.
+    """
+
+    def stable(piece: Tensor) -> tuple[Tensor]:
+        columns = columns_of(piece)
+        return (piece_stable_rank(piece, piece_rank(piece, columns, (0.9,))[1]),)
+
+    return in_pieces(stable, matrices)[0]
 
 
 def sink_collapse(matrices: Tensor) -> SinkCollapse:
@@ -101,82 +160,169 @@ def check_fraction(name: str, value: float) -> None:
         raise InherituneError(f"{name} is {value!r}: expected a number between 0 and 1, both excluded, such as 0.9")
 
 
-def _rank(piece: Tensor, tau: float) -> Tensor:
-    """Return k*(tau) of a (n, T, T) batch: 1 where that is proved cheaply, else from the spectrum."""
+def check_taus(tau: float | Sequence[float]) -> tuple[float, ...]:
+    """Return one or several tau as a tuple of different numbers, in the order given.
+
+    Raises:
+        InherituneError: there is none, or one is not between 0 and 1.
+    """
+    several = isinstance(tau, Sequence) and not isinstance(tau, str)
+    taus: tuple[Any, ...] = tuple(tau) if several else (tau,)  # type: ignore[arg-type]
+    if not taus:
+        raise InherituneError("tau is empty: expected a number between 0 and 1, such as 0.9, or several")
+    for each in taus:
+        check_fraction("tau", each)
+    return tuple(dict.fromkeys(float(each) for each in taus))
+
+
+def piece_mass(piece: Tensor, columns: Columns, eta: float) -> Tensor:
+    """Return m*(eta) (n,) of a (n, T, T) batch given its columns."""
+    cumulative = columns.norms.sort(dim=-1, descending=True).values.double().cumsum(dim=-1)
+    shares = cumulative / cumulative[:, -1:]
+    mass = _count_to_reach(shares, eta)
+    unsure = _is_near(shares, mass, eta, rounding(piece.shape[-1]))
+    for chosen in _few_at_a_time(unsure, piece.shape[-1]):
+        norms = _double(piece[chosen]).square_().sum(dim=-2).sort(dim=-1, descending=True).values
+        mass[chosen] = _count_to_reach(norms.cumsum(dim=-1) / norms.sum(dim=-1, keepdim=True), eta).to(mass.device)
+    return mass
+
+
+def piece_rank(piece: Tensor, columns: Columns, taus: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return k* (n, taus) of a (n, T, T) batch and the largest squared singular value's share of their sum (n,).
+
+    From the cheapest proof to the dearest: a column or the column sums alone hold tau (k* = 1); a certificate on a
+    small subspace; all eigenvalues of the float32 Gram matrix; all of the float64 one where float32 leaves k* open. The
+    largest share is NaN where the first proof sufficed: it was not needed.
+    """
     import torch
 
-    rank = torch.ones(piece.shape[0], dtype=torch.int64, device=piece.device)
-    unproved = ~_is_surely_rank_one(piece, tau)
-    if unproved.any():
-        rank[unproved] = _count_to_reach(_spectrum(piece[unproved]), tau)
-    return rank
+    rank = torch.ones(len(piece), len(taus), dtype=torch.int64, device=piece.device)
+    top = torch.full((len(piece),), torch.nan, dtype=torch.float32, device=piece.device)
+    rest = (~_is_surely_rank_one(columns, max(taus))).nonzero()[:, 0]
+    if len(rest) == 0:
+        return rank, top
+    gram = torch.cat([_scaled_gram(piece[part]) for part in rest.split(cached_size(piece))])
+    rank[rest], top[rest] = certify(gram, taus)
+    left = (rank[rest, 0] == 0).nonzero()[:, 0]
+    if len(left):
+        spectrum = torch.linalg.eigvalsh(gram if len(left) == len(gram) else gram[left]).flip(-1)
+        del gram
+        rank[rest[left]] = _ranks_of_spectra(piece, rest[left], spectrum, taus)
+        top[rest[left]] = spectrum[:, 0]
+    return rank, top
 
 
-def _is_surely_rank_one(piece: Tensor, tau: float) -> Tensor:
-    """Return, for each matrix of a (n, T, T) batch, whether k*(tau) = 1 is proved; False says nothing.
+def piece_stable_rank(piece: Tensor, top: Tensor) -> Tensor:
+    """Return the stable rank (n,) float64 of a (n, T, T) batch, given `top` as `piece_rank` returns it.
 
-    ||A v||^2 / ||v||^2 is a lower bound of the largest squared singular value for any v. The column sums v = A^T 1
-    are its right singular vector when all rows of A are equal, the only way a row-stochastic A can have rank 1.
-    The entries are not negative, so a float32 sum of T terms is right to T * 2^-24 of itself; the margin covers it.
+    Where `top` is NaN the matrix is nearly of rank one, and a few power steps on A^T A find its largest singular value.
     """
+    import torch
+
+    share = top.double() if top.device.type != "mps" else top
+    near = share.isnan().nonzero()[:, 0]
+    if len(near):
+        matrices = piece[near].float()
+        vector = matrices.sum(dim=-2).unsqueeze(-1)
+        for _ in range(POWER_STEPS):
+            vector = torch.bmm(matrices.mT, torch.bmm(matrices, vector))
+            vector /= torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
+        image = torch.bmm(matrices, vector).square().sum(dim=(-2, -1))
+        share[near] = (image / matrices.square().sum(dim=(-2, -1))).to(share.dtype)
+    return 1.0 / share
+
+
+class Columns(NamedTuple):
+    """The columns of n matrices: their squared norms and their sums, each (n, T) float32."""
+
+    norms: Tensor
+    sums: Tensor
+
+
+def columns_of(piece: Tensor) -> Columns:
+    """Return the columns' norms and sums of a (n, T, T) batch, both while the matrices are in the cache.
+
+    Raises:
+        ValueError: a matrix holds NaN or infinity.
+    """
+    import torch
+
+    norms, sums = [], []
+    for part in piece.split(cached_size(piece)):
+        norms.append(part.float().square().sum(dim=-2))
+        sums.append(part.float().sum(dim=-2))
+    columns = Columns(torch.cat(norms), torch.cat(sums))
+    if not columns.norms.sum().isfinite():
+        raise ValueError("an attention matrix holds NaN or infinity")
+    return columns
+
+
+def _is_surely_rank_one(columns: Columns, tau: float) -> Tensor:
+    """Return, for each of n matrices, whether k*(tau) = 1 is proved by its columns alone; False says nothing.
+
+    ||A v||^2 and ||A^T v||^2 are lower bounds of the largest squared singular value for any unit vector v. Two are had
+    for nothing: the unit vector of the largest column, which proves a sink, and the even vector, which A^T takes to the
+    column sums: it proves that all rows are nearly equal, as in an even average without a mask.
+    """
+    length = columns.norms.shape[-1]
+    threshold = (tau + rounding(length)) * columns.norms.sum(dim=-1)
+    return (columns.norms.amax(dim=-1) > threshold) | (columns.sums.square().sum(dim=-1) / length > threshold)
+
+
+def _scaled_gram(piece: Tensor) -> Tensor:
+    """Return A^T A / ||A||_F^2 of a (n, T, T) batch, float32."""
     import torch
 
     piece = piece.float()
-    total = piece.square().sum(dim=(-2, -1))
-    direction = piece.sum(dim=-2)
-    image = torch.einsum("nij,nj->ni", piece, direction)
-    bound = image.square().sum(dim=-1) / direction.square().sum(dim=-1)
-    margin = 1.0 + 16 * piece.shape[-1] * torch.finfo(torch.float32).eps
-    return bound > tau * margin * total
+    gram = torch.bmm(piece.mT, piece)
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    return gram.div_(trace[:, None, None])
+
+
+def _ranks_of_spectra(piece: Tensor, chosen: Tensor, spectrum: Tensor, taus: Sequence[float]) -> Tensor:
+    """Return k* (m, taus) of the chosen matrices from their float32 eigenvalues, (m, T), largest first."""
+    import torch
+
+    cumulative = spectrum.double().clamp_(min=0).cumsum(dim=-1)
+    shares = cumulative / cumulative[:, -1:]
+    ranks = torch.stack([_count_to_reach(shares, tau) for tau in taus], dim=-1)
+    doubts = [_is_near(shares, ranks[:, i], tau, rounding(piece.shape[-1])) for i, tau in enumerate(taus)]
+    for doubtful in _few_at_a_time(torch.stack(doubts).any(dim=0), piece.shape[-1]):
+        cumulative = _spectrum(piece[chosen[doubtful]]).cumsum(dim=-1)
+        exact = [_count_to_reach(cumulative / cumulative[:, -1:], tau) for tau in taus]
+        ranks[doubtful] = torch.stack(exact, dim=-1).to(ranks.device)
+    return ranks
 
 
 def _spectrum(piece: Tensor) -> Tensor:
+    """Return the eigenvalues of A^T A of a (n, T, T) batch, (n, T) float64, largest first."""
     import torch
 
-    piece = piece.double()
+    piece = _double(piece)
     return torch.linalg.eigvalsh(piece.mT @ piece).flip(-1).clamp_(min=0)
 
 
-def _count_to_reach(parts: Tensor, share: float) -> Tensor:
-    """Return how many of the leading `parts` (..., T), added up, reach `share` of their sum."""
-    cumulative = parts.cumsum(dim=-1)
-    threshold = share * (1 - SLACK) * cumulative[..., -1:]
-    return 1 + (cumulative < threshold).sum(dim=-1).clamp(max=parts.shape[-1] - 1)
-
-
-def _in_pieces(function: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
-    """Apply `function` to (n, T, T) pieces of a (..., T, T) batch and put the (n, ...) results together."""
+def _double(piece: Tensor) -> Tensor:
+    """Return a float64 copy, on the CPU for a device that has no float64 (Apple's)."""
     import torch
 
-    flat = matrices.reshape(-1, *matrices.shape[-2:])
-    if not flat.sum(dtype=torch.float32).isfinite():
-        raise ValueError("an attention matrix holds NaN or infinity")
-    workers = 1 if flat.device.type != "cpu" else torch.get_num_threads()
-    bounded = max(1, PIECE_BYTES // (8 * flat[0].numel())) if len(flat) else 1
-    pieces = flat.split(max(1, min(bounded, -(-len(flat) // workers))))
-    if workers == 1 or len(pieces) == 1:
-        results = [function(piece) for piece in pieces]
-    else:
-        results = _in_threads(function, pieces, workers)
-    result = torch.cat(results)
-    return result.reshape((*matrices.shape[:-2], *result.shape[1:]))
+    return (piece.cpu() if piece.device.type == "mps" else piece).to(torch.float64, copy=True)
 
 
-def _in_threads(function: Callable[[Tensor], Tensor], pieces: tuple[Tensor, ...], workers: int) -> list[Tensor]:
-    """Apply `function` to every piece in `workers` threads of one core each.
+def _count_to_reach(shares: Tensor, threshold: float) -> Tensor:
+    """Return how many leading parts reach `threshold`, from their cumulative shares (..., T)."""
+    return 1 + (shares < threshold * (1 - SLACK)).sum(dim=-1).clamp(max=shares.shape[-1] - 1)
 
-    Small LAPACK problems do not use two cores by themselves, and lose several times their own run time to threads that
-    wait for each other; a thread of its own per core does neither. The number of threads is set in the worker only,
-    and set again here because PyTorch also remembers the last number as the default of threads still to be made.
-    """
+
+def _is_near(shares: Tensor, count: Tensor, threshold: float, margin: float) -> Tensor:
+    """Return whether the cumulative share at `count` or just before it is within `margin` of the threshold."""
     import torch
 
-    def alone(piece: Tensor) -> Tensor:
-        torch.set_num_threads(1)
-        return function(piece)
+    index = torch.stack([(count - 2).clamp(min=0), count - 1], dim=-1)
+    return ((shares.gather(-1, index) - threshold).abs() <= margin).any(dim=-1)
 
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(alone, pieces))
-    finally:
-        torch.set_num_threads(workers)
+
+def _few_at_a_time(mask: Tensor, length: int) -> Sequence[Tensor]:
+    """Return the indices that a mask holds, in groups whose float64 matrices take `DOUBLE_BYTES` or are one."""
+    chosen = mask.nonzero()[:, 0]
+    return chosen.split(max(1, DOUBLE_BYTES // (3 * 8 * length**2))) if len(chosen) else ()

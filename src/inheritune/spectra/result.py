@@ -6,16 +6,21 @@ Source: Sanyal et al., arXiv 2404.08634, section 2, appendices C and G.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inheritune.errors import PlanError
+from inheritune.errors import InherituneError, PlanError
 from inheritune.spectra.probe import Mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from inheritune.spectra.blocks import BlockMeasures
+    from inheritune.spectra.gradients import GradientProbe
+
+    Heads = NDArray[np.float64]
 
 COLLAPSED_RANK = 1.5
 """A head is collapsed when its Rank(h, l) is below this.
@@ -39,6 +44,20 @@ class Spectra:
         length: tokens in each, T.
         layers_index: for each row of `rank`, the index of its block in the model: 0, 1, 2, ... unless some blocks have
             no attention.
+        ranks: Rank(h, l) for each tau that was asked for, `tau` among them (Fig. 10 of the paper compares several).
+        rank_error: (layers, heads) float64, standard error of Rank over the sequences: sample standard deviation of k*
+            divided by sqrt(N); NaN for one sequence.
+        entropy: (layers, heads) float64, Shannon entropy of a row in nats, mean over rows and sequences: 0 where each
+            token looks at one other, ln T where it looks at all alike. What an attention sink without a token (gpt-oss)
+            takes is no part of the row.
+        stable_rank: (layers, heads) float64, mean over the sequences of the squared Frobenius norm over the squared
+            spectral norm: the rank without a threshold, 1 or more.
+        sink_column: (layers, heads) int64, the column that the head collapses to on most sequences, the leftmost of
+            several; -1 where a layer has no such head.
+        sink_epsilon: (layers, heads) float64, mean over the sequences of the least eps for which the matrix is
+            eps-sink-collapsed to some column (appendix H).
+        blocks: what does not depend on the mask: the importance of whole blocks and their MLPs.
+        gradients: the gradient probe, where one was asked for.
     """
 
     rank: NDArray[np.float64]
@@ -49,6 +68,25 @@ class Spectra:
     sequences: int
     length: int
     layers_index: tuple[int, ...]
+    ranks: dict[float, Heads] = field(default_factory=dict)
+    rank_error: Heads | None = None
+    entropy: Heads | None = None
+    stable_rank: Heads | None = None
+    sink_column: NDArray[np.int64] | None = None
+    sink_epsilon: Heads | None = None
+    blocks: BlockMeasures | None = None
+    gradients: GradientProbe | None = None
+
+    def at(self, tau: float) -> Spectra:
+        """Return the spectra with the rank at another tau of those that were asked for; its error is not known.
+
+        Raises:
+            InherituneError: this tau was not asked for.
+        """
+        if tau not in self.ranks:
+            known = ", ".join(f"{each:g}" for each in self.ranks) or f"{self.tau:g}"
+            raise InherituneError(f"tau {tau:g} was not analysed: expected one of {known}")
+        return self if tau == self.tau else replace(self, rank=self.ranks[tau], tau=tau, rank_error=None)
 
     @property
     def max_rank(self) -> NDArray[np.float64]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from inheritune.errors import PlanError, unknown_name
 from inheritune.surgery.parts import PARTS, parse_parts
-from inheritune.surgery.selection import describe_depth, layer_count, parse_layers, positive_count, whole_number
+from inheritune.surgery.selection import Kept, describe_depth, layer_count, parse_layers, positive_count, whole_number
 
 MODELS = ("reference", "target")
 GROWTH = ("continue", "restart")
@@ -84,7 +85,7 @@ class LayerPlan:
 
     @classmethod
     def from_layers(
-        cls, layers: int | str | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
+        cls, layers: int | str | Path | Kept | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
     ) -> LayerPlan:
         """Take layers of the reference.
 
@@ -92,11 +93,14 @@ class LayerPlan:
             layers: a count (12: the first 12 layers, 0 to 11), a range as text with its end excluded as in Python
                 (`"0:12"`: layers 0 to 11), a list as text (`"0,2,4"`, ranges allowed in it) or any iterable of ints.
                 The text `"12"` is a count; the list of the one layer 12 is `"12,"`. Layers may repeat, in any order.
+                A `Recommendation`, or the folder of an analysis that holds one, stands for the layers that it keeps.
             depth: number of layers of the reference.
             parts: what to copy of each layer, see `parse_parts`; the rest is random (Table 3).
 
         Raises:
-            PlanError: a layer the reference does not have, no layer at all, unreadable text, or an unknown part.
+            PlanError: a layer the reference does not have, no layer at all, unreadable text, an unknown part, or a
+                recommendation for another depth.
+            OutputError: the analysis in the folder holds no recommendation.
         """
         return _take("reference", parse_layers(layers, depth), parts)
 

@@ -1,25 +1,46 @@
-"""Which layers a user asks for: a count, a range, a list, in Python or as text, checked against the model."""
+"""Which layers a user asks for: a count, a range, a list, a recommendation or the analysis that holds one."""
 
 from __future__ import annotations
 
 import operator
 import re
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from inheritune.errors import PlanError
+from inheritune.spectra.recommend import SPECTRA, load_recommendation
 
-_EXPECTED = "expected a count (12), a range with its end excluded (0:12) or a list (0,2,4)"
+_EXPECTED = (
+    "expected a count (12), a range with its end excluded (0:12) or a list (0,2,4), "
+    f"or an analysis folder (with {SPECTRA})"
+)
 
 
-def parse_layers(layers: int | str | Iterable[int], depth: int) -> list[int]:
+class Kept(Protocol):
+    """Layers that an analysis recommends to keep, of a model with `depth` layers: a `Recommendation` is one."""
+
+    @property
+    def depth(self) -> int:
+        """The number of layers of the analysed model."""
+
+    @property
+    def keep(self) -> tuple[int, ...]:
+        """The layers that stay."""
+
+
+def parse_layers(layers: int | str | Path | Kept | Iterable[int], depth: int) -> list[int]:
     """Return the layers that the user asked for, in the order asked for; see `LayerPlan.from_layers`.
 
     Raises:
-        PlanError: the text cannot be read, there is no layer, or a layer is not one of the model's `depth`.
+        PlanError: the text cannot be read, there is no layer, a layer is not one of the model's `depth`, or the
+            recommendation is for another depth.
+        OutputError: the analysis in the folder holds no recommendation.
     """
-    if isinstance(layers, str):
-        text = layers.strip()
+    if (kept := recommended_layers(layers)) is not None:
+        return _check_recommended(kept, depth)
+    if isinstance(layers, str | Path):
+        text = str(layers).strip()
         if re.fullmatch(r"[+-]?\d+", text):
             return list(range(layer_count(int(text), depth)))
         picked = _parse_list(text, depth)
@@ -35,6 +56,39 @@ def parse_layers(layers: int | str | Iterable[int], depth: int) -> list[int]:
     if max(picked) >= depth:
         raise PlanError(f"asked for layer {max(picked)}, the model has {describe_depth(depth)}")
     return picked
+
+
+def recommended_layers(layers: Any) -> Kept | None:
+    """Return the recommendation that `layers` is, or that the analysis folder it names holds; None for anything else.
+
+    A text of numbers is a count, a range or a list even where a folder has that name.
+
+    Raises:
+        OutputError: the analysis in the folder holds no recommendation.
+    """
+    if hasattr(layers, "keep") and hasattr(layers, "depth"):
+        return layers
+    if not isinstance(layers, str | Path) or re.fullmatch(r"[\d\s,:+-]*", str(layers)):
+        return None
+    folder = Path(layers).expanduser()
+    return load_recommendation(folder) if _is_file(folder / SPECTRA) else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no text that long is a path
+        return False
+
+
+def _check_recommended(kept: Kept, depth: int) -> list[int]:
+    """Return the layers that a recommendation keeps, for the model that it was made for."""
+    if kept.depth != depth:
+        raise PlanError(
+            f"the recommendation is for a model of {kept.depth} layers, this model has {describe_depth(depth)}: "
+            "analyse this model"
+        )
+    return list(kept.keep)
 
 
 def _parse_list(text: str, depth: int) -> list[int]:

@@ -28,9 +28,26 @@ class MetricsLog(TrainerCallback):
     A resumed round drops the lines behind its checkpoint, so the file reads as if nothing had happened.
     """
 
-    def __init__(self, path: Path, settings: TrainingSettings, validate: Validate | None) -> None:
-        self.path, self.settings, self.validate = path, settings, validate
+    def __init__(
+        self,
+        path: Path,
+        settings: TrainingSettings,
+        validate: Validate | None,
+        elsewhere: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Log to `path`.
+
+        Args:
+            path: the file.
+            settings: how often.
+            validate: gives the validation loss of a model.
+            elsewhere: gives the seconds that other callbacks have spent so far on what is not training.
+        """
+        self.path, self.settings, self.validate, self.elsewhere = path, settings, validate, elsewhere
         self.seconds = 0.0
+
+    def _now(self) -> float:
+        return time.monotonic() - self.elsewhere()
 
     @override
     def on_train_begin(
@@ -38,7 +55,7 @@ class MetricsLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self._cut_behind(state.global_step)
-        self._since, self._last_step = time.monotonic(), state.global_step
+        self._since, self._last_step = self._now(), state.global_step
 
     def _cut_behind(self, step: int) -> None:
         lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
@@ -64,7 +81,7 @@ class MetricsLog(TrainerCallback):
                 f"the loss is {logs['loss']} at step {state.global_step}: expected a number; "
                 "lower training.learning_rate"
             )
-        elapsed = time.monotonic() - self._since
+        elapsed = self._now() - self._since
         self.seconds += elapsed
         line = {
             "step": state.global_step,
@@ -83,7 +100,7 @@ class MetricsLog(TrainerCallback):
                 file.write(json.dumps(line) + "\n")
         logs["tokens_per_second"] = line["tokens_per_second"]
         # Time spent validating is not time spent training.
-        self._since, self._last_step = time.monotonic(), state.global_step
+        self._since, self._last_step = self._now(), state.global_step
 
 
 class ProgressLine(TrainerCallback):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
@@ -24,6 +25,7 @@ from inheritune.distributed import has_accelerator
 from inheritune.errors import RecipeError
 from inheritune.records import write_json
 from inheritune.training.callbacks import MetricsLog, ProgressLine, StopAtSignal, Validate
+from inheritune.training.collapse import COLLAPSE, WatchCollapse
 from inheritune.training.losses import Loss, next_token_loss
 from inheritune.training.schedule import cosine_with_warmup
 from inheritune.training.settings import TrainingSettings
@@ -56,9 +58,12 @@ def train(
     seed: int,
     loss: Loss = next_token_loss,
     validate: Validate | None = None,
+    watch: np.ndarray | None = None,
     description: str = "training",
 ) -> TrainingOutcome:
     """Train `model` in place for `settings.steps` steps, writing `metrics.jsonl` and checkpoints into `folder`.
+
+    With windows to watch, `collapse.jsonl` tells how the attention fares meanwhile (`WatchCollapse`).
 
     When `folder` holds a whole checkpoint of the same round, training goes on from it; on CPU the result equals an
     uninterrupted run's bit for bit. A first Ctrl-C or SIGTERM stops at the next line of the log, after a checkpoint.
@@ -71,6 +76,7 @@ def train(
         seed: of dropout, where the model has any; the data carries its own.
         loss: what is minimised.
         validate: gives the validation loss of a model, in nats a token.
+        watch: (N, T) int64, fixed windows to watch the attention on every `settings.watch_every` steps.
         description: what the progress line calls this round.
 
     Raises:
@@ -89,10 +95,13 @@ def train(
         loss=loss,
     )
     start = _latest_checkpoint(checkpoints)
-    log = MetricsLog(folder / "metrics.jsonl", settings, validate)
+    watching = _watch(folder / COLLAPSE, watch, settings)
+    log = MetricsLog(
+        folder / "metrics.jsonl", settings, validate, elsewhere=lambda: sum(item.seconds for item in watching)
+    )
     stop = StopAtSignal()
     line = ProgressLine(description)
-    for callback in (log, line, stop):
+    for callback in (*watching, log, line, stop):
         trainer.add_callback(callback)
     with stop.listening(), contextlib.closing(line):
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
@@ -147,6 +156,13 @@ class _RoundTrainer(Trainer):
         if self.args.should_save:
             step = self.state.global_step
             write_json(Path(self.args.output_dir) / f"checkpoint-{step}" / COMPLETE, {"step": step})
+
+
+def _watch(path: Path, windows: np.ndarray | None, settings: TrainingSettings) -> list[WatchCollapse]:
+    """Return the callback that watches the attention, or nothing when it is not wanted."""
+    if windows is None or not settings.watch_every:
+        return []
+    return [WatchCollapse(path, windows, settings.watch_every, tokens_per_step=settings.tokens_per_step)]
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:

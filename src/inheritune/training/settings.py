@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+WATCH_EVERY = 100
+"""Steps between two looks at the attention: less than 3 % of the training time (`benchmarks/watch.py`)."""
+
 
 class TrainingSettings(BaseModel):
     """Optimiser, schedule, batch and bookkeeping of one round.
@@ -27,6 +30,9 @@ class TrainingSettings(BaseModel):
         log_every: steps between two lines of `metrics.jsonl`.
         valid_every: steps between two validation losses, a multiple of `log_every`; 0 measures none but the last.
         checkpoint_every: steps between two checkpoints to resume from, a multiple of `log_every`.
+        watch_every: steps between two lines of `collapse.jsonl`, beside those of the first and the last step; 0 writes
+            none.
+        watch_windows: fixed windows that the attention is watched on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +53,8 @@ class TrainingSettings(BaseModel):
     log_every: int = Field(default=10, gt=0)
     valid_every: int = Field(default=100, ge=0)
     checkpoint_every: int = Field(default=200, gt=0)
+    watch_every: int = Field(default=WATCH_EVERY, ge=0)
+    watch_windows: int = Field(default=8, gt=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSettings:

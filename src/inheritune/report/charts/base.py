@@ -1,0 +1,181 @@
+"""What all charts share: colours, data, titles, and how a chart is saved as a file."""
+
+from __future__ import annotations
+
+import functools
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune.errors import OutputError
+from inheritune.report.series import Row
+
+if TYPE_CHECKING:
+    import altair as alt
+
+REFERENCE_COLOURS = ("#8a8a8a", "#5f6b7a", "#a39480")
+RUN_COLOURS = ("#1b7fc4", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#b59f00", "#7b5ea7")
+COLLAPSED_COLOUR = "#d55e00"
+BLUES = ("#d6e6f4", "#6baed6", "#08306b")
+"""Light to dark: what is more of a thing is darker in every heat map but those of collapse."""
+
+SAVED_WIDTH = 640
+"""Width in pixels of a saved chart that fills its container in the page."""
+
+INK, _LINE = "#2b3138", "#dfe3e8"
+
+
+def colours(references: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each label: references in greys, runs in the palette, the same in every chart."""
+    shades = {label: REFERENCE_COLOURS[i % len(REFERENCE_COLOURS)] for i, label in enumerate(references)}
+    return shades | {label: RUN_COLOURS[i % len(RUN_COLOURS)] for i, label in enumerate(runs)}
+
+
+def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
+    """Save a chart on a white ground as SVG or PNG, whichever the name of `path` ends in.
+
+    No browser and no network is used. A chart that is as wide as its container in the page is saved 640 pixels wide.
+
+    Raises:
+        OutputError: `path` ends in neither, or cannot be written.
+    """
+    save_picture(svg_of(chart), path)
+
+
+def svg_of(chart: alt.TopLevelMixin) -> str:
+    """Return a chart as SVG on a white ground."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg(on_white(with_rows(chart.to_dict()))))
+
+
+def save_picture(svg: str, path: Path) -> None:
+    """Save an SVG as it is or as a PNG of twice its size, whichever the name of `path` ends in.
+
+    Raises:
+        OutputError: `path` ends in neither, or cannot be written.
+    """
+    import vl_convert
+
+    if path.suffix == ".svg":
+        data = svg.encode()
+    elif path.suffix == ".png":
+        data = vl_convert.svg_to_png(svg, scale=2)
+    else:
+        raise OutputError(f"cannot save a chart as {path.name!r}: expected a name that ends in .svg or .png")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def on_white(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a specification that stands alone: white ground, dark text, a width of its own."""
+    width = SAVED_WIDTH if spec.get("width") == "container" else spec.get("width")
+    text = {"labelColor": INK, "titleColor": INK, "titleFontWeight": 500}
+    config = {
+        **spec.get("config", {}),
+        "title": {"color": INK},
+        "view": {"stroke": None},
+        "axis": {**text, "gridColor": _LINE, "domainColor": _LINE, "tickColor": _LINE},
+        "legend": text,
+    }
+    sized = {} if width is None else {"width": width}
+    return {**spec, **sized, "background": "#ffffff", "padding": 12, "config": config}
+
+
+def data(rows: Sequence[Row]) -> alt.InlineData:
+    """Return rows as the data of a chart, as one text: Altair would look at every value of a list several times."""
+    import altair as alt
+
+    text = json.dumps(list(rows), allow_nan=False)
+    # Data without a name would be moved into a table of the whole chart, under a name like this one.
+    name = f"rows-{zlib.crc32(text.encode()):08x}"
+    return alt.InlineData(values=text, name=name, format=alt.JsonDataFormat(type="json"))
+
+
+def with_rows(spec: dict[str, Any], replace: Callable[[list[Row]], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Return a chart's specification with its rows as lists, in place of the text that `data` made of them.
+
+    Args:
+        spec: of `to_dict`; it is not changed.
+        replace: what to put for the rows of each data set; None puts `{"values": rows}`.
+    """
+    made = dict(spec)
+    values = (spec.get("data") or {}).get("values")
+    if isinstance(values, str):
+        rows = json.loads(values)
+        made["data"] = {"values": rows} if replace is None else replace(rows)
+    if "layer" in spec:
+        made["layer"] = [with_rows(layer, replace) for layer in spec["layer"]]
+    return made
+
+
+def model_colour(palette: dict[str, str], shown: Sequence[str]) -> alt.Color:
+    """Return the colour of the field `model`; only models that are in the chart stand in its legend."""
+    import altair as alt
+
+    domain = [label for label in palette if label in shown]
+    legend = alt.Legend(
+        orient="top",
+        direction="horizontal",
+        columns=2,
+        symbolOpacity=1,
+        labelLimit=150,
+        symbolType="stroke",
+        symbolStrokeWidth=3,
+    )
+    return alt.Color(
+        "model:N", title=None, legend=legend, scale=alt.Scale(domain=domain, range=[palette[x] for x in domain])
+    )
+
+
+def layer_axis(field: str = "layer:Q") -> alt.X:
+    """Return the horizontal axis of charts over the layers of a model, counted from 0."""
+    import altair as alt
+
+    axis = alt.Axis(tickMinStep=1, format="d")
+    return alt.X(field, title="layer", axis=axis, scale=alt.Scale(nice=False, padding=8))
+
+
+def gradient_legend(title: str, **options: Any) -> alt.Legend:
+    """Return the legend of a heat map: a bar below it."""
+    import altair as alt
+
+    return alt.Legend(**{"orient": "bottom", "title": title, "gradientLength": 180, "tickCount": 4} | options)
+
+
+def tips(rows: Sequence[Row], fields: dict[str, tuple[str, str | None]]) -> list[alt.Tooltip]:
+    """Return hover values for those fields that some row has a value of; older records lack some.
+
+    Args:
+        rows: the rows of the chart.
+        fields: for each field with its type (`rank:Q`) its title and number format, None for a text.
+    """
+    import altair as alt
+
+    found = []
+    for field, (title, number) in fields.items():
+        if any(row.get(field.split(":")[0]) is not None for row in rows):
+            found.append(alt.Tooltip(field, title=title, **({} if number is None else {"format": number})))
+    return found
+
+
+def title_of(text: str) -> alt.TitleParams:
+    """Return what stands above a chart, cut to what a phone's width holds."""
+    import altair as alt
+
+    return alt.TitleParams(text=text, anchor="start", fontSize=13, limit=330)
+
+
+@functools.cache
+def script() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script (about 0.9 MB), as shipped inside vl-convert."""
+    import vl_convert
+
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))

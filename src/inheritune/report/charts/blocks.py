@@ -1,0 +1,135 @@
+"""Measures of whole blocks and of their MLPs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from inheritune.report.charts.base import data, gradient_legend, layer_axis, model_colour, tips, title_of
+from inheritune.report.series import Row
+
+if TYPE_CHECKING:
+    import altair as alt
+
+_MASK_COLOURS = {"causal": "#1b7fc4", "full": "#e69f00"}
+_MLP = {"mlp_rank": "MLP rank", "mlp_mass": "MLP mass, tokens"}
+
+
+def influence(rows: Sequence[Row], palette: dict[str, str], title: str) -> alt.LayerChart:
+    """Draw Block Influence (ShortGPT: 1 - cosine of a block's input and output) of each block, a line for each model.
+
+    Args:
+        rows: of `measures.block_rows`.
+        palette: a colour for each model.
+        title: what stands above the chart.
+    """
+    import altair as alt
+
+    y = alt.Y("influence:Q", title="Block Influence", scale=alt.Scale(zero=True))
+    shown: dict[str, tuple[str, str | None]] = {
+        "model:N": ("model", None),
+        "layer:Q": ("layer", "d"),
+        "influence:Q": ("Block Influence", ".4f"),
+        "causal:Q": ("MaxRank, causal", ".2f"),
+        "full:Q": ("MaxRank, full", ".2f"),
+    }
+    colour = model_colour(palette, [row["model"] for row in rows])
+    base = alt.Chart(data(rows)).encode(x=layer_axis(), y=y, color=colour, tooltip=tips(rows, shown))
+    layers = [base.mark_line(strokeWidth=2), base.mark_point(filled=True, opacity=1, size=36)]
+    return alt.layer(*layers).properties(width="container", height=240, title=title_of(title))
+
+
+def agreement(rows: Sequence[Row], title: str) -> alt.Chart:
+    """Draw Block Influence over MaxRank, a point for each layer and mask.
+
+    Args:
+        rows: of `measures.agreement_rows`, of one model.
+        title: what stands above the chart.
+    """
+    import altair as alt
+
+    masks = [mask for mask in _MASK_COLOURS if any(row["mask"] == mask for row in rows)]
+    scale = alt.Scale(domain=masks, range=[_MASK_COLOURS[mask] for mask in masks])
+    legend = alt.Legend(orient="top", title=None, direction="horizontal")
+    shown: dict[str, tuple[str, str | None]] = {
+        "layer:Q": ("layer", "d"),
+        "mask:N": ("mask", None),
+        "max_rank:Q": ("MaxRank", ".2f"),
+        "influence:Q": ("Block Influence", ".4f"),
+    }
+    return (
+        alt.Chart(data(rows))
+        .mark_point(filled=True, size=46, opacity=0.85)
+        .encode(
+            x=alt.X("max_rank:Q", title="MaxRank", scale=alt.Scale(zero=False, padding=8)),
+            y=alt.Y("influence:Q", title="Block Influence", scale=alt.Scale(zero=True)),
+            color=alt.Color("mask:N", scale=scale, legend=legend),
+            shape=alt.Shape("mask:N", scale=alt.Scale(domain=masks, range=["circle", "triangle-up"][: len(masks)])),
+            tooltip=tips(rows, shown),
+        )
+        .properties(width="container", height=240, title=title_of(title))
+    )
+
+
+def angular_map(rows: Sequence[Row], title: str) -> alt.LayerChart:
+    """Draw the angular distance over spans of layers, and ring the closest span of each length (Gromov et al., Fig. 4).
+
+    Args:
+        rows: of `measures.angular_rows`, of one model.
+        title: what stands above the chart.
+    """
+    import altair as alt
+
+    depth = max(row["start"] for row in rows) + 1
+    axis = {"labelOverlap": True, "ticks": False, "labelAngle": 0}
+    scale = alt.Scale(range=["#fff3d6", "#e69f00", "#7a2e00"], interpolate="lab")
+    shown: dict[str, tuple[str, str | None]] = {
+        "start:O": ("first layer of the span", None),
+        "end:O": ("last layer of the span", None),
+        "span:O": ("layers in it, n", None),
+        "distance:Q": ("angular distance / π", ".4f"),
+        "best:N": ("closest of its length", None),
+    }
+    base = alt.Chart(data(rows)).encode(
+        x=alt.X("start:O", axis=alt.Axis(title="first layer of the span", **axis)),
+        y=alt.Y("span:O", sort="descending", axis=alt.Axis(title="layers in the span, n", **axis)),
+        tooltip=tips(rows, shown),
+    )
+    cells = base.mark_rect().encode(
+        color=alt.Color("distance:Q", scale=scale, legend=gradient_legend("angular distance / π", format=".2~g"))
+    )
+    size = 30 if depth <= 40 else 8
+    best = base.transform_filter("datum.best").mark_point(filled=True, size=size, opacity=1, color="#0072b2")
+    height = max(160, min(13 * depth, 420))
+    return alt.layer(cells, best).properties(width="container", height=height, title=title_of(title))
+
+
+def mlp_profile(
+    rows: Sequence[Row], quantity: Literal["mlp_rank", "mlp_mass"], palette: dict[str, str], title: str
+) -> alt.LayerChart:
+    """Draw rank or mass of the MLPs' outputs over the layers, a line for each model; a measure of ours.
+
+    Args:
+        rows: of `measures.block_rows`.
+        quantity: what to draw; the rank has a bar of one standard error up and down.
+        palette: a colour for each model.
+        title: what stands above the chart.
+    """
+    import altair as alt
+
+    kept = [row for row in rows if row[quantity] is not None]
+    shown: dict[str, tuple[str, str | None]] = {
+        "model:N": ("model", None),
+        "layer:Q": ("layer", "d"),
+        f"{quantity}:Q": (_MLP[quantity], ".2f"),
+        **({"mlp_rank_error:Q": ("standard error", ".3f")} if quantity == "mlp_rank" else {}),
+    }
+    y = alt.Y(f"{quantity}:Q", title=_MLP[quantity], scale=alt.Scale(zero=True))
+    colour = model_colour(palette, [row["model"] for row in kept])
+    base = alt.Chart(data(kept)).encode(x=layer_axis(), y=y, color=colour, tooltip=tips(kept, shown))
+    layers: list[alt.Chart] = []
+    if quantity == "mlp_rank" and any(row["mlp_rank_low"] is not None for row in kept):
+        bars = base.transform_filter("datum.mlp_rank_low != null").mark_rule(strokeWidth=2, opacity=0.6)
+        layers.append(bars.encode(y=alt.Y("mlp_rank_low:Q", title=_MLP[quantity]), y2="mlp_rank_high:Q"))
+    layers += [base.mark_line(strokeWidth=2), base.mark_point(filled=True, opacity=1, size=36)]
+    return alt.layer(*layers).properties(width="container", height=220, title=title_of(title))

@@ -1,0 +1,219 @@
+"""The approximate rank from a small subspace: proved, or not said at all.
+
+A Gram matrix G (T x T, scaled to trace 1) has eigenvalues l_1 >= l_2 >= ..., the shares of the squared singular values,
+and k*(tau) is the least k whose partial sum S_k = l_1 + ... + l_k reaches tau. A full eigen-decomposition gives more
+than that asks for. Here an orthonormal V (T x b, b a little more than the k expected) spans nearly the leading
+eigenvectors; with t_1 >= ... >= t_b the eigenvalues of V'GV (Ritz values), and R = GV - V(V'GV):
+
+- from below, S_k >= t_1 + ... + t_k for every k (Ky Fan 1949), so the first partial sum of the t that reaches tau
+  proves k* <= k;
+- from above, let D be G on the complement of V and d >= its largest eigenvalue. Write the leading eigenvectors as
+  X = VC + WS, W a basis of the complement. The part in V loses at least t_j ||S||^2 (partial sums are concave), the
+  part outside gains at most d ||S||^2, and the coupling at most 2 ||R|| ||S||; the greatest total over ||S|| gives
+  S_j <= t_1 + ... + t_j + ||R||^2 / (t_j - d) for d < t_j. With j = k - 1 below tau, k* > j.
+
+d is bounded by the Frobenius norm of D, which follows from norms that are known, and where that is too much, a Cholesky
+factorisation of dI - D that succeeds proves that no eigenvalue of D exceeds d.
+All of it is matrix products on (T, b) blocks in float32; `rounding` is kept off every comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST_SIZE = 80
+"""Below this T an eigen-decomposition costs no more than a certificate."""
+
+WIDEST = 0.2
+"""Share of T above which a block is so wide that an eigen-decomposition costs no more (measured for T = 64 to 2048)."""
+
+POWER_STEPS = 2
+"""Products with the deflated G that turn random columns into the block V."""
+
+
+class Certified(NamedTuple):
+    """What could be proved of n matrices.
+
+    Attributes:
+        rank: (n, taus) int64, k*, or 0 where it was not proved for every tau.
+        top: (n,) float32, the largest Ritz value, a lower bound on l_1 that is sharp where the rank was proved.
+    """
+
+    rank: Tensor
+    top: Tensor
+
+
+class _Leading(NamedTuple):
+    """About the leading eigenvectors, (n, T, 1) of length 1, and eigenvalues, (n,)."""
+
+    vector: Tensor
+    size: Tensor
+
+
+class _Block(NamedTuple):
+    """A subspace and what it says: V, V(V'GV) and the residual R are (n, T, b), the Ritz values (n, b), descending."""
+
+    basis: Tensor
+    image: Tensor
+    residual: Tensor
+    ritz: Tensor
+    sound: Tensor
+
+
+def rounding(length: int) -> float:
+    """Return by how much a float32 share of the trace of a T x T Gram matrix may be off.
+
+    Sums of T products err by about sqrt(T) units in the last place, with all but vanishing probability by less than 8
+    times that (Higham and Mary 2019); there are two such steps, the Gram matrix and what is computed from it.
+    """
+    import torch
+
+    return 16.0 * length**0.5 * float(torch.finfo(torch.float32).eps)
+
+
+def certify(gram: Tensor, taus: Sequence[float]) -> Certified:
+    """Prove k* for as many of the matrices as a small subspace can.
+
+    Args:
+        gram: (n, T, T) float32 Gram matrices, each divided by its trace.
+        taus: the shares, each between 0 and 1.
+    """
+    import torch
+
+    rank = torch.zeros(len(gram), len(taus), dtype=torch.int64, device=gram.device)
+    top = torch.zeros(len(gram), dtype=torch.float32, device=gram.device)
+    if gram.shape[-1] < LEAST_SIZE:
+        return Certified(rank, top)
+    leading = _leading(gram)
+    widths = _widths(gram, leading, max(taus))
+    for width in widths.unique().tolist():
+        if width > WIDEST * gram.shape[-1]:
+            continue
+        chosen = (widths == width).nonzero()[:, 0]
+        part = gram if len(chosen) == len(gram) else gram[chosen]
+        block = _block(part, _Leading(*(each[chosen] for each in leading)), width)
+        top[chosen] = block.ritz[:, 0]
+        rank[chosen] = _prove(part, block, taus)
+    return Certified(rank, top)
+
+
+def _leading(gram: Tensor) -> _Leading:
+    """Return about the leading eigenvector of each matrix, by two power steps from the even vector."""
+    import torch
+
+    vector = gram.sum(dim=-1, keepdim=True)
+    vector = torch.bmm(gram, vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True))
+    size = torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
+    return _Leading(vector / size, size[:, 0, 0])
+
+
+def _widths(gram: Tensor, leading: _Leading, tau: float) -> Tensor:
+    """Return how wide a block is likely to prove k*(tau) of each matrix, (n,) int64, a multiple of 8.
+
+    The rank expected is that of geometrically falling eigenvalues with the sum and the sum of squares that the leading
+    one leaves; the real one is rarely above 1.75 times that.
+    """
+    import torch
+
+    left = (1 - leading.size).clamp(min=1e-6)
+    squares = torch.linalg.vector_norm(gram, dim=(-2, -1)).square() - leading.size.square()
+    share = ((tau - leading.size) / left).clamp(0, 0.999)
+    expected = 1 - left.square() / squares.clamp(min=1e-9) / 2 * torch.log1p(-share)
+    return 8 * ((2 * expected + 13) / 8).clamp(max=1e6).to(torch.int64)
+
+
+def _block(gram: Tensor, leading: _Leading, width: int) -> _Block:
+    """Return the block of `width` columns spanned by the leading vector and by a power of G times random columns.
+
+    The leading eigenvalue, the sink's, would drown all others in the rounding of a power of G, so it is taken out.
+    """
+    import torch
+
+    n, length, _ = gram.shape
+    generator = torch.Generator().manual_seed(0)  # the same columns each time: nothing proved depends on them
+    start = torch.randn(length, width - 1, generator=generator).to(gram.device).expand(n, length, width - 1)
+    deflated = torch.baddbmm(gram, leading.vector * leading.size[:, None, None], leading.vector.mT, alpha=-1)
+    for _ in range(POWER_STEPS):
+        start = torch.bmm(deflated, start)
+    del deflated
+    basis, sound = _orthonormal(torch.cat([leading.vector, start], dim=-1))
+    product = torch.bmm(gram, basis)
+    inner = torch.bmm(basis.mT, product)
+    inner = torch.where(sound[:, None, None], inner, torch.eye(width, device=gram.device))
+    ritz = torch.linalg.eigvalsh((inner + inner.mT) / 2).flip(-1)
+    image = torch.bmm(basis, inner)
+    return _Block(basis, image, product - image, ritz, sound)
+
+
+def _orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return an orthonormal basis (n, T, b) float32 of the columns, and whether it is one, (n,).
+
+    The Cholesky factor of the columns' own Gram matrix does it at the speed of matrix products, with an error of the
+    square of the columns' condition; where that shows, a second time does away with it (CholeskyQR2, Yamamoto 2015).
+    """
+    import torch
+
+    basis = columns.to(torch.float64) if columns.device.type != "mps" else columns
+    unit = torch.eye(columns.shape[-1], device=columns.device, dtype=basis.dtype)
+    failed = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)
+    for _ in range(2):
+        basis = basis / torch.linalg.vector_norm(basis, dim=-2, keepdim=True)
+        factor, info = torch.linalg.cholesky_ex(torch.bmm(basis.mT, basis))
+        basis = torch.linalg.solve_triangular(factor, basis.mT, upper=False).mT.nan_to_num()
+        failed |= info != 0
+        error = (torch.bmm(basis.mT, basis) - unit).abs().amax(dim=(-2, -1))
+        sound = ~failed & (error < rounding(columns.shape[-2]) / 4)
+        if (sound | failed).all():
+            break
+    return basis.float(), sound
+
+
+def _prove(gram: Tensor, block: _Block, taus: Sequence[float]) -> Tensor:
+    """Return (n, taus) k* where it is proved for every tau, else 0."""
+    import torch
+
+    slack = rounding(gram.shape[-1])
+    sums = block.ritz.cumsum(dim=-1)
+    coupling = (torch.linalg.vector_norm(block.residual, dim=(-2, -1)) + slack).square()
+    outside = _frobenius_outside(gram, block, coupling)
+    ranks, allowed = [], []
+    for tau in taus:
+        reached = sums >= tau + slack
+        index = reached.int().argmax(dim=-1)
+        before = (index - 1).clamp(min=0).unsqueeze(-1)
+        room = tau - slack - sums.gather(-1, before)[:, 0]  # by how much S_j may exceed the Ritz sum
+        greatest = block.ritz.gather(-1, before)[:, 0] - coupling / room  # what d may be at most
+        greatest = torch.where(index == 0, torch.inf, torch.where(room > 0, greatest, -torch.inf))
+        ranks.append(index + 1)
+        allowed.append(torch.where(reached[:, -1] & block.sound, greatest, -torch.inf))
+    needed = torch.stack(allowed).amin(dim=0)
+    proved = outside < needed
+    open_ones = (~proved & (needed > slack)).nonzero()[:, 0]
+    if len(open_ones):
+        proved[open_ones] = _all_outside_below(gram, block, open_ones, needed[open_ones] - slack)
+    return torch.stack(ranks, dim=-1) * proved[:, None]
+
+
+def _frobenius_outside(gram: Tensor, block: _Block, coupling: Tensor) -> Tensor:
+    """Return an upper bound (n,) on the Frobenius norm of D, from ||G||^2 = ||V'GV||^2 + 2 ||R||^2 + ||D||^2."""
+    whole = gram.square().sum(dim=(-2, -1))
+    inside = block.ritz.square().sum(dim=-1)
+    return (whole * (1 + rounding(gram.shape[-1])) - inside - 2 * coupling).clamp(min=0).sqrt()
+
+
+def _all_outside_below(gram: Tensor, block: _Block, chosen: Tensor, bound: Tensor) -> Tensor:
+    """Return whether every eigenvalue of D of the chosen matrices is surely below `bound` (m,)."""
+    import torch
+
+    basis = block.basis[chosen]
+    half = block.residual[chosen] + block.image[chosen] / 2
+    # D = (I - VV')G(I - VV') = G - V(GV - V(V'GV)/2)' - (GV - V(V'GV)/2)V'
+    test = torch.baddbmm(gram[chosen], basis, half.mT, alpha=-1).baddbmm_(half, basis.mT, alpha=-1).neg_()
+    test.diagonal(dim1=-2, dim2=-1).add_(bound[:, None])
+    failed = torch.empty(len(chosen), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(test, out=(test, failed))  # in place: a long sequence's matrix is large
+    return failed == 0

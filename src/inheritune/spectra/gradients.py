@@ -1,0 +1,296 @@
+"""How much a head's query and key weights still learn, beside what its collapse allows them: "collapse is sticky".
+
+Source: Sanyal et al., arXiv 2404.08634, appendix H. When every row of a head's attention A puts at least 1 - eps on
+one column, the Jacobian of each row's softmax, diag(a) - a a^T, is positive semi-definite with trace
+1 - ||a||^2 <= 1 - (1 - eps)^2 <= 2 eps, so its norm is at most 2 eps. The gradient of the logits is therefore at most
+2 eps ||dL/dA||_F, and from it, through logits = s Q K^T and Q = X W_Q, Theorem H.1 (iii):
+
+    ||dL/dW_Q||_F <= 2 eps s ||X||_2 ||K||_2 ||dL/dA||_F        ||dL/dW_K||_F <= 2 eps s ||X||_2 ||Q||_2 ||dL/dA||_F
+
+with s = 1 / sqrt(d) in the paper. A soft-cap only shrinks gradients, a share that goes to an attention sink counts in
+eps, and a rotation keeps lengths, so the bound stands for them too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inheritune.decoder import Decoder, load_model, open_decoder
+from inheritune.errors import ModelError
+from inheritune.spectra.checks import check_fit, check_tokens, check_weights
+from inheritune.spectra.rank import sink_collapse
+from inheritune.spectra.recording import SIDES, Call, Gradients, Side, as_float64, run_with_gradients
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, eq=False)
+class GradientProbe:
+    """The gradient norms of every head's query and key weights, and the most that Theorem H.1 (iii) allows them.
+
+    L is the mean next-token cross-entropy over all sequences, in nats a token. Tables are (layers, heads) float64, NaN
+    in the places of heads that a layer does not have; their rows are the layers with attention.
+
+    Attributes:
+        query: ||dL/dW_Q||_F of each head: of the weights that make the head's queries, through its queries alone. Where
+            several matrices follow each other (multi-head latent attention, adapters) the norm is that of all of them.
+        key: the same for the keys, through the head's own logits alone. Heads that share a key head (grouped queries)
+            each have a part; the gradient of the shared weights is the sum of these parts as matrices.
+        query_bound: the theorem's bound for `query`, summed over the sequences; NaN where it does not speak of the
+            family: queries that are normalised or that come out of several matrices.
+        key_bound: the same for `key`.
+        layers_index: for each row, the index of its block in the model.
+        sequences: number of sequences N.
+        length: tokens in each, T.
+        loss: L.
+    """
+
+    query: NDArray[np.float64]
+    key: NDArray[np.float64]
+    query_bound: NDArray[np.float64]
+    key_bound: NDArray[np.float64]
+    layers_index: tuple[int, ...]
+    sequences: int
+    length: int
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGradients:
+    """The gradient norms of each layer's query and key weights, all heads together.
+
+    Attributes:
+        query: (layers,) float64, ||dL/dW_Q||_F of the layer.
+        key: (layers,) float64, ||dL/dW_K||_F of the layer.
+        layers_index: for each value, the index of its block in the model.
+        loss: L, the mean next-token cross-entropy in nats a token.
+    """
+
+    query: NDArray[np.float64]
+    key: NDArray[np.float64]
+    layers_index: tuple[int, ...]
+    loss: float
+
+
+def gradient_probe(model: PreTrainedModel | str | Path, tokens: Any) -> GradientProbe:
+    """Measure, for every head, the gradient of its query and key weights and the bound that its collapse sets.
+
+    The gradients of the sequences are added as matrices, so that they are those of the mean loss. They are kept on the
+    CPU, 2 x heads x d_model x d numbers a layer, the size of W_Q and of W_K without sharing. Each forward pass keeps
+    what an eager training step keeps, T x T probabilities of all heads included: a few sequences (8, say) of T = 100
+    tell enough. The model is not changed, and needs no weights that require gradients.
+
+    Args:
+        model: a model, a folder in Hugging Face format, or a hub id.
+        tokens: (N, T) integer token ids (NumPy, PyTorch or nested lists), 2 <= T <= the model's context.
+
+    Raises:
+        DataError: the tokens are not (N, T) integers that the model can read.
+        ModelError: no such model, damaged weights, or attention that cannot be followed: by name and reason.
+    """
+    decoder, sequences = _prepare(model, tokens)
+    totals = _HeadTotals()
+    loss = run_with_gradients(decoder, sequences, totals.add)
+    rows = sorted({layer for _, layer, _ in totals.bounds})
+    heads = 1 + max(head for *_, head in totals.bounds)
+
+    def table(values: dict[tuple[Side, int, int], float], side: Side) -> NDArray[np.float64]:
+        missing = float("nan")
+        return np.array([[values.get((side, layer, head), missing) for head in range(heads)] for layer in rows])
+
+    norms = totals.norms()
+    return GradientProbe(
+        table(norms, "query"),
+        table(norms, "key"),
+        table(totals.bounds, "query"),
+        table(totals.bounds, "key"),
+        tuple(rows),
+        len(sequences),
+        sequences.shape[1],
+        loss,
+    )
+
+
+def _prepare(model: PreTrainedModel | str | Path, tokens: Any) -> tuple[Decoder, Tensor]:
+    """Check everything that `gradient_probe` is given, cheapest first, and return it ready for use."""
+    from transformers import PreTrainedModel
+
+    sequences = check_tokens(tokens)
+    if not isinstance(model, PreTrainedModel | str | Path):
+        raise ModelError(f"the model is a {type(model).__name__}: expected a PreTrainedModel, a folder or a hub id")
+    decoder = open_decoder(load_model(model))
+    check_fit(decoder, sequences)
+    check_weights(decoder)
+    return decoder, sequences
+
+
+def layer_gradients(decoder: Decoder, tokens: Tensor) -> LayerGradients:
+    """Measure the gradient of each layer's query and key weights: one forward and one backward pass.
+
+    The weights are as `GradientProbe` defines them, all heads of a layer together.
+
+    Args:
+        decoder: the model; it is not changed.
+        tokens: (N, T) int64, valid for the model, T >= 2.
+
+    Raises:
+        ModelError: the model's attention cannot be followed.
+    """
+    sums: dict[tuple[Side, int, int], Tensor] = {}
+
+    def add(call: Call, gradients: Gradients) -> None:
+        for side in SIDES:
+            for source, part in call.pull(call.side(side), gradients.side(side)):
+                if source.is_product:
+                    name = (side, call.layer, source.number)
+                    sums[name] = source.weight_gradient(part) + sums.get(name, 0)
+
+    loss = run_with_gradients(decoder, tokens, add)
+    squares = _sum_squares(sums)
+    rows = sorted({layer for _, layer in squares})
+
+    def column(side: Side) -> NDArray[np.float64]:
+        return np.sqrt([squares.get((side, layer), float("nan")) for layer in rows])
+
+    return LayerGradients(column("query"), column("key"), tuple(rows), loss)
+
+
+# -- From one chunk's gradients to those of each head ------------------------------------------------------------------
+
+
+@dataclass
+class _HeadTotals:
+    """The sums over the sequences, filled in chunk by chunk.
+
+    Attributes:
+        ways: for each (side, layer, head), how its queries or keys come from weights.
+        sums: for each (side, layer, head, number of the source), the gradient of its weights, on the CPU.
+        bounds: for each (side, layer, head), the theorem's bound.
+    """
+
+    ways: dict[tuple[Side, int, int], _Way] = field(default_factory=dict)
+    sums: dict[tuple[Side, int, int, int], Tensor] = field(default_factory=dict)
+    bounds: dict[tuple[Side, int, int], float] = field(default_factory=dict)
+
+    def add(self, call: Call, gradients: Gradients) -> None:
+        """Add what one layer's attention says in one chunk."""
+        limits = _LogitLimits.of(call, gradients)
+        for head in range(call.query.shape[1]):
+            for side in SIDES:
+                self._add_head(side, head, call, gradients, limits)
+
+    def _add_head(self, side: Side, head: int, call: Call, gradients: Gradients, limits: _LogitLimits) -> None:
+        name = (side, call.layer, call.head + head)
+        vectors = call.side(side)[:, head]
+        if name not in self.ways:
+            self.ways[name] = _Way.find(call, vectors)
+            if side == "query" and not self.ways[name].columns:
+                raise ModelError(
+                    f"cannot probe the gradients of {type(call.module).__name__} in layer {call.layer}: "
+                    "no matrix in it makes its queries"
+                )
+        way = self.ways[name]
+        for source, part in call.pull(vectors, gradients.side(side)[:, head]):
+            if source.number in way.columns:
+                gradient = source.weight_gradient(part, way.columns[source.number]).cpu()
+                key = (*name, source.number)
+                self.sums[key] = gradient + self.sums.get(key, 0)
+        bound = way.factor * float((limits.of_side(side)[:, head] * way.input_norm(call)).sum())
+        self.bounds[name] = self.bounds.get(name, 0.0) + bound
+
+    def norms(self) -> dict[tuple[Side, int, int], float]:
+        """Return the gradients' Frobenius norms; NaN where no matrix of the layer makes a head's keys."""
+        squares = _sum_squares(self.sums)
+        return {name: squares.get(name, float("nan")) ** 0.5 for name in self.bounds}
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How the queries (or keys) of one head come from weights.
+
+    Attributes:
+        columns: for each source that is a product with a matrix, the outputs that reach the head.
+        factor: what the way from the matrix's outputs to the logits multiplies lengths by: 1 where nothing
+            but a rotation is between them, the factor itself where queries are scaled; NaN where lengths are changed in
+            any other way (a norm), or several matrices follow each other.
+    """
+
+    columns: dict[int, Tensor]
+    factor: float
+
+    @classmethod
+    def find(cls, call: Call, vectors: Tensor) -> _Way:
+        """Follow a random direction (n, T, d) from the head's `vectors` back to the weights.
+
+        The gradient of the loss would not do: it is zero for a fully collapsed head.
+        """
+        import torch
+
+        direction = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
+        pulled = call.pull(vectors, direction)
+        columns = {source.number: _nonzero(part) for source, part in pulled if source.is_product}
+        if len(pulled) != 1 or len(columns) != 1:
+            return cls(columns, float("nan"))
+        lengths = as_float64(pulled[0][1]).reshape(*vectors.shape[:2], -1).norm(dim=-1)
+        ratios = lengths / as_float64(direction).norm(dim=-1)
+        same = ratios.amax() - ratios.amin() <= torch.finfo(vectors.dtype).eps ** 0.5 * ratios.amax()
+        return cls(columns, float(ratios.amax()) if same else float("nan"))
+
+    def input_norm(self, call: Call) -> Tensor:
+        """Return ||X||_2 of each sequence, (n,) float64, X (T, d_model) the input of the matrix."""
+        import torch
+
+        if not self.factor > 0:
+            return torch.full((len(call.query),), float("nan"))
+        return call.input_norm(next(iter(self.columns)))
+
+
+@dataclass(frozen=True)
+class _LogitLimits:
+    """What the bound has besides the way to the weights: 2 eps s ||dL/dA||_F times ||K||_2 or ||Q||_2, (n, H)."""
+
+    query: Tensor
+    key: Tensor
+
+    @classmethod
+    def of(cls, call: Call, gradients: Gradients) -> _LogitLimits:
+        import torch
+
+        limit = 2 * _epsilon(call.probabilities) * abs(call.scaling)
+        limit = limit * as_float64(gradients.probabilities).norm(dim=(-2, -1))
+        query, key = (torch.linalg.matrix_norm(as_float64(call.side(side)), ord=2) for side in SIDES)
+        return cls(limit * key, limit * query)
+
+    def of_side(self, side: Side) -> Tensor:
+        return self.query if side == "query" else self.key
+
+
+def _epsilon(probabilities: Tensor) -> Tensor:
+    """Return the eps of appendix H of each matrix, (n, H), to the last bit.
+
+    1 - a_j is 0 in float32 once the others hold less than 6e-8; their own sum still tells.
+    """
+    column, epsilon = sink_collapse(probabilities.detach())
+    index = column[..., None, None].expand(*probabilities.shape[:-1], 1)
+    others = as_float64(probabilities).scatter(-1, index, 0.0).sum(dim=-1).amax(dim=-1)
+    return epsilon.maximum(others)
+
+
+def _sum_squares(sums: dict[Any, Tensor]) -> dict[Any, float]:
+    """Return the sum of the squared entries of all tensors whose names differ in the last place only."""
+    squares: dict[Any, float] = {}
+    for name, total in sums.items():
+        squares[name[:-1]] = squares.get(name[:-1], 0.0) + float(total.double().square().sum())
+    return squares
+
+
+def _nonzero(part: Tensor) -> Tensor:
+    """Return the places of the last dimension that hold anything but zero."""
+    return part.flatten(0, -2).abs().amax(dim=0).nonzero().flatten()

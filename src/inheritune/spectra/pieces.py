@@ -1,0 +1,113 @@
+"""Large batches of matrices in small pieces: bounded memory, warm caches, one worker for each processor core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from inheritune.errors import InherituneError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+PIECE_BYTES = 8 * 2**20
+"""Size of the float32 matrices that one worker takes at a time; the work on them needs about four times as much."""
+
+CACHED_BYTES = 2**20
+"""Size of the float32 matrices that stay in a core's cache from one pass over them to the next."""
+
+DEFAULT_MEMORY = 256 * 2**20
+"""Memory, in bytes, that the analysis of attention may take beside the model's own forward pass."""
+
+_COPIES = 6.0
+"""Float32 copies of each matrix of a piece that are alive at once: itself, its Gram matrix, parts of both."""
+
+_LEAST_COPIES = 3.5
+"""The same where a matrix is alone in its piece, so that no parts of a batch are copied."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cached_size(matrices: Tensor) -> int:
+    """Return how many of some (n, T, T) matrices to pass over at a time: as many as a cache holds, all on a GPU."""
+    if matrices.device.type != "cpu":
+        return max(1, len(matrices))
+    return max(1, CACHED_BYTES // (4 * matrices.shape[-1] ** 2))
+
+
+@dataclass(frozen=True)
+class WorkPlan:
+    """How the work on many matrices is shared out within a memory budget.
+
+    Attributes:
+        workers: threads that work on a piece each.
+        matrices: T x T matrices in a piece, at most.
+    """
+
+    workers: int
+    matrices: int
+
+
+def plan_work(length: int, memory: int, device: torch.device) -> WorkPlan:
+    """Return how to share out work on T x T matrices so that all of it together takes at most `memory` bytes.
+
+    Raises:
+        InherituneError: one matrix and the work on it need more.
+    """
+    import torch
+
+    matrix, cpu = 4 * length**2, device.type == "cpu"
+    affordable = int(memory / (_LEAST_COPIES * matrix))
+    if affordable < 1:
+        need = -(-int(_LEAST_COPIES * matrix) // 2**20)
+        raise InherituneError(
+            f"a memory budget of {memory / 2**20:.3g} MB is too small: one {length} x {length} attention matrix and "
+            f"the work on it need {need} MB; pass a larger budget or shorter sequences"
+        )
+    workers = min(torch.get_num_threads(), affordable) if cpu else 1
+    share = int(memory / workers / (_COPIES * matrix))
+    return WorkPlan(workers, max(1, min(share, PIECE_BYTES // matrix) if cpu else share))
+
+
+def in_pieces(function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Tensor) -> tuple[Tensor, ...]:
+    """Apply `function` to (n, T, T) pieces of a (..., T, T) batch and put each of its (n, ...) results together."""
+    import torch
+
+    flat = matrices.reshape(-1, *matrices.shape[-2:])
+
+    workers = torch.get_num_threads() if flat.device.type == "cpu" else 1
+    size = max(1, PIECE_BYTES // (4 * flat.shape[-1] ** 2))
+    pieces = flat.split(min(size, max(1, -(-len(flat) // workers)))) if len(flat) else (flat,)
+    found = list(zip(*map_in_threads(function, pieces, workers), strict=True))
+    results = [torch.cat(parts) for parts in found]
+    return tuple(result.reshape((*matrices.shape[:-2], *result.shape[1:])) for result in results)
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
+    """Apply `function` to every item in `workers` threads of one core each; results in the order of the items.
+
+    Small LAPACK problems do not use two cores by themselves, and lose several times their own run time to threads that
+    wait for each other; a thread of its own per core does neither. The number of threads is set in the worker only,
+    and set again here because PyTorch also remembers the last number as the default of threads still to be made.
+    """
+    import torch
+
+    work = list(items)
+    if workers <= 1 or len(work) <= 1:
+        return [function(item) for item in work]
+    before, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+
+    def alone(item: Item) -> Result:
+        torch.set_num_threads(1)
+        with torch.set_grad_enabled(gradients):
+            return function(item)
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(alone, work))
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,295 @@
+"""From the rank profile: with how many first layers to start Inheritune, and which layers to cut.
+
+The rule, which a person can follow on the chart of MaxRank:
+
+1. The lazy tail is the longest run of layers up to the last one that is a lazy group (Definition G.1: floor(AvgRank)
+   is 1, so AvgRank is below 2) and that begins with a layer whose own MaxRank is below 2.
+2. Start with half of the layers, Algorithm 1's default, or, where the lazy tail begins before the half, with the layers
+   before it; but with no fewer than a third, the smallest share in the paper (4 of 12 layers, Table 4).
+3. Cut all layers behind. Inheritune inherits a prefix, and growth appends the next layers where the cut was too deep.
+
+The start is never above the half: growth can add layers and cannot take any away. A lazy tail that lies in the deeper
+half changes no start; it is said where it begins, because growth into it is what the profile speaks against.
+
+The causal mask is asked first: it is what the model computes, and rank 1 means a sink there. Where it shows no lazy
+tail that begins by the half, the full mask is asked, whose collapse the paper's figures show: rank 1 there is a sink or
+near-even averaging. Where no layer stands out (no lazy tail, or all layers lazy), the start is the half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inheritune.errors import OutputError, PlanError
+from inheritune.records import read_json
+from inheritune.spectra.result import BothSpectra, Spectra
+
+if TYPE_CHECKING:
+    from inheritune.spectra.blocks import BlockMeasures
+
+SPECTRA = "spectra.json"
+LAZY_BELOW = 2.0
+"""floor(AvgRank) = 1 (Definition G.1): AvgRank is at least 1, so below 2."""
+LEAST_SHARE = 3
+"""No fewer than depth / 3 layers: the shallowest target in the paper has 4 of 12 (Fig. 2, Table 4)."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """With which layers to start, and why; `inherit`, `run` and `LayerPlan.from_layers` take it as `layers`.
+
+    Iterating over it gives the layers that stay.
+
+    Attributes:
+        depth: number of layers of the analysed model.
+        start: l, with how many first layers to start Inheritune.
+        cut: the layers to cut, 0-based, ascending.
+        reason: one sentence.
+        others: which layers the neighbours' measures would cut, as many as `cut`, by the measure's name; the measures
+            agree where the lists do.
+    """
+
+    depth: int
+    start: int
+    cut: tuple[int, ...]
+    reason: str
+    others: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.start <= self.depth or not set(self.cut) <= set(range(self.depth)) or not self.keep:
+            raise PlanError(f"start {self.start} and cut {list(self.cut)} do not fit a model of {self.depth} layers")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.keep)
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @property
+    def keep(self) -> tuple[int, ...]:
+        """The layers that stay, 0-based, ascending."""
+        return tuple(layer for layer in range(self.depth) if layer not in self.cut)
+
+    @property
+    def option(self) -> str:
+        """What `--layers` and a recipe's `layers` take to say the same, the end of a range excluded: `0:12`."""
+        return ",".join(f"{run[0]}:{run[-1] + 1}" for run in _runs(self.keep))
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return what to do, the layers as ranges and the layers as a list, one row for each thing to print."""
+        rows = [("keep", self.keep), ("cut", self.cut)]
+        rows += [(f"{name} would cut", layers) for name, layers in self.others]
+        return [(what, ranges(layers), ", ".join(map(str, layers)) or "-") for what, layers in rows]
+
+    def table(self) -> str:
+        """Return the recommendation as text: the plan with both ends of a range included, the reason, the option."""
+        head = ("", "ranges", "layers")
+        lines = [head, *self.rows()]
+        widths = [max(len(line[column]) for line in lines) for column in range(2)]
+        title = f"start with {_layers(self.start)} of {self.depth}, numbered from 0, both ends of a range included"
+        body = [f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}".rstrip() for a, b, c in lines]
+        return "\n".join([title, *body, f"why: {self.reason}", f"how: --layers {self.option} (the end is excluded)"])
+
+    def as_record(self) -> dict[str, Any]:
+        """Return plain data for `spectra.json`."""
+        return {
+            "depth": self.depth,
+            "start": self.start,
+            "cut": list(self.cut),
+            "keep": list(self.keep),
+            "reason": self.reason,
+            "others": {name: list(layers) for name, layers in self.others},
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Recommendation:
+        """Read back what `as_record` wrote.
+
+        Raises:
+            PlanError: it is something else.
+        """
+        try:
+            others = tuple((str(name), tuple(map(int, layers))) for name, layers in record.get("others", {}).items())
+            cut = tuple(map(int, record["cut"]))
+            return cls(int(record["depth"]), int(record["start"]), cut, str(record["reason"]), others)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(
+                f"not a recommendation ({type(error).__name__}: {error}): expected depth, start, cut, reason"
+            ) from error
+
+
+def load_recommendation(folder: str | Path) -> Recommendation:
+    """Read the recommendation in the `spectra.json` that `inheritune analyze` wrote in `folder`.
+
+    Raises:
+        OutputError: there is no such file, it is not JSON, or it holds no recommendation.
+    """
+    path = Path(folder) / SPECTRA
+    record = read_json(path)
+    held = record.get("recommendation") if isinstance(record, dict) else None
+    if held is None:
+        raise OutputError(f"{path} holds no recommendation (an older analysis?): run inheritune analyze again")
+    try:
+        return Recommendation.from_record(held)
+    except PlanError as error:
+        raise OutputError(f"{path}: {error}") from error
+
+
+def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recommendation:
+    """Return with how many first layers to start Inheritune and which to cut (the rule is this file's docstring).
+
+    Args:
+        spectra: what `analyze` returned. Blocks without attention (hybrid models) have no rank: they are neither lazy
+            nor potent, and stay or go with their neighbours.
+        depth: number of blocks of the model; where it is None, as many as `spectra.blocks` has, or else as the last
+            analysed layer says (a hybrid's blocks behind it are then not known of).
+
+    Raises:
+        PlanError: `depth` is less than the analysed layers need.
+    """
+    parts = [spectra.causal, spectra.full] if isinstance(spectra, BothSpectra) else [spectra]
+    depth = _depth(parts[0], depth)
+    start, reason, profile = _decide([_Profile.of(part, depth) for part in parts])
+    cut = tuple(range(start, depth))
+    others = _others(parts[0].blocks, len(cut), depth)
+    return Recommendation(depth, start, cut, f"{reason}{_asides(profile, start)}.", others)
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """MaxRank under one mask of the layers that have one, by their index, and the model's depth."""
+
+    ranks: dict[int, float]
+    mask: str
+    depth: int
+
+    @classmethod
+    def of(cls, spectra: Spectra, depth: int) -> _Profile:
+        known = {
+            layer: float(np.nanmax(row))
+            for layer, row in zip(spectra.layers_index, spectra.rank, strict=True)
+            if not np.isnan(row).all()
+        }
+        return cls(dict(sorted(known.items())), spectra.mask, depth)
+
+    def average(self, start: int, end: int) -> float:
+        """Return AvgRank of the layers from `start` to before `end` that have a rank."""
+        return float(np.mean([rank for layer, rank in self.ranks.items() if start <= layer < end]))
+
+    @property
+    def tail(self) -> int | None:
+        """Where the lazy tail begins, or None."""
+        for layer, rank in self.ranks.items():
+            if rank < LAZY_BELOW and self.average(layer, self.depth) < LAZY_BELOW:
+                return layer
+        return None
+
+    @property
+    def all_lazy(self) -> bool:
+        """Whether the lazy tail holds every layer that has a rank."""
+        return self.tail is not None and self.tail == min(self.ranks)
+
+
+def _depth(spectra: Spectra, depth: int | None) -> int:
+    needed = 1 + max(spectra.layers_index, default=0)
+    if depth is None:
+        return max(needed, spectra.blocks.depth if spectra.blocks is not None else 0)
+    if depth < needed:
+        raise PlanError(f"depth is {depth}: expected at least {needed}, layer {needed - 1} was analysed")
+    return depth
+
+
+def _decide(profiles: list[_Profile]) -> tuple[int, str, _Profile]:
+    """Return the start, the reason without its asides, and the profile that decided."""
+    first, depth = profiles[0], profiles[0].depth
+    half = max(depth // 2, 1)
+    if depth == 1:
+        return 1, "the model has one layer, so there is nothing to cut", first
+    default = f"so the start is Algorithm 1's default, half of the {depth} layers"
+    tailed = [(profile, tail) for profile in profiles if (tail := profile.tail) is not None]
+    for profile, tail in tailed:
+        if tail <= half and not profile.all_lazy:
+            return *_from_tail(profile, tail), profile
+    for profile, tail in tailed:
+        if profile.all_lazy:
+            return half, f"all layers are one lazy group ({_evidence(profile, tail)}), {default}", profile
+    for profile, tail in tailed:
+        lazy = f"{_are(tail, depth)} lazy ({_evidence(profile, tail)}), fewer than half"
+        return half, f"{lazy}, {default}, and growth beyond {_layers(tail)} would only reach into them", profile
+    if not any(profile.ranks for profile in profiles):
+        return half, f"no layer has a rank, {default}", first
+    masks = " or the ".join(profile.mask for profile in profiles)
+    return half, f"no run of layers at the end is lazy (AvgRank below 2) under the {masks} mask, {default}", first
+
+
+def _from_tail(profile: _Profile, tail: int) -> tuple[int, str]:
+    """Return the start and the reason where the lazy tail begins by the half."""
+    before = f"{profile.average(0, tail):.2f} for the layers before"
+    lazy = f"{_are(tail, profile.depth)} lazy ({_evidence(profile, tail)}; {before})"
+    least = -(-profile.depth // LEAST_SHARE)
+    if tail >= least:
+        return tail, lazy
+    return least, f"{lazy}, and a third of the {profile.depth} layers is the least that the paper starts with"
+
+
+def _evidence(profile: _Profile, start: int) -> str:
+    meaning = "a sink" if profile.mask == "causal" else "a sink or even averaging"
+    average = profile.average(start, profile.depth)
+    return f"AvgRank {average:.2f} under the {profile.mask} mask, where rank 1 is {meaning}"
+
+
+def _asides(profile: _Profile, start: int) -> str:
+    """Return what the decision leaves out: lazy layers among those that stay, and layers without attention."""
+    lazy = [layer for layer, rank in profile.ranks.items() if layer < start and rank == 1.0]
+    without = profile.depth - len(profile.ranks)
+    asides = ""
+    if lazy and not profile.all_lazy:
+        verb = "is" if len(lazy) == 1 else "are"
+        asides += f"; of the layers that stay, {ranges(lazy)} {verb} lazy too under the {profile.mask} mask"
+    if without and profile.ranks:
+        asides += f"; {_layers(without)} without attention {'has' if without == 1 else 'have'} no rank"
+    return asides
+
+
+def _others(blocks: BlockMeasures | None, count: int, depth: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return which layers the neighbours' measures would cut, where they are known."""
+    if blocks is None or count == 0 or blocks.depth != depth:
+        return ()
+    others = []
+    if not np.isnan(blocks.influence).any():
+        others.append(("Block Influence", tuple(blocks.least_influential(count))))
+    if not np.isnan(blocks.angular_distance[: depth - count + 1, count]).any():
+        others.append(("angular distance", tuple(blocks.nearest_span(count))))
+    return tuple(others)
+
+
+def ranges(layers: Iterable[int]) -> str:
+    """Return layers as ranges with both ends included: `0-11, 14`; `-` for none."""
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in _runs(layers)) or "-"
+
+
+def _runs(layers: Iterable[int]) -> list[list[int]]:
+    """Return the longest runs of consecutive layers, in the order given."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return runs
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'' if count == 1 else 's'}"
+
+
+def _are(start: int, depth: int) -> str:
+    return f"layer {start} is" if start == depth - 1 else f"layers {start}-{depth - 1} are"

@@ -1,0 +1,253 @@
+"""Watch attention collapse while a model is trained: rank, collapsed heads and gradients on a few fixed windows.
+
+Works with any transformers `Trainer`:
+
+    trainer = Trainer(..., callbacks=[WatchCollapse("collapse.jsonl", windows)])
+
+`benchmarks/watch.py` measures what it costs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import extract_model_from_parallel
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
+
+from inheritune.decoder import Decoder, open_decoder
+from inheritune.errors import InherituneError, ModelError
+from inheritune.spectra import approximate_rank, visit_attention
+from inheritune.spectra.checks import check_fit, check_tokens
+from inheritune.spectra.gradients import layer_gradients
+from inheritune.spectra.probe import Mask, Piece
+from inheritune.spectra.rank import check_fraction
+from inheritune.spectra.result import COLLAPSED_RANK
+from inheritune.training.settings import WATCH_EVERY
+
+_LOG = logging.getLogger(__name__)
+
+COLLAPSE = "collapse.jsonl"
+"""What the file is called beside a round's `metrics.jsonl`."""
+
+
+class WatchCollapse(TrainerCallback):
+    """Writes one line of JSON at step 0, every `every` steps and at the last step.
+
+    Each line has `step`, `tokens`, `layers` (the blocks that have attention), for the masks `causal` and `full` the
+    MaxRank of each layer (paper, eq. 3) and its share of collapsed heads, in `gradients` the Frobenius norms of
+    dL/dW_Q and dL/dW_K of each layer, all heads together, L being the mean next-token loss on the windows, and
+    `seconds`, what the line cost. A family whose unmasked softmax cannot be seen has no `full`, one that does not use
+    transformers' attention interface no `gradients`.
+
+    Training is not disturbed: the weights after a watched run are those of an unwatched one, bit for bit. The model
+    runs in float32 (or its own dtype) without dropout, gradients are asked for by name so that no `.grad` changes, and
+    random states, modes and configuration are put back. Process zero alone watches, without talking to the others.
+    A resumed run drops the lines behind its checkpoint and goes on, so the file reads as if nothing had happened.
+
+    A model that cannot be watched at all, or whose weights lie in shards on several devices (FSDP, ZeRO-3), is trained
+    without: one warning says why.
+
+    Attributes:
+        seconds: time that this process has spent watching.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        windows: Any,
+        every: int = WATCH_EVERY,
+        *,
+        tau: float = 0.9,
+        tokens_per_step: int | None = None,
+    ) -> None:
+        """Watch on `windows`.
+
+        Args:
+            path: the file, JSON lines; its folder is made if missing.
+            windows: (N, T) integer token ids, the same for all runs that are to be compared; 8 of 100 tokens do.
+            every: steps between two lines.
+            tau: share of the squared singular values that k* must reach.
+            tokens_per_step: tokens of one optimiser step, for `tokens` of a line; None takes the count that the Trainer
+                keeps with `include_num_input_tokens_seen` (0 without).
+
+        Raises:
+            InherituneError: `every` or `tau` is out of range.
+            DataError: the windows are not (N, T) integers.
+        """
+        if every < 1:
+            raise InherituneError(f"a line every {every} steps: expected at least 1; to watch nothing, do not add it")
+        check_fraction("tau", tau)
+        self.path, self.windows, self.every, self.tau = Path(path), check_tokens(windows), every, tau
+        self.tokens_per_step = tokens_per_step
+        self.seconds = 0.0
+        self._watching = False
+        self._last: int | None = None
+        self._masks: tuple[Mask, ...] = ("causal", "full")
+        self._gradients = True
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        self._watching = state.is_world_process_zero
+        if not self._watching:
+            return
+        if _is_sharded(model, args):
+            self._stop("its weights lie in shards on several devices, and one process alone cannot run it")
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._cut_behind(state)
+        if state.global_step % self.every == 0:
+            self._write(model, state)
+
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if self._is_due(state.global_step, state):
+            self._write(model, state)
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        # Training may stop before its last step; the best weights, loaded at the end, are not those of this step.
+        if not args.load_best_model_at_end:
+            self._write(model, state)
+
+    def _is_due(self, step: int, state: TrainerState) -> bool:
+        return step % self.every == 0 or step == state.max_steps
+
+    def _cut_behind(self, state: TrainerState) -> None:
+        """Keep the lines that an uninterrupted run would have by now."""
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        # A line that was being written when the process died has no line end.
+        steps = {line: json.loads(line)["step"] for line in lines if line.endswith("\n")}
+        kept = {line: step for line, step in steps.items() if step <= state.global_step and self._is_due(step, state)}
+        self.path.write_text("".join(kept))
+        self._last = max(kept.values(), default=None)
+
+    def _write(self, model: Any, state: TrainerState) -> None:
+        """Measure and append the line of this step, unless it is there."""
+        if not self._watching or self._last == state.global_step:
+            return
+        start = _clock()
+        try:
+            measured = self._measure(extract_model_from_parallel(model, keep_torch_compile=False))
+        except ModelError as error:
+            self._stop(str(error))
+            return
+        seconds = _clock() - start
+        self.seconds += seconds
+        tokens = state.num_input_tokens_seen
+        if self.tokens_per_step is not None:
+            tokens = state.global_step * self.tokens_per_step
+        line = {"step": state.global_step, "tokens": int(tokens), **measured, "seconds": round(seconds, 6)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._last = state.global_step
+
+    def _stop(self, reason: str) -> None:
+        self._watching = False
+        _LOG.warning("attention collapse is not watched: %s", reason)
+
+    def _measure(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Return what a line says of the model as it is.
+
+        Raises:
+            DataError: the windows do not fit the model.
+            ModelError: its attention cannot be observed.
+        """
+        decoder = open_decoder(model)
+        check_fit(decoder, self.windows)
+        with _aside(model):
+            ranks = self._ranks(decoder)
+            gradients = self._gradient_norms(decoder)
+        layers = list(ranks["causal"])
+        line: dict[str, Any] = {"layers": layers}
+        for mask, table in ranks.items():
+            line[mask] = {
+                "max_rank": [float(table[layer].max()) for layer in layers],
+                "collapsed": [float((table[layer] < COLLAPSED_RANK).mean()) for layer in layers],
+            }
+        if gradients:
+            line["gradients"] = {side: [norms.get(layer) for layer in layers] for side, norms in gradients.items()}
+        return line
+
+    def _ranks(self, decoder: Decoder) -> dict[Mask, dict[int, np.ndarray]]:
+        """Return Rank(h, l) of each mask and layer, (heads,); causal alone where the family shows no more."""
+        try:
+            return _mean_ranks(decoder, self.windows, self._masks, self.tau)
+        except ModelError:
+            if self._masks == ("causal",):
+                raise
+        self._masks = ("causal",)
+        return _mean_ranks(decoder, self.windows, self._masks, self.tau)
+
+    def _gradient_norms(self, decoder: Decoder) -> dict[str, dict[int, float]]:
+        """Return the norms of each layer by its index; nothing where the family's cannot be seen."""
+        if not self._gradients:
+            return {}
+        try:
+            found = layer_gradients(decoder, self.windows)
+        except ModelError as error:
+            self._gradients = False
+            _LOG.warning("gradients are not watched: %s", error)
+            return {}
+        tables = {"query": found.query, "key": found.key}
+        return {side: dict(zip(found.layers_index, map(float, norms), strict=True)) for side, norms in tables.items()}
+
+
+def _mean_ranks(
+    decoder: Decoder, tokens: torch.Tensor, masks: tuple[Mask, ...], tau: float
+) -> dict[Mask, dict[int, np.ndarray]]:
+    """Return the mean of k* over the sequences (paper, eq. 3) of each mask and layer, (heads,) float64."""
+    sums: dict[tuple[Mask, int], dict[int, int]] = {}
+    lock = threading.Lock()  # pieces may come from several threads; sums of whole numbers do not know their order
+
+    def consume(piece: Piece) -> None:
+        ranks = approximate_rank(piece.probabilities, tau).sum(dim=0).tolist()
+        with lock:
+            heads = sums.setdefault((piece.mask, piece.layer), {})
+            for head, rank in enumerate(ranks, start=piece.head):
+                heads[head] = heads.get(head, 0) + rank
+
+    visit_attention(decoder, tokens, masks, consume)
+    means: dict[Mask, dict[int, np.ndarray]] = {mask: {} for mask in masks}
+    for mask, layer in sorted(sums):
+        heads = sums[mask, layer]
+        means[mask][layer] = np.array([heads[head] for head in sorted(heads)]) / len(tokens)
+    return means
+
+
+@contextmanager
+def _aside(model: PreTrainedModel) -> Iterator[None]:
+    """Leave the random states as they are and the mixed precision of training out of it."""
+    device = model.get_input_embeddings().weight.device
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+def _clock() -> float:
+    """Return the time in seconds, once the device has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def _is_sharded(model: torch.nn.Module, args: TrainingArguments) -> bool:
+    """Return whether the weights are in shards: FSDP, DeepSpeed's ZeRO-3 or PyTorch's distributed tensors."""
+    return bool(args.fsdp) or any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in model.parameters())

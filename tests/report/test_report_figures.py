@@ -1,0 +1,203 @@
+"""The page of analyses, the weights under the pointer, and every chart as files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from report_analyses import analysis, watch_run
+from report_records import attention_maps
+from test_report_page import HOSTILE, Page, data, specs
+from typer.testing import CliRunner
+
+from inheritune.cli import report as command
+from inheritune.errors import OutputError
+from inheritune.report import charts, load, save_figures, sections, write_report
+from inheritune.report.figures import Figures, page_data, slug
+
+Record = dict[str, Any]
+Write = Callable[..., Path]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Callable[..., Page]:
+    def make(*paths: Path) -> Page:
+        return Page(write_report(paths, tmp_path / "report.html").read_text(encoding="utf-8"))
+
+    return make
+
+
+def sections_of(page: Page) -> list[str | None]:
+    return [attributes["id"] for tag, attributes in page.elements if tag == "section"]
+
+
+def test_a_page_of_analyses_alone_has_no_empty_sections(study: Write, page: Callable[..., Page]) -> None:
+    made = page(study())
+    assert made.open == []
+    assert sections_of(made) == ["layers", "heads", "importance", "gradients", "recommendation", "maps", "settings"]
+    text = " ".join(made.text().split())
+    assert "Inheritune report: acme/medium-24" in text
+    assert "acme/medium-24: of 6 layers with attention, lazy" in text
+    assert "Recommended: start Inheritune with the first 3 layers (0–2)" in text
+    for absent in ("No losses were logged", "No text was generated", "reference"):
+        assert absent not in text.replace("--set reference=", "")
+    drawn = set(specs(made))
+    assert drawn <= made.ids()
+    assert {"tau-0-causal", "classes-0", "influence-0", "angular-0", "mlp-rank", "gradient-0-query"} <= drawn
+    assert not any("depth" in name for name in drawn)
+
+
+def test_models_of_different_depth_are_drawn_together_over_relative_depth(
+    study: Write, page: Callable[..., Page]
+) -> None:
+    paths = [study(analysis(n, 2, model=f"acme/m{n}"), f"s{n}") for n in (4, 6, 8)]
+    made = page(*paths)
+    tables, found = data(made)["tables"], specs(made)
+    for name in ("max_rank-causal", "max_rank-depth-causal"):
+        table = tables[found[name]["data"]["table"]]
+        models = [row[table["fields"].index("model")] for row in table["rows"]]
+        assert [models.count(f"acme/m{n}") for n in (4, 6, 8)] == [4, 6, 8]
+    # three bands would cover each other: each model has a chart of its own with them
+    bands = {
+        name: sum(layer["mark"]["type"] == "area" for layer in spec["layer"])
+        for name, spec in found.items()
+        if "layer" in spec
+    }
+    assert bands["max_rank-causal"] == 0
+    assert bands["max_rank-2-causal"] == 2
+
+
+def test_a_watched_run_is_drawn_over_training(write: Write, grown: Record, page: Callable[..., Page]) -> None:
+    folder = write(grown)
+    before = sections_of(page(folder))
+    watch_run(folder, grown)
+    made = page(folder)
+    assert before == ["models", "training", "layers", "heads", "maps", "samples", "settings"]
+    assert sections_of(made) == ["models", "training", "watched", *before[2:]]
+    names = {name for name in specs(made) if name.startswith("watched")}
+    assert names == {
+        *(f"watched-0-{kind}-{mask}" for kind in ("max_rank", "collapsed") for mask in ("causal", "full")),
+        "watched-0-query",
+        "watched-0-key",
+    }
+    domains = {name: specs(made)[name]["layer"][0]["encoding"]["color"]["scale"]["domain"] for name in names}
+    assert domains["watched-0-max_rank-causal"] == domains["watched-0-max_rank-full"]  # one scale side by side
+    assert domains["watched-0-collapsed-full"] == [0, 1]
+
+
+def test_the_page_holds_each_row_once_to_six_digits() -> None:
+    rows = [{"layer": i, "max_rank": 1 / (i + 3), "lazy": i == 1, "model": "m"} for i in range(3)]
+    rows[2]["extra"] = 7
+    figures = Figures()
+    for name in ("a", "b"):
+        figures.add(name, charts.profile(rows, "max_rank", {"m": "#1b7fc4"}, "t", 1.0), "same")
+    packed = page_data(figures)
+    [table] = packed["tables"]
+    assert table["fields"] == ["layer", "max_rank", "lazy", "model", "extra"]
+    assert table["rows"] == [[0, 0.333333, False, "m", None], [1, 0.25, True, "m", None], [2, 0.2, False, "m", 7]]
+    assert all(spec["data"] == {"table": 0} for spec in packed["charts"].values())
+    assert list(figures.files.values()) == ["same", "same-2"]
+
+
+def test_the_weight_under_the_pointer_is_the_records(study: Write, page: Callable[..., Page]) -> None:
+    made = page(study(length=30))
+    lenses = data(made)["lenses"]
+    assert lenses["tokens"] == [[f"t{i} " for i in range(30)]]
+    for j, drawn in enumerate(attention_maps(30)["maps"]):
+        lens = lenses["maps"][f"map-0-{j}"]
+        assert f"map-0-{j}" in made.ids()
+        weights = (np.frombuffer(base64.b64decode(lens["bytes"]), np.uint8).reshape(30, 30) / 255.0) ** 2
+        values = np.array(drawn["values"])
+        assert np.all(np.abs(weights - values) <= 0.004 * np.sqrt(values) + 4e-6)
+
+
+def test_hostile_names_of_a_model_stay_text(study: Write, page: Callable[..., Page], tmp_path: Path) -> None:
+    plain = page(study(name="plain"))
+    record = analysis(6, 4, model=HOSTILE)
+    record["recommendation"]["reason"] = HOSTILE
+    folder = study(record, "hostile")
+    maps = attention_maps()
+    maps["maps"][0]["tokens"] = [HOSTILE] * 20
+    (folder / "maps.json").write_text(json.dumps(maps))
+    made = page(folder)
+    assert made.open == []
+    assert [tag for tag, _ in made.elements] == [tag for tag, _ in plain.elements]
+    raw = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in raw
+    assert "<img src=x" not in raw
+    assert HOSTILE in made.text("p")
+    names = sections.build(load([folder]))[0].files.values()
+    assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in names)
+
+
+def test_every_chart_and_map_becomes_a_picture_on_white(study: Write, tmp_path: Path) -> None:
+    folder = study(analysis(3, 2))
+    files = save_figures([folder], tmp_path / "figures")
+    drawn = sections.build(load([folder]))[0].charts
+    assert len(files) == len(set(files)) == 2 * (len(drawn) + 4)
+    names = {path.name for path in files}
+    wanted = ("maxrank-of-each-layer-causal", "rank-of-heads-acme-medium-24-full", "tau-sweep-acme-medium-24-causal")
+    wanted += (
+        "angular-distance-acme-medium-24",
+        "gradient-query-acme-medium-24",
+        "attention-acme-medium-24-full-potent",
+    )
+    assert {f"{name}.{ending}" for name in wanted for ending in ("svg", "png")} <= names
+    for path in files:
+        if path.suffix == ".png":
+            width, height = struct.unpack(">II", path.read_bytes()[16:24])
+            assert min(width, height) > 200
+        else:
+            root = ET.parse(path).getroot()
+            assert root.find(f"{SVG}rect").get("fill") == "#ffffff"  # type: ignore[union-attr]
+            inks = {e.get("fill") for e in root.iter(f"{SVG}text")}
+            assert inks == {charts.base.INK}
+
+
+def test_an_attention_map_is_a_picture_of_whole_cells(tmp_path: Path) -> None:
+    values = attention_maps(30)["maps"][0]["values"]
+    charts.save_chart(charts.attention_picture(values, "layer 1"), tmp_path / "map.svg")
+    root = ET.parse(tmp_path / "map.svg").getroot()
+    [image] = root.iter(f"{SVG}image")
+    address = next(value for key, value in image.attrib.items() if key.endswith("href"))
+    png = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+    assert struct.unpack(">II", png[16:24]) == (420, 420)  # 14 pixels a token, the least that reach 400
+    assert (image.get("width"), image.get("height")) == ("420", "420")
+    assert "token attended to" in "".join(root.itertext())
+
+
+def test_figures_go_into_a_folder_of_their_own(study: Write, tmp_path: Path) -> None:
+    folder = study()
+    with pytest.raises(OutputError, match="was not made by this command"):
+        save_figures([folder], folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["maps.json", "spectra.json"]
+
+
+def test_file_names_are_plain() -> None:
+    assert slug("MaxRank of Çelik/Modèl 7B (x)") == "maxrank-of-celik-model-7b-x"
+    assert slug("…") == "figure"
+
+
+def test_the_command_writes_page_and_figures(study: Write, tmp_path: Path) -> None:
+    app = typer.Typer()
+    command.register(app)
+    app.callback()(lambda: None)
+    out, figures = tmp_path / "page.html", tmp_path / "figures"
+    record = analysis(3, 2)
+    for key in ("angular_distance", "blocks"):
+        del record[key]
+    done = CliRunner().invoke(app, ["report", str(study(record)), "--out", str(out), "--figures", str(figures)])
+    assert done.exit_code == 0, done.exception
+    assert "acme/medium-24: of 3 layers with attention" in " ".join(done.stdout.split())
+    count = len([path for path in figures.iterdir() if path.suffix in (".svg", ".png")])
+    assert f"figures: {count} files in" in " ".join(done.stdout.split())
