@@ -47,7 +47,7 @@ def test_help_loads_no_heavy_library(command: str) -> None:
         "from inheritune.cli.main import app\n"
         "try: app(sys.argv[1:])\n"
         "except SystemExit as end: assert end.code in (0, None), end.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'scipy', 'altair', 'datasets'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'scipy', 'altair', 'datasets', 'numba'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     arguments = [command, "--help"] if command else ["--help"]

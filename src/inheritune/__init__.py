@@ -14,21 +14,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inheritune.evaluation import evaluate
     from inheritune.recipes import run
-    from inheritune.spectra import analyze
-    from inheritune.surgery import LayerPlan, inherit, inherit_checkpoint
+    from inheritune.spectra.analysis import analyze
+    from inheritune.spectra.gradients import gradient_probe
+    from inheritune.spectra.recommend import recommend
+    from inheritune.surgery.checkpoint import inherit_checkpoint
+    from inheritune.surgery.inherit import inherit
+    from inheritune.surgery.plan import LayerPlan
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LayerPlan": "inheritune.surgery",
     "analyze": "inheritune.spectra",
+    "gradient_probe": "inheritune.spectra",
+    "recommend": "inheritune.spectra",
     "evaluate": "inheritune.evaluation",
     "inherit": "inheritune.surgery",
     "inherit_checkpoint": "inheritune.surgery",
     "run": "inheritune.recipes",
 }
 
-__all__ = ["LayerPlan", "analyze", "evaluate", "inherit", "inherit_checkpoint", "run"]
+__all__ = ["LayerPlan", "analyze", "evaluate", "gradient_probe", "inherit", "inherit_checkpoint", "recommend", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -174,6 +174,7 @@ HYBRIDS: dict[str, Family] = {
     ),
 }
 OF_THEIR_OWN: dict[str, Family] = {
+    "diffllama": Family(GQA),  # calls its attention function twice with the same queries
     "doge": Family(GQA),  # the mask carries a bias made from the values
     "granite_swa": Family(SLIDING),  # reports its weights before the sinks take their share
 }

@@ -151,6 +151,16 @@ def test_enough_families_are_covered() -> None:
     assert len(HYBRIDS) >= 4
 
 
+def test_heads_that_mix_two_halves_of_the_values_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = build("diffllama"), tokens()
+    found = layers(captured(model, ids, "full"), "full")
+    calls = without_mask(model, ids, monkeypatch)
+    assert len(calls) == 2 * len(found)
+    for ours, first, second in zip(found.values(), calls[::2], calls[1::2], strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(ours, first, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("name", [*THROUGH_INTERFACE, *HYBRIDS])
 def test_full_is_the_families_own_softmax_without_a_mask(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = source(name), tokens()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from inheritune.errors import InherituneError
-from inheritune.spectra import pieces, row_entropy
+from inheritune.spectra import kernels, pieces, row_entropy
 from inheritune.spectra import rank as rank_module
 from inheritune.spectra.certificate import certify
 from inheritune.spectra.pieces import plan_work
@@ -24,6 +24,15 @@ from inheritune.spectra.rank import (
 )
 
 TAUS = (0.5, 0.8, 0.9, 0.95, 0.99)
+
+
+@pytest.fixture(autouse=True, params=["compiled", "LAPACK"])
+def way_to_eigenvalues(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test with the compiled kernel and without it."""
+    if request.param == "LAPACK":
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    elif not kernels.available():
+        pytest.skip("Numba is not installed")
 
 
 def causal_uniform(length: int) -> torch.Tensor:
@@ -158,7 +167,7 @@ def test_proof_of_rank_one_is_never_wrong_near_the_threshold() -> None:
         matrices = strengths * target + (1 - strengths) * torch.eye(20)
         shares = shares_by_svd(matrices)
         assert 0 < (shares[:, 0] < 0.9).sum() < 400
-        proved = rank_module._is_surely_rank_one(rank_module.columns_of(matrices), 0.9).numpy()
+        proved = rank_module._is_surely_rank_one(rank_module.columns_of(matrices), 20, 0.9).numpy()
         assert not (proved & (shares[:, 0] < 0.9)).any()
         assert proved.sum() > 0.9 * (shares[:, 0] >= 0.9).sum()
 
@@ -264,3 +273,10 @@ def test_share_outside_0_and_1_is_refused(share: object) -> None:
 def test_no_tau_at_all_is_refused() -> None:
     with pytest.raises(InherituneError, match="tau is empty"):
         approximate_rank(torch.eye(3), ())
+
+
+def test_large_spectra_are_found_in_place_and_equal() -> None:
+    matrices = attention(40, 2.0, causal=True)[0]
+    expected = squared_singular_values(matrices)
+    found = torch.stack([rank_module._large_spectrum(matrix) for matrix in matrices])
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)

@@ -62,7 +62,7 @@ def analyze(
 ) -> None:
     """Measure every attention head, MLP and block, say which layers are lazy, and recommend a cut."""
     from inheritune import spectra
-    from inheritune.decoder import load_config, load_model
+    from inheritune.decoder import load_config
     from inheritune.records import claim_folder
 
     if data is not None and tokens is not None:

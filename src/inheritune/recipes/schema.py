@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from inheritune.surgery.selection import recommended_layers
 from inheritune.training.settings import TrainingSettings
 
 Method = Literal["inheritune", "scratch", "stacking", "hybrid-stacking", "distill"]
+Share = Annotated[float, Field(gt=0, lt=1)]
 BUNDLED_REFERENCE = "stdlib"
 """The name of the reference model that the package ships."""
 
@@ -89,14 +90,15 @@ class AnalysisSettings(_Part):
         of: whose attention is analysed.
         sequences: N.
         length: T, cut to what the model's context allows.
-        tau: share of the squared singular values that defines the rank.
+        tau: share of the squared singular values that defines the rank; with several, the first does, and the report
+            compares all (the paper's Fig. 10).
         eta: share of the squared column norms that defines the mass.
     """
 
     of: tuple[Literal["reference", "result"], ...] = ("reference", "result")
     sequences: int = Field(default=100, gt=0)
     length: int = Field(default=100, gt=1)
-    tau: float = Field(default=0.9, gt=0, lt=1)
+    tau: Share | tuple[Share, ...] = (0.9, 0.8, 0.85, 0.95)
     eta: float = Field(default=0.9, gt=0, lt=1)
 
 

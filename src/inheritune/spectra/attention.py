@@ -108,6 +108,8 @@ class AttentionInputs:
         import torch
 
         groups = self.query.shape[1] // tensor.shape[1]
+        if groups == 1:
+            return tensor[sequences, heads].float()
         start, stop, _ = heads.indices(self.query.shape[1])
         index = torch.arange(start, stop, device=tensor.device) // groups
         return tensor[sequences].index_select(1, index).float()

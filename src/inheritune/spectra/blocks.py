@@ -22,7 +22,7 @@ import numpy as np
 
 from inheritune.decoder import Decoder
 from inheritune.errors import ModelError
-from inheritune.spectra.rank import SLACK
+from inheritune.spectra.rank import approximate_rank, column_mass, rank_and_mass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 4 * 2**20
 """Size of a float64 copy of hidden states or MLP outputs that is worked on at a time: it stays in a core's cache."""
-
-SMALL_SIDE = 512
-"""Up to this side a matrix's eigenvalues are found faster by one thread than by several that wait for each other."""
 
 _MLP_NAME = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward|moe)(_block)?$")
 _MLP_CLASS = re.compile(r"(MLP|Mlp|MoE|Moe|FeedForward)$")
@@ -195,13 +192,17 @@ class BlockObserver:
 
     def _measure_mlp(self, layer: int, outputs: Tensor) -> None:
         """Note rank and mass of each sequence's (T, D) matrix of MLP outputs."""
-        step = max(1, PIECE_BYTES // (8 * outputs[0].numel()))
-        for piece in outputs.split(step):
-            gram = _gram(piece)
-            if not gram.diagonal(dim1=-2, dim2=-1).sum().isfinite():
-                raise ModelError(f"the MLP output of layer {layer} is not finite (NaN or overflow)")
-            self._blocks[layer].ranks += _rank(gram, self.tau).tolist()
-            self._blocks[layer].masses += _mass(piece, gram, self.eta).tolist()
+        import torch
+
+        if not outputs.sum(dtype=torch.float32).isfinite():
+            raise ModelError(f"the MLP output of layer {layer} is not finite (NaN or overflow)")
+        columns = outputs.mT  # (n, D, T): a column for each token
+        if outputs.shape[1] <= outputs.shape[2]:
+            ranks, masses = rank_and_mass(columns, self.tau, self.eta)
+        else:  # the same singular values, from the smaller Gram matrix
+            ranks, masses = approximate_rank(outputs, self.tau), column_mass(columns, self.eta)
+        self._blocks[layer].ranks += ranks.tolist()
+        self._blocks[layer].masses += masses.tolist()
 
 
 @dataclass
@@ -331,53 +332,6 @@ def _cosine_sum(one: Tensor, two: Tensor) -> float:
         norms = first.norm(dim=-1).double() * second.norm(dim=-1).double()
         total += float(((first * second).sum(dim=-1).double() / norms.clamp_(min=_TINY)).sum())
     return total
-
-
-def _gram(matrices: Tensor) -> Tensor:
-    """Return the float64 Gram matrices of (n, T, D) matrices on their smaller side, a few columns at a time.
-
-    Their eigenvalues are the squared singular values of the matrices.
-    """
-    sides = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    count, small, _ = sides.shape
-    first, *others = sides.split(max(1, PIECE_BYTES // (8 * count * small)), dim=-1)
-    columns = first.double()
-    total = columns @ columns.mT
-    for other in others:
-        columns = other.double()
-        total.baddbmm_(columns, columns.mT)
-    return total
-
-
-def _rank(gram: Tensor, tau: float) -> Tensor:
-    """Return k*(tau) of the matrices with these (n, s, s) Gram matrices, (n,) int64."""
-    import torch
-
-    threads = torch.get_num_threads()
-    if gram.shape[-1] <= SMALL_SIDE:
-        torch.set_num_threads(1)
-    try:
-        return _leading(torch.linalg.eigvalsh(gram).flip(-1).clamp_(min=0), tau)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _mass(matrices: Tensor, gram: Tensor, eta: float) -> Tensor:
-    """Return how many rows, largest first, hold `eta` of the squared norm of (n, T, D) matrices, (n,) int64."""
-    import torch
-
-    if gram.shape[-1] == matrices.shape[-2]:  # the rows' own Gram matrix has their squared norms on its diagonal
-        norms = gram.diagonal(dim1=-2, dim2=-1)
-    else:
-        norms = torch.linalg.vector_norm(matrices, dim=-1, dtype=torch.float64).square()
-    return _leading(norms.sort(dim=-1, descending=True).values, eta)
-
-
-def _leading(parts: Tensor, share: float) -> Tensor:
-    """Return how many of the leading `parts` (..., s), added up, reach `share` of their sum; 1 where all are 0."""
-    cumulative = parts.cumsum(dim=-1)
-    short = cumulative < share * (1 - SLACK) * cumulative[..., -1:]
-    return 1 + short.sum(dim=-1).clamp(max=parts.shape[-1] - 1)
 
 
 def _plain(value: float) -> float | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import ModelError
 from inheritune.spectra.attention import AttentionInputs, eager_difference, part
-from inheritune.spectra.pieces import cached_size, map_in_threads, plan_work
+from inheritune.spectra.pieces import CACHED_BYTES, map_in_threads, plan_work
 from inheritune.spectra.probe import Probe
 
 if TYPE_CHECKING:
@@ -61,15 +61,18 @@ def attend(
     if probe.layer is not None:
         _check_unmasked_is_defined(probe, inputs)
     output = torch.empty(n, rows, heads, value.shape[-1], dtype=torch.float32, device=query.device)
+    first = probe.is_new(module, query)
 
     def attend_piece(cut: tuple[slice, slice]) -> None:
-        output[cut[0], :, cut[1]] = _attend_piece(probe, inputs, *cut)
+        output[cut[0], :, cut[1]] = _attend_piece(probe, inputs, *cut, first)
 
     plan = plan_work(max(rows, key.shape[2]), probe.memory, query.device)
-    map_in_threads(attend_piece, _pieces(n, heads, plan.matrices), plan.workers)
+    share = -(-n * heads // plan.workers)
+    map_in_threads(attend_piece, _pieces(n, heads, min(plan.matrices, share)), plan.workers)
     if probe.layer is not None:
         _check_against_eager(probe, inputs, output, options)
-        probe.pass_heads(heads)
+        if first:
+            probe.pass_heads(heads)
     return output.to(value.dtype), None
 
 
@@ -88,20 +91,20 @@ def _mask(probe: Probe, batch_size: int, *args: Any, attention_mask: Tensor | No
     return mask.expand(batch_size, *mask.shape[1:]) if alone and mask is not None else mask
 
 
-def _attend_piece(probe: Probe, inputs: AttentionInputs, sequences: slice, heads: slice) -> Tensor:
-    """Emit the probabilities of some sequences and heads and return the mixed values."""
-    if "full" in probe.masks:
+def _attend_piece(probe: Probe, inputs: AttentionInputs, sequences: slice, heads: slice, emit: bool) -> Tensor:
+    """Emit, if `emit`, the probabilities of some sequences and heads, and return the mixed values."""
+    if emit and "full" in probe.masks:
         probe.emit("full", sequences.start, heads.start, _weights(inputs, sequences, heads, masked=False))
     causal = _weights(inputs, sequences, heads, masked=True)
     mixed = inputs.mix(causal, sequences, heads)
-    probe.emit("causal", sequences.start, heads.start, causal)
+    if emit:
+        probe.emit("causal", sequences.start, heads.start, causal)
     return mixed
 
 
 def _weights(inputs: AttentionInputs, sequences: slice, heads: slice, masked: bool) -> Tensor:
     """Return the probabilities of some sequences and heads, made in the memory of their logits."""
     logits = inputs.logits(sequences, heads)
-    matrices = logits.view(-1, *logits.shape[-2:])
     if masked and inputs.mask is not None:
         mask = part(inputs.mask, sequences, heads)[..., : logits.shape[-1]]
         if mask.dtype.is_signed:
@@ -110,8 +113,10 @@ def _weights(inputs: AttentionInputs, sequences: slice, heads: slice, masked: bo
             logits.masked_fill_(~mask, float("-inf"))
     if inputs.sinks is not None:
         return inputs.probabilities(logits, sequences, heads)
-    for few in matrices.split(cached_size(matrices)):
-        few.copy_(few.softmax(dim=-1))
+    rows = logits.view(-1, logits.shape[-1])
+    few = max(1, CACHED_BYTES // (4 * rows.shape[-1])) if rows.device.type == "cpu" else len(rows)
+    for part_of_rows in rows.split(few):
+        part_of_rows.copy_(part_of_rows.softmax(dim=-1))
     return logits
 
 

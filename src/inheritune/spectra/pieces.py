@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIECE_BYTES = 8 * 2**20
-"""Size of the float32 matrices that one worker takes at a time; the work on them needs about four times as much."""
+"""Size of the float32 matrices that one worker takes at a time, where they are small."""
+
+LARGE_PIECE_BYTES = 64 * 2**20
+"""The same where they are large: as much as `PIECE_MATRICES` of them, or as many as this holds."""
+
+PIECE_MATRICES = 48
+"""Matrices in a piece that give every compiled kernel, which takes them by 16, enough of those left to it."""
 
 CACHED_BYTES = 2**20
 """Size of the float32 matrices that stay in a core's cache from one pass over them to the next."""
@@ -33,10 +39,10 @@ Result = TypeVar("Result")
 
 
 def cached_size(matrices: Tensor) -> int:
-    """Return how many of some (n, T, T) matrices to pass over at a time: as many as a cache holds, all on a GPU."""
+    """Return how many of some (n, R, C) matrices to pass over at a time: as many as a cache holds, all on a GPU."""
     if matrices.device.type != "cpu":
         return max(1, len(matrices))
-    return max(1, CACHED_BYTES // (4 * matrices.shape[-1] ** 2))
+    return max(1, CACHED_BYTES // (4 * matrices.shape[-2] * matrices.shape[-1]))
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,23 @@ def plan_work(length: int, memory: int, device: torch.device) -> WorkPlan:
         )
     workers = min(torch.get_num_threads(), affordable) if cpu else 1
     share = int(memory / workers / (_COPIES * matrix))
-    return WorkPlan(workers, max(1, min(share, PIECE_BYTES // matrix) if cpu else share))
+    return WorkPlan(workers, max(1, min(share, piece_size(length, length)) if cpu else share))
+
+
+def piece_size(rows: int, columns: int) -> int:
+    """Return how many R x C matrices one worker takes at a time, memory apart."""
+    matrix = 4 * rows * columns
+    return max(1, PIECE_BYTES // matrix, min(PIECE_MATRICES, LARGE_PIECE_BYTES // matrix))
 
 
 def in_pieces(function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Tensor) -> tuple[Tensor, ...]:
-    """Apply `function` to (n, T, T) pieces of a (..., T, T) batch and put each of its (n, ...) results together."""
+    """Apply `function` to (n, R, C) pieces of a (..., R, C) batch and put each of its (n, ...) results together."""
     import torch
 
     flat = matrices.reshape(-1, *matrices.shape[-2:])
 
     workers = torch.get_num_threads() if flat.device.type == "cpu" else 1
-    size = max(1, PIECE_BYTES // (4 * flat.shape[-1] ** 2))
+    size = piece_size(flat.shape[-2], flat.shape[-1])
     pieces = flat.split(min(size, max(1, -(-len(flat) // workers)))) if len(flat) else (flat,)
     found = list(zip(*map_in_threads(function, pieces, workers), strict=True))
     results = [torch.cat(parts) for parts in found]
@@ -88,26 +100,32 @@ def in_pieces(function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Tensor
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:
-    """Apply `function` to every item in `workers` threads of one core each; results in the order of the items.
+    """Apply `function` to every item in `workers` threads; results in the order of the items.
 
-    Small LAPACK problems do not use two cores by themselves, and lose several times their own run time to threads that
-    wait for each other; a thread of its own per core does neither. The number of threads is set in the worker only,
-    and set again here because PyTorch also remembers the last number as the default of threads still to be made.
+    Several workers have one core each: small LAPACK problems do not use two cores by themselves, and lose several times
+    their own run time to threads that wait for each other. One worker has all cores. A worker takes denormal numbers
+    for zero: sharp attention is full of them, and arithmetic on them takes a hundred times as long. Both settings are
+    the worker's own; the number of threads is set again here because PyTorch also remembers the last one as the default
+    of threads still to be made.
     """
     import torch
 
     work = list(items)
-    if workers <= 1 or len(work) <= 1:
-        return [function(item) for item in work]
     before, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+    workers = min(workers, len(work))
+
+    def begin() -> None:
+        torch.set_flush_denormal(True)
+        torch.set_num_threads(1 if workers > 1 else before)
 
     def alone(item: Item) -> Result:
-        torch.set_num_threads(1)
         with torch.set_grad_enabled(gradients):
             return function(item)
 
+    if not work:
+        return []
     try:
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers, initializer=begin) as pool:
             return list(pool.map(alone, work))
     finally:
         torch.set_num_threads(before)

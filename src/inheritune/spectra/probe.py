@@ -11,7 +11,7 @@ from inheritune.errors import ModelError
 from inheritune.spectra.pieces import DEFAULT_MEMORY
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Mask = Literal["causal", "full"]
 """`causal`: what the model computes. `full`: the softmax of the very same logits without the mask."""
@@ -54,6 +54,7 @@ class Probe:
         heads: the most heads that a block has had.
         memory: bytes that the work on the pieces may take.
         entered: for each chunk, by its first sequence, the blocks that have run on it.
+        queries: the modules that have attended in the running block, with their queries.
     """
 
     decoder: Decoder
@@ -65,6 +66,7 @@ class Probe:
     heads: int = 0
     memory: int = DEFAULT_MEMORY
     entered: dict[int, set[int]] = field(default_factory=dict)
+    queries: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
 
     @property
     def family(self) -> str:
@@ -91,10 +93,21 @@ class Probe:
             raise ModelError(f"cannot analyse {self.family}: it runs layer {layer} more than once in a forward pass")
         entered.add(layer)
         self.layer, self.head = layer, 0
+        self.queries.clear()
+
+    def is_new(self, module: nn.Module, query: Tensor) -> bool:
+        """Return whether the running block has not attended with these queries before.
+
+        DiffLlama mixes two halves of its values by the same probabilities, in two calls: they are one set of heads.
+        """
+        new = not any(owner is module and old.data_ptr() == query.data_ptr() for owner, old in self.queries)
+        self.queries.append((module, query))  # holds the queries, so that no others get their place in memory
+        return new
 
     def leave(self) -> None:
         """Note that the block has ended."""
         self.layer = None
+        self.queries.clear()
 
     def pass_heads(self, heads: int) -> None:
         """Note that an attention module of the running block with so many heads is done."""
@@ -124,6 +137,15 @@ class Probe:
             )
         if not probabilities.sum().isfinite():
             raise ModelError(f"the attention of layer {self.layer} of {self.family} is not finite (NaN or overflow)")
-        if mask == "causal" and probabilities[0, 0].triu(1).any():
+        if mask == "causal" and _looks_ahead(probabilities[0, 0]):
             raise ModelError(f"{self.family} attends to later tokens: expected a decoder with causal attention")
         self.consumer(Piece(self.layer, mask, self.sequence + sequence, self.head + head, probabilities))
+
+
+def _looks_ahead(matrix: Tensor) -> bool:
+    """Return whether a row of a (T, T) matrix attends to a later token, a band of rows at a time."""
+    bands = enumerate(matrix.split(BAND))
+    return any(bool(band[:, number * BAND :].triu(1).any()) for number, band in bands)
+
+
+BAND = 256

@@ -1,6 +1,7 @@
 """How much of an attention matrix a few directions or a few columns hold: pure arithmetic, no model.
 
-Every function takes a batch of attention matrices of shape (..., T, T), any float dtype, on any device. The counts k*
+Every function takes a batch of matrices, attention's of shape (..., T, T), any float dtype, on any device; the counts
+work for any (..., R, C) and signs, with C columns, and are fastest where C is not above R. The counts k*
 and m* are those of a float64 computation on every matrix: what float32 leaves open, because a cumulative share lies
 within its rounding of the threshold, is computed in float64. Source: Sanyal et al., arXiv 2404.08634, section 2 and
 appendices C and H.
@@ -13,6 +14,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inheritune.errors import InherituneError
+from inheritune.spectra import kernels
 from inheritune.spectra.certificate import certify, rounding
 from inheritune.spectra.pieces import cached_size, in_pieces
 
@@ -28,7 +30,13 @@ float64 rounding (about T * 1e-16) must not decide it."""
 DOUBLE_BYTES = 32 * 2**20
 """Size of the float64 copies that one worker makes at a time, or of one matrix where that is more."""
 
-POWER_STEPS = 8
+BAND_BYTES = 2**18
+"""Size of the band of rows of one matrix that is passed over at a time, so that it stays in the cache."""
+
+LARGE = 1024
+"""Side above which float64 eigenvalues are found one matrix at a time and in place."""
+
+POWER_STEPS = 4
 """Products with A^T A for the largest singular value of a matrix of which it holds nine tenths: each divides the error
 of its square by 80 or more."""
 
@@ -180,9 +188,10 @@ def piece_mass(piece: Tensor, columns: Columns, eta: float) -> Tensor:
     cumulative = columns.norms.sort(dim=-1, descending=True).values.double().cumsum(dim=-1)
     shares = cumulative / cumulative[:, -1:]
     mass = _count_to_reach(shares, eta)
-    unsure = _is_near(shares, mass, eta, rounding(piece.shape[-1]))
-    for chosen in _few_at_a_time(unsure, piece.shape[-1]):
-        norms = _double(piece[chosen]).square_().sum(dim=-2).sort(dim=-1, descending=True).values
+    unsure = _is_near(shares, mass, eta, rounding(max(piece.shape[-2:])))
+    for chosen in _few_at_a_time(unsure, max(piece.shape[-2:])):
+        bands = piece[chosen].split(256, dim=-2) if len(chosen) < len(piece) else piece.split(256, dim=-2)
+        norms = sum(_double(band).square_().sum(dim=-2) for band in bands).sort(dim=-1, descending=True).values
         mass[chosen] = _count_to_reach(norms.cumsum(dim=-1) / norms.sum(dim=-1, keepdim=True), eta).to(mass.device)
     return mass
 
@@ -190,22 +199,27 @@ def piece_mass(piece: Tensor, columns: Columns, eta: float) -> Tensor:
 def piece_rank(piece: Tensor, columns: Columns, taus: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Return k* (n, taus) of a (n, T, T) batch and the largest squared singular value's share of their sum (n,).
 
-    From the cheapest proof to the dearest: a column or the column sums alone hold tau (k* = 1); a certificate on a
-    small subspace; all eigenvalues of the float32 Gram matrix; all of the float64 one where float32 leaves k* open. The
-    largest share is NaN where the first proof sufficed: it was not needed.
+    From the cheapest proof to the dearest: a column or the column sums alone hold tau (k* = 1); the leading eigenvalues
+    of the float32 Gram matrix from the compiled kernel; without it, or where matrices are large, a certificate on a
+    small subspace and then all eigenvalues; those of the float64 matrix where float32 leaves k* open. The largest share
+    is NaN where the first proof sufficed: it was not needed.
     """
     import torch
 
     rank = torch.ones(len(piece), len(taus), dtype=torch.int64, device=piece.device)
     top = torch.full((len(piece),), torch.nan, dtype=torch.float32, device=piece.device)
-    rest = (~_is_surely_rank_one(columns, max(taus))).nonzero()[:, 0]
+    rest = (~_is_surely_rank_one(columns, piece.shape[-2], max(taus))).nonzero()[:, 0]
     if len(rest) == 0:
         return rank, top
-    gram = torch.cat([_scaled_gram(piece[part]) for part in rest.split(cached_size(piece))])
+    gram = _scaled_grams(piece, rest)
+    if kernels.suits(gram):
+        spectrum = kernels.leading_eigenvalues(gram, max(taus) + 2 * rounding(max(piece.shape[-2:])))
+        rank[rest], top[rest] = _ranks_of_spectra(piece, rest, spectrum, taus), spectrum[:, 0]
+        return rank, top
     rank[rest], top[rest] = certify(gram, taus)
     left = (rank[rest, 0] == 0).nonzero()[:, 0]
     if len(left):
-        spectrum = torch.linalg.eigvalsh(gram if len(left) == len(gram) else gram[left]).flip(-1)
+        spectrum = _eigenvalues(gram if len(left) == len(gram) else gram[left])
         del gram
         rank[rest[left]] = _ranks_of_spectra(piece, rest[left], spectrum, taus)
         top[rest[left]] = spectrum[:, 0]
@@ -248,25 +262,35 @@ def columns_of(piece: Tensor) -> Columns:
     import torch
 
     norms, sums = [], []
+    rows = max(1, BAND_BYTES // (4 * piece.shape[-1]))
     for part in piece.split(cached_size(piece)):
-        norms.append(part.float().square().sum(dim=-2))
-        sums.append(part.float().sum(dim=-2))
+        bands = [band.float() for band in part.split(rows, dim=-2)]
+        norms.append(sum(band.square().sum(dim=-2) for band in bands))
+        sums.append(sum(band.sum(dim=-2) for band in bands))
     columns = Columns(torch.cat(norms), torch.cat(sums))
     if not columns.norms.sum().isfinite():
         raise ValueError("an attention matrix holds NaN or infinity")
     return columns
 
 
-def _is_surely_rank_one(columns: Columns, tau: float) -> Tensor:
-    """Return, for each of n matrices, whether k*(tau) = 1 is proved by its columns alone; False says nothing.
+def _is_surely_rank_one(columns: Columns, rows: int, tau: float) -> Tensor:
+    """Return, for each of n matrices of so many rows, whether its columns alone prove k*(tau) = 1; False says nothing.
 
     ||A v||^2 and ||A^T v||^2 are lower bounds of the largest squared singular value for any unit vector v. Two are had
     for nothing: the unit vector of the largest column, which proves a sink, and the even vector, which A^T takes to the
     column sums: it proves that all rows are nearly equal, as in an even average without a mask.
     """
-    length = columns.norms.shape[-1]
-    threshold = (tau + rounding(length)) * columns.norms.sum(dim=-1)
-    return (columns.norms.amax(dim=-1) > threshold) | (columns.sums.square().sum(dim=-1) / length > threshold)
+    threshold = (tau + rounding(rows)) * columns.norms.sum(dim=-1)
+    return (columns.norms.amax(dim=-1) >= threshold) | (columns.sums.square().sum(dim=-1) / rows >= threshold)
+
+
+def _scaled_grams(piece: Tensor, chosen: Tensor) -> Tensor:
+    """Return `_scaled_gram` of the chosen matrices, with no copy of one that is alone, which may be large."""
+    import torch
+
+    if len(chosen) == len(piece) == 1:
+        return _scaled_gram(piece)
+    return torch.cat([_scaled_gram(piece[part]) for part in chosen.split(cached_size(piece))])
 
 
 def _scaled_gram(piece: Tensor) -> Tensor:
@@ -276,19 +300,31 @@ def _scaled_gram(piece: Tensor) -> Tensor:
     piece = piece.float()
     gram = torch.bmm(piece.mT, piece)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-    return gram.div_(trace[:, None, None])
+    return gram.div_(trace.clamp(min=1e-30)[:, None, None])
+
+
+def _eigenvalues(gram: Tensor) -> Tensor:
+    """Return the eigenvalues of (n, T, T) float32 Gram matrices, (n, T), largest first."""
+    import torch
+
+    try:
+        return torch.linalg.eigvalsh(gram).flip(-1)
+    except torch.linalg.LinAlgError:  # LAPACK's iteration may fail on what float32 cannot tell apart
+        return torch.linalg.eigvalsh(_double(gram)).flip(-1).to(gram)
 
 
 def _ranks_of_spectra(piece: Tensor, chosen: Tensor, spectrum: Tensor, taus: Sequence[float]) -> Tensor:
-    """Return k* (m, taus) of the chosen matrices from their float32 eigenvalues, (m, T), largest first."""
+    """Return k* (m, taus) of the chosen matrices from float32 eigenvalues, largest first, as shares of the trace.
+
+    (m, T) of them, or fewer: as many as all taus need.
+    """
     import torch
 
-    cumulative = spectrum.double().clamp_(min=0).cumsum(dim=-1)
-    shares = cumulative / cumulative[:, -1:]
+    shares = spectrum.double().clamp_(min=0).cumsum(dim=-1)
     ranks = torch.stack([_count_to_reach(shares, tau) for tau in taus], dim=-1)
-    doubts = [_is_near(shares, ranks[:, i], tau, rounding(piece.shape[-1])) for i, tau in enumerate(taus)]
-    for doubtful in _few_at_a_time(torch.stack(doubts).any(dim=0), piece.shape[-1]):
-        cumulative = _spectrum(piece[chosen[doubtful]]).cumsum(dim=-1)
+    doubts = [_is_near(shares, ranks[:, i], tau, rounding(max(piece.shape[-2:]))) for i, tau in enumerate(taus)]
+    for doubtful in _few_at_a_time(torch.stack(doubts).any(dim=0), max(piece.shape[-2:])):
+        cumulative = _spectrum(piece if len(piece) == 1 else piece[chosen[doubtful]]).cumsum(dim=-1)
         exact = [_count_to_reach(cumulative / cumulative[:, -1:], tau) for tau in taus]
         ranks[doubtful] = torch.stack(exact, dim=-1).to(ranks.device)
     return ranks
@@ -298,8 +334,24 @@ def _spectrum(piece: Tensor) -> Tensor:
     """Return the eigenvalues of A^T A of a (n, T, T) batch, (n, T) float64, largest first."""
     import torch
 
+    if piece.shape[-1] > LARGE and piece.device.type == "cpu":
+        return torch.stack([_large_spectrum(matrix) for matrix in piece])
     piece = _double(piece)
     return torch.linalg.eigvalsh(piece.mT @ piece).flip(-1).clamp_(min=0)
+
+
+def _large_spectrum(matrix: Tensor) -> Tensor:
+    """Return `_spectrum` of one matrix in the memory of one float64 matrix: LAPACK works in the Gram matrix itself."""
+    import torch
+    from scipy.linalg import eigvalsh
+
+    gram = torch.zeros(matrix.shape[-1], matrix.shape[-1], dtype=torch.float64)
+    for band in matrix.split(256):
+        wide = band.double()
+        gram.addmm_(wide.mT, wide)
+    # A symmetric matrix is its own transpose, which has the column order that LAPACK wants.
+    values = eigvalsh(gram.numpy().T, overwrite_a=True, check_finite=False, driver="ev")
+    return torch.from_numpy(values).flip(-1).clamp_(min=0)
 
 
 def _double(piece: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ def target_config(configs: Mapping[str, PretrainedConfig], plan: LayerPlan) -> P
         refuse_quantised(config)
     if len(kinds := sorted({text.model_type for text in texts.values()})) > 1:
         raise PlanError(f"reference and target are of different families ({' and '.join(kinds)}): expected the same")
+    for text in texts.values():
+        _refuse_counted_twice(text)
     plan.check({name: depth_of(text) for name, text in texts.items()})
     new = copy.deepcopy(configs[plan.rest])
     with unsayable(new):
@@ -71,6 +73,16 @@ def unsayable(config: PretrainedConfig) -> Iterator[None]:
     except (ValueError, NotImplementedError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise PlanError(f"no {config.model_type} configuration can say this plan: {reason}") from error
+
+
+def _refuse_counted_twice(config: PretrainedConfig) -> None:
+    """Refuse a family whose `num_hidden_layers` counts something smaller than its blocks (LongCat-Flash)."""
+    blocks = getattr(config, "num_layers", None)
+    if "num_layers" not in config.attribute_map.values() and isinstance(blocks, int) and blocks != depth_of(config):
+        raise PlanError(
+            f"{config.model_type} has {blocks} blocks and counts {depth_of(config)} layers in them: its layers cannot "
+            "be taken apart one by one"
+        )
 
 
 def depth_of(config: PretrainedConfig) -> int:
