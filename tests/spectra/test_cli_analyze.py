@@ -85,6 +85,13 @@ def test_same_command_again_rewrites_and_another_is_refused(stories: Path, npy: 
         (("--tokens", "NPY", "--sequences", 0), "--sequences 0: .* holds 6, expected 1 to 6"),
         (("--tokens", "NPY", "--data", "x.txt"), "both --data and --tokens"),
         (("--tokens", "NPY", "--mask", "bth"), "unknown mask 'bth'.*did you mean 'both'"),
+        (("--tokens", "NPY", "--tau", "0.9,x"), "tau is '0.9,x': expected a number"),
+        (("--tokens", "NPY", "--tau", "0.9,1"), "tau is 1.0: expected a number between 0 and 1"),
+        (("--tokens", "NPY", "--memory", 0), "a memory budget of 0 MB is too small"),
+        (("--tokens", "NPY", "--gradients", 7), "gradients of 7 sequences: expected 0 to 6"),
+        (("--tokens", "NPY", "--gradients", 1, "--stream"), "the gradient probe needs the whole model in memory"),
+        (("--tokens", "NPY", "--maps", "3"), "--maps '3': expected layer.head"),
+        (("--tokens", "NPY", "--maps", "7.0"), "--maps: no layer 7, the model has 5"),
     ],
 )
 def test_mistakes_leave_no_folder(
@@ -96,3 +103,15 @@ def test_mistakes_leave_no_folder(
     with pytest.raises(InherituneError, match=message):
         raise done.exception
     assert not out.exists()
+
+
+def test_streamed_from_disk_is_the_same_analysis(stories: Path, npy: Path, tmp_path: Path) -> None:
+    for name, option in (("whole", "--no-stream"), ("streamed", "--stream")):
+        done = invoke(stories, "--tokens", npy, "--tau", "0.9,0.8", "--maps", "1.2", option, "--out", tmp_path / name)
+        assert done.exit_code == 0, done.output
+    one, two = (json.loads((tmp_path / name / "spectra.json").read_text()) for name in ("whole", "streamed"))
+    assert one["layers"] == two["layers"]
+    assert one["blocks"] == two["blocks"]
+    assert "Recommended: start with" in done.output
+    maps = [json.loads((tmp_path / name / "maps.json").read_text()) for name in ("whole", "streamed")]
+    assert maps[0] == maps[1]

@@ -112,6 +112,8 @@ def test_lazy_collapsed_and_groups_by_hand() -> None:
     assert found.max_rank.tolist() == [7.5, 1.0, 1.25, 2.6, 1.5]
     assert found.lazy_layers == [2]
     assert found.collapsed_heads.tolist() == [[False] * 2, [True] * 2, [True] * 2, [True, False], [False, True]]
+    assert found.collapsed_share.tolist() == [0.0, 1.0, 1.0, 0.5, 0.5]
+    assert found.collapsed_total == 0.6
     assert found.avg_rank([2, 4, 5]) == pytest.approx((1.0 + 1.25 + 2.6) / 3)
     assert found.is_lazy_group([2, 4, 5])
     assert not found.is_lazy_group([0, 2])
@@ -244,3 +246,95 @@ def test_layers_without_attention_are_left_out() -> None:
     assert found.causal.layers_index == found.full.layers_index
     assert len(found.causal.layers_index) < found.causal.blocks.depth
     assert found.causal.rank.shape[0] == len(found.causal.layers_index)
+
+
+def eager_matrices(model: PreTrainedModel, ids: np.ndarray) -> np.ndarray:
+    """Return the eager attention, (layers, N, heads, T, T) float64."""
+    model.config._attn_implementation = "eager"
+    with torch.no_grad():
+        attentions = model(torch.from_numpy(ids), output_attentions=True).attentions
+    return np.stack([weights.double().numpy() for weights in attentions])
+
+
+def test_everything_else_of_a_head_equals_numpy(tiny_llama: PreTrainedModel) -> None:
+    ids = windows(6, 30)
+    found = it.analyze(tiny_llama, ids, tau=(0.9, 0.6))
+    matrices = eager_matrices(tiny_llama, ids)
+    values = np.linalg.svd(matrices, compute_uv=False) ** 2
+    ranks = {tau: reach(values, tau) for tau in (0.9, 0.6)}
+    for tau, expected in ranks.items():
+        np.testing.assert_array_equal(found.ranks[tau], expected.mean(axis=1))
+        np.testing.assert_array_equal(found.at(tau).rank, expected.mean(axis=1))
+    np.testing.assert_allclose(found.rank_error, ranks[0.9].std(axis=1, ddof=1) / np.sqrt(6), rtol=1e-12)
+    logs = np.log(np.where(matrices > 0, matrices, 1))
+    np.testing.assert_allclose(found.entropy, -(matrices * logs).sum(-1).mean((1, 3)), rtol=1e-5)
+    np.testing.assert_allclose(found.stable_rank, (values.sum(-1) / values[..., 0]).mean(1), rtol=1e-5)
+    least = matrices.min(axis=-2)
+    np.testing.assert_allclose(found.sink_epsilon, (1 - least.max(-1)).mean(1), atol=1e-6)
+    assert (found.sink_column == 0).all()  # the first row sees the first column alone
+    with pytest.raises(InherituneError, match=r"tau 0.7 was not analysed: expected one of 0.9, 0.6"):
+        found.at(0.7)
+
+
+def test_one_sequence_has_no_standard_error(tiny_gpt2: PreTrainedModel) -> None:
+    assert np.isnan(it.analyze(tiny_gpt2, windows(1)).rank_error).all()
+
+
+def test_a_small_memory_budget_changes_no_number(tiny_gpt2: PreTrainedModel) -> None:
+    whole = it.analyze(tiny_gpt2, windows(7, 30), mask="both")
+    little = it.analyze(tiny_gpt2, windows(7, 30), mask="both", memory=2 * 14 * 30 * 30)
+    for one, two in ((whole.causal, little.causal), (whole.full, little.full)):
+        np.testing.assert_array_equal(one.rank, two.rank)
+        np.testing.assert_array_equal(one.mass, two.mass)
+        np.testing.assert_allclose(one.entropy, two.entropy, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_models_in_half_precision_run_on_the_cpu(tiny_llama: PreTrainedModel, dtype: torch.dtype) -> None:
+    exact = it.analyze(tiny_llama, windows())
+    found = it.analyze(tiny_llama.to(dtype), windows())
+    assert next(tiny_llama.parameters()).dtype == dtype
+    assert np.abs(found.rank - exact.rank).max() <= 1  # the model itself computes other queries and keys
+
+
+def test_gradients_and_blocks_come_along_and_are_saved(tiny_gpt2: PreTrainedModel, tmp_path: Path) -> None:
+    found = it.analyze(tiny_gpt2, windows(), mask="both", gradients=2)
+    alone = it.gradient_probe(tiny_gpt2, windows()[:2])
+    np.testing.assert_allclose(found.causal.gradients.query, alone.query, rtol=1e-6)
+    record = json.loads(save_spectra(found, tmp_path, "m").read_text())
+    np.testing.assert_allclose([layer["gradients"]["key_bound"] for layer in record["layers"]], alone.key_bound)
+    assert [block["influence"] for block in record["blocks"]] == found.full.blocks.influence.tolist()
+    assert record["depth"] == len(record["blocks"]) == 4
+    assert record["layers"][1]["causal"]["ranks"] == {"0.9": found.causal.rank[1].tolist()}
+    again = load_spectra(tmp_path)
+    for name in ("rank_error", "entropy", "stable_rank", "sink_column", "sink_epsilon"):
+        np.testing.assert_array_equal(getattr(again.causal, name), getattr(found.causal, name))
+    np.testing.assert_array_equal(again.full.blocks.angular_distance, found.full.blocks.angular_distance)
+    np.testing.assert_array_equal(again.causal.ranks[0.9], found.causal.rank)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"memory": 1000}, "a memory budget of .* MB is too small: one 20 x 20 attention matrix"),
+        ({"gradients": 6}, "gradients of 6 sequences: expected 0 to 5"),
+        ({"tau": (0.9, 1.5)}, "tau is 1.5: expected a number between 0 and 1"),
+        ({"stream": True}, "the model is in memory already: pass a folder or a hub id to read it layer by layer"),
+    ],
+)
+def test_a_mistake_in_an_option_is_one_line(tiny_gpt2: PreTrainedModel, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InherituneError, match=message) as caught:
+        it.analyze(tiny_gpt2, windows(), **change)
+    assert "\n" not in str(caught.value)
+
+
+def test_maps_of_chosen_heads(tiny_gpt2: PreTrainedModel) -> None:
+    found = it.analyze(tiny_gpt2, windows(), mask="both")
+    maps = attention_maps(tiny_gpt2, windows(), found, heads=[(2, 1)])
+    chosen = [entry for entry in maps if entry["role"] == "layer 2, head 1"]
+    assert [(entry["mask"], entry["layer"], entry["head"]) for entry in chosen] == [("causal", 2, 1), ("full", 2, 1)]
+    np.testing.assert_allclose(chosen[0]["values"], eager_matrices(tiny_gpt2, windows()[:1])[2, 0, 1], atol=5.1e-5)
+    with pytest.raises(PlanError, match="a map of layer 9: expected a layer that has attention, one of 0, 1, 2, 3"):
+        attention_maps(tiny_gpt2, windows(), found, heads=[(9, 0)])
+    with pytest.raises(PlanError, match="a map of head 4 of layer 0: expected 0 to 3"):
+        attention_maps(tiny_gpt2, windows(), found, heads=[(0, 4)])

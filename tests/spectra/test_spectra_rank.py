@@ -205,7 +205,7 @@ def test_entropy_known_by_hand() -> None:
 )
 def test_the_plan_of_the_work_stays_within_its_memory(length: int, megabytes: int) -> None:
     plan = plan_work(length, megabytes * 2**20, torch.device("cpu"))
-    copies = 3.5 if plan.matrices == 1 else 6  # float32 copies of each matrix, as measured by benchmarks/spectra.py
+    copies = 3.5 if plan.matrices == 1 else 10  # float32 copies of each matrix, as measured by benchmarks/spectra.py
     assert plan.workers * plan.matrices * copies * 4 * length**2 <= megabytes * 2**20
     assert plan.workers >= 1
     assert plan.matrices >= 1

@@ -12,6 +12,7 @@ from inheritune.errors import DataError, InherituneError, ModelError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from inheritune.decoder import Decoder
     from inheritune.spectra import BothSpectra, Spectra
 
 DEFAULT_SOURCE = "stdlib"
@@ -48,6 +49,9 @@ def analyze(
     gradients: Annotated[
         int, typer.Option(help="Sequences for the gradient probe of Theorem H.1, the first of them; 0: none.")
     ] = 0,
+    maps: Annotated[
+        str, typer.Option(help="More heads to draw attention maps of, as layer.head with commas: 3.0,10.2.")
+    ] = "",
     memory: Annotated[
         int, typer.Option(help="MB that the work on attention may take beside the model's own forward pass.")
     ] = 256,
@@ -67,7 +71,7 @@ def analyze(
 
     if data is not None and tokens is not None:
         raise InherituneError("both --data and --tokens are given: expected one of them")
-    taus = _read_taus(tau)
+    taus, heads = _read_taus(tau), _read_heads(maps)
     load_config(model)  # what is no decoder is refused before any text is read
     if tokens is not None:
         windows = _read_windows(tokens, sequences, length)
@@ -76,10 +80,12 @@ def analyze(
     budget = memory * 2**20
     decoder, checked, _ = spectra.prepare(model, windows, taus, eta, mask, stream, budget)
     spectra.check_gradients(gradients, len(windows), decoder)
-    claim_folder(out, _identity(model, str(tokens or data or DEFAULT_SOURCE), windows, taus, eta, mask, gradients))
+    _check_heads(heads, decoder)
+    source = str(tokens or data or DEFAULT_SOURCE)
+    claim_folder(out, _identity(model, source, windows, taus, eta, mask, gradients, heads))
     result = spectra.analyze(decoder, checked, taus, eta, mask, memory=budget, gradients=gradients)
-    maps = spectra.attention_maps(decoder, checked, result, _tokenizer(model))
-    files = [spectra.save_maps(maps, out), spectra.save_spectra(result, out, model)]
+    pictures = spectra.attention_maps(decoder, checked, result, _tokenizer(model), heads)
+    files = [spectra.save_maps(pictures, out), spectra.save_spectra(result, out, model)]
     _show(model, result)
     typer.echo(f"Written: {', '.join(map(str, reversed(files)))}")
 
@@ -96,6 +102,32 @@ def _read_taus(text: str) -> tuple[float, ...]:
         return check_taus([float(part) for part in text.split(",")])
     except ValueError as error:
         raise InherituneError(f"tau is {text!r}: expected a number such as 0.9, or several with commas") from error
+
+
+def _read_heads(text: str) -> list[tuple[int, int]]:
+    """Return (layer, head) of each item of `3.0,10.2`.
+
+    Raises:
+        InherituneError: an item is something else.
+    """
+    heads = []
+    for item in filter(None, text.split(",")):
+        layer, dot, head = item.strip().partition(".")
+        if not (dot and layer.isdecimal() and head.isdecimal()):
+            raise InherituneError(f"--maps {text!r}: expected layer.head, several with commas, such as 3.0,10.2")
+        heads.append((int(layer), int(head)))
+    return heads
+
+
+def _check_heads(heads: Sequence[tuple[int, int]], decoder: Decoder) -> None:
+    """Refuse, before the analysis, a layer that the model does not have; heads may differ from layer to layer.
+
+    Raises:
+        InherituneError: naming it.
+    """
+    for layer, _ in heads:
+        if layer >= decoder.layers:
+            raise InherituneError(f"--maps: no layer {layer}, the model has {decoder.layers} (0-{decoder.layers - 1})")
 
 
 def _draw_windows(model: str, source: str, sequences: int | None, length: int | None, seed: int) -> Any:
@@ -131,7 +163,14 @@ def _read_windows(path: Path, sequences: int | None, length: int | None) -> Any:
 
 
 def _identity(
-    model: str, source: str, windows: Any, taus: Sequence[float], eta: float, mask: str, gradients: int
+    model: str,
+    source: str,
+    windows: Any,
+    taus: Sequence[float],
+    eta: float,
+    mask: str,
+    gradients: int,
+    heads: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
     """Return what makes an analysis this one and no other."""
     import hashlib
@@ -147,6 +186,7 @@ def _identity(
         "eta": eta,
         "mask": mask,
         **({"gradients": gradients} if gradients else {}),
+        **({"maps": heads} if heads else {}),
     }
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from inheritune.decoder import Decoder
 from inheritune.errors import ModelError
+from inheritune.spectra.pieces import map_in_threads
 from inheritune.spectra.rank import approximate_rank, column_mass, rank_and_mass
 
 if TYPE_CHECKING:
@@ -320,18 +321,20 @@ def _sum(tensors: list[Tensor]) -> Tensor:
 def _cosine_sum(one: Tensor, two: Tensor) -> float:
     """Return the sum of the cosines of the (n, T, D) tokens' states before and after.
 
-    The products are float32 (float64 for a float64 model), their sums cascaded: a cosine is right to about 1e-7.
+    The products and their sums are float32 (float64 for a float64 model): a cosine is right to about 1e-7.
     """
     import torch
 
     dtype = torch.promote_types(one.dtype, torch.float32)
     step = max(1, PIECE_BYTES // (32 * one.shape[-1]))
-    total = 0.0
-    for a, b in zip(one.flatten(0, 1).split(step), two.flatten(0, 1).split(step), strict=True):
-        first, second = a.to(dtype), b.to(dtype)
-        norms = first.norm(dim=-1).double() * second.norm(dim=-1).double()
-        total += float(((first * second).sum(dim=-1).double() / norms.clamp_(min=_TINY)).sum())
-    return total
+
+    def cosines(pair: tuple[Tensor, Tensor]) -> float:
+        first, second = (states.to(dtype) for states in pair)
+        norms = torch.linalg.vector_norm(first, dim=-1).double() * torch.linalg.vector_norm(second, dim=-1).double()
+        return float((torch.linalg.vecdot(first, second).double() / norms.clamp_(min=_TINY)).sum())
+
+    pairs = zip(one.flatten(0, 1).split(step), two.flatten(0, 1).split(step), strict=True)
+    return sum(map_in_threads(cosines, pairs, torch.get_num_threads() if one.device.type == "cpu" else 1))
 
 
 def _plain(value: float) -> float | None:

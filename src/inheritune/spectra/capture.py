@@ -55,7 +55,7 @@ def visit_attention(
         observers: called with the decoder, each gives a context that is open during the forward passes, for hooks of
             its own on the blocks.
         memory: bytes that the attention probabilities and the work of `consumer` on them may take, beside the forward
-            pass itself; `consumer` is taken to need six times the memory of the piece it is handed.
+            pass itself; `consumer` is taken to need ten times the memory of the piece it is handed.
 
     Raises:
         ModelError: the model cannot be probed, by name and reason.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inheritune.decoder import Decoder
+from inheritune.errors import PlanError
 from inheritune.spectra.analysis import prepare
 from inheritune.spectra.capture import visit_attention
 from inheritune.spectra.probe import Mask, Piece
@@ -27,8 +29,9 @@ def attention_maps(
     tokens: Any,
     spectra: Spectra | BothSpectra,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    heads: Sequence[tuple[int, int]] = (),
 ) -> list[dict[str, Any]]:
-    """Return the attention matrices, on the first sequence, of two heads for each mask that was analysed.
+    """Return the attention matrices, on the first sequence, of two heads for each mask, and of others asked for.
 
     Args:
         model: the model that was analysed.
@@ -36,15 +39,20 @@ def attention_maps(
         spectra: the result, which chooses the heads: `potent`, the head of the highest rank, and `laziest`, the head of
             the lowest rank in the layer with the least MaxRank. Each mask chooses its own.
         tokenizer: names the tokens; without one they have no names.
+        heads: (layer, head) of more heads to show, 0-based, under every mask that was analysed.
 
     Returns:
         For each map `layer`, `head`, `mask`, `role`, `rank` (k* of this very matrix), `mean_rank` (over the
         sequences), `tokens` and `values` (T x T, rounded to 4 decimals).
+
+    Raises:
+        PlanError: a layer or head of `heads` was not analysed.
     """
     parts = [spectra.causal, spectra.full] if isinstance(spectra, BothSpectra) else [spectra]
     decoder, checked, _ = prepare(model, tokens, parts[0].tau, parts[0].eta, "causal")
     first = checked[:1, :MAP_TOKENS]
-    wanted = {(part.mask, role): place for part in parts for role, place in choose_heads(part).items()}
+    more = check_heads(heads, parts[0])
+    wanted = {(part.mask, role): place for part in parts for role, place in (choose_heads(part) | more).items()}
     matrices: dict[tuple[Mask, int, int], Tensor] = {}
 
     def keep(piece: Piece) -> None:
@@ -57,7 +65,7 @@ def attention_maps(
     names = None if tokenizer is None else [tokenizer.decode([token]) for token in first[0].tolist()]
     maps = []
     for part in parts:
-        for role, (row, head) in choose_heads(part).items():
+        for role, (row, head) in (choose_heads(part) | more).items():
             matrix = matrices[part.mask, part.layers_index[row], head]
             maps.append(_entry(part, role, row, head, matrix) | {"tokens": names, "values": _rounded(matrix)})
     return maps
@@ -68,6 +76,25 @@ def choose_heads(spectra: Spectra) -> dict[str, tuple[int, int]]:
     row = int(np.argmin(spectra.max_rank))
     potent = np.unravel_index(int(np.nanargmax(spectra.rank)), spectra.rank.shape)
     return {"potent": (int(potent[0]), int(potent[1])), "laziest": (row, int(np.nanargmin(spectra.rank[row])))}
+
+
+def check_heads(heads: Sequence[tuple[int, int]], spectra: Spectra) -> dict[str, tuple[int, int]]:
+    """Return (row of `spectra.rank`, head) of each (layer, head) that was asked for, by its name.
+
+    Raises:
+        PlanError: there is no such layer or head.
+    """
+    chosen = {}
+    for layer, head in heads:
+        if layer not in spectra.layers_index:
+            known = ", ".join(map(str, spectra.layers_index))
+            raise PlanError(f"a map of layer {layer}: expected a layer that has attention, one of {known}")
+        row = spectra.layers_index.index(layer)
+        count = int((~np.isnan(spectra.rank[row])).sum())
+        if not 0 <= head < count:
+            raise PlanError(f"a map of head {head} of layer {layer}: expected 0 to {count - 1}")
+        chosen[f"layer {layer}, head {head}"] = (row, head)
+    return chosen
 
 
 def _entry(part: Spectra, role: str, row: int, head: int, matrix: Tensor) -> dict[str, Any]:

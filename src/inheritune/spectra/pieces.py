@@ -28,8 +28,8 @@ CACHED_BYTES = 2**20
 DEFAULT_MEMORY = 256 * 2**20
 """Memory, in bytes, that the analysis of attention may take beside the model's own forward pass."""
 
-_COPIES = 6.0
-"""Float32 copies of each matrix of a piece that are alive at once: itself, its Gram matrix, parts of both."""
+_COPIES = 10.0
+"""Float32 copies of each matrix of a piece to allow for: itself, its Gram matrix, parts of both, LAPACK's own."""
 
 _LEAST_COPIES = 3.5
 """The same where a matrix is alone in its piece, so that no parts of a batch are copied."""

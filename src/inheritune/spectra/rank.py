@@ -285,12 +285,13 @@ def _is_surely_rank_one(columns: Columns, rows: int, tau: float) -> Tensor:
 
 
 def _scaled_grams(piece: Tensor, chosen: Tensor) -> Tensor:
-    """Return `_scaled_gram` of the chosen matrices, with no copy of one that is alone, which may be large."""
+    """Return `_scaled_gram` of the chosen matrices, with no copy where all are, which may be one large matrix."""
     import torch
 
-    if len(chosen) == len(piece) == 1:
-        return _scaled_gram(piece)
-    return torch.cat([_scaled_gram(piece[part]) for part in chosen.split(cached_size(piece))])
+    few = cached_size(piece)
+    if len(chosen) < len(piece):
+        return torch.cat([_scaled_gram(piece[part]) for part in chosen.split(few)])
+    return _scaled_gram(piece) if len(piece) <= few else torch.cat([_scaled_gram(part) for part in piece.split(few)])
 
 
 def _scaled_gram(piece: Tensor) -> Tensor:

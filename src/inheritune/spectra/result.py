@@ -113,6 +113,16 @@ class Spectra:
         """(layers, heads): whether the head is collapsed, Rank(h, l) < 1.5 (`COLLAPSED_RANK` says why)."""
         return np.less(self.rank, COLLAPSED_RANK)
 
+    @property
+    def collapsed_share(self) -> NDArray[np.float64]:
+        """(layers,): the share of each layer's heads that are collapsed; see `collapsed_total` for the whole model."""
+        return self.collapsed_heads.sum(axis=1) / (~np.isnan(self.rank)).sum(axis=1)
+
+    @property
+    def collapsed_total(self) -> float:
+        """The share of all heads that are collapsed."""
+        return float(self.collapsed_heads.sum() / (~np.isnan(self.rank)).sum())
+
     def avg_rank(self, layers: Iterable[int]) -> float:
         """Return AvgRank of a group: the mean of MaxRank(l) over its layers (eq. 4).
 
