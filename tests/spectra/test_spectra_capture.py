@@ -90,7 +90,7 @@ def test_small_pieces_give_the_same_probabilities(family: str, monkeypatch: pyte
     whole = captured(model, ids, "causal")
     pieces: list[Piece] = []
     monkeypatch.setattr(capture, "CHUNK_BYTES", 1)
-    memory = 3 * 6 * 4 * 24 * 24  # three matrices and the work on them
+    memory = 3 * 10 * 4 * 24 * 24  # three matrices and the work on them
     visit_attention(open_decoder(model), ids, ["causal"], pieces.append, memory=memory)
     assert {tuple(piece.probabilities.shape[:2]) for piece in pieces} == {(1, 3), (1, 1)}
     for piece in pieces:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -110,22 +112,35 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], wo
     """
     import torch
 
-    work = list(items)
     before, gradients = torch.get_num_threads(), torch.is_grad_enabled()
-    workers = min(workers, len(work))
-
-    def begin() -> None:
-        torch.set_flush_denormal(True)
-        torch.set_num_threads(1 if workers > 1 else before)
 
     def alone(item: Item) -> Result:
         with torch.set_grad_enabled(gradients):
             return function(item)
 
-    if not work:
-        return []
+    work = list(items)
+    pool = _pool(workers, 1 if workers > 1 else before, os.getpid())
+    futures: list[Future[Result]] = []
     try:
-        with ThreadPoolExecutor(workers, initializer=begin) as pool:
-            return list(pool.map(alone, work))
+        futures += [pool.submit(alone, item) for item in work]
+        return [future.result() for future in futures]
     finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)  # after an error too, nothing goes on behind the caller's back
         torch.set_num_threads(before)
+
+
+@functools.cache
+def _pool(workers: int, cores: int, process: int) -> ThreadPoolExecutor:
+    """Return the threads of this process that work with `cores` cores each.
+
+    They stay: in a new thread every first product of matrices waits for buffers of its own.
+    """
+    import torch
+
+    def begin() -> None:
+        torch.set_flush_denormal(True)
+        torch.set_num_threads(cores)
+
+    return ThreadPoolExecutor(workers, thread_name_prefix="spectra", initializer=begin)
