@@ -207,8 +207,8 @@ def _show(model: str, result: Spectra | BothSpectra) -> None:
 
     parts = [result.causal, result.full] if isinstance(result, BothSpectra) else [result]
     first = parts[0]
-    columns = ["layer", *(f"{part.mask}\n{name}" for part in parts for name in ("MaxRank", "AvgMass", "collapsed"))]
-    columns += ["Block\nInfluence", "MLP\nrank"]
+    columns = ["layer", *(f"{part.mask}\n{name}" for part in parts for name in ("MaxRank", "AvgMass", "coll."))]
+    columns += ["block\ninfluence", "MLP\nrank"]
     title = f"{model}: {first.sequences} sequences of {first.length} tokens, tau {first.tau}, eta {first.eta}"
     depth = range(len(first.layers_index) if first.blocks is None else first.blocks.depth)
     print_table(title, columns, [_row(parts, layer) for layer in depth])
