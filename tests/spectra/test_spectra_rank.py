@@ -280,3 +280,11 @@ def test_large_spectra_are_found_in_place_and_equal() -> None:
     expected = squared_singular_values(matrices)
     found = torch.stack([rank_module._large_spectrum(matrix) for matrix in matrices])
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_worker_may_ask_for_workers() -> None:
+    matrices = attention(20, 2.0, causal=True)
+    expected = approximate_rank(matrices)
+    for workers in (1, 2):
+        nested = pieces.map_in_threads(approximate_rank, list(matrices), workers)
+        assert torch.equal(torch.stack(nested), expected)

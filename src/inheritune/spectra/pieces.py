@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ _COPIES = 10.0
 
 _LEAST_COPIES = 3.5
 """The same where a matrix is alone in its piece, so that no parts of a batch are copied."""
+
+_NAME = "inheritune-spectra"
+"""What the names of the workers begin with."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -119,6 +123,8 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], wo
             return function(item)
 
     work = list(items)
+    if threading.current_thread().name.startswith(_NAME):  # a worker itself: waiting for others could be for ever
+        return [function(item) for item in work]
     pool = _pool(workers, 1 if workers > 1 else before, os.getpid())
     futures: list[Future[Result]] = []
     try:
@@ -143,4 +149,4 @@ def _pool(workers: int, cores: int, process: int) -> ThreadPoolExecutor:
         torch.set_flush_denormal(True)
         torch.set_num_threads(cores)
 
-    return ThreadPoolExecutor(workers, thread_name_prefix="spectra", initializer=begin)
+    return ThreadPoolExecutor(workers, thread_name_prefix=_NAME, initializer=begin)
