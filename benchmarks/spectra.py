@@ -26,7 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import inheritune
 from inheritune.decoder import open_decoder
-from inheritune.spectra import approximate_rank, capture, rank_and_mass
+from inheritune.spectra import approximate_rank, capture, kernels, rank_and_mass
 from inheritune.spectra.pieces import DEFAULT_MEMORY
 
 COLLAPSED = 0.6
@@ -41,8 +41,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="matrices")
     parser.add_argument("--lengths", type=int, nargs="*", default=[100, 512], help="T of the matrices")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--lapack", action="store_true", help="leave the compiled kernel out, as without Numba")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.lapack:
+        kernels.available = lambda: False  # type: ignore[assignment]
     if options.child:
         print(json.dumps(peak_of(**json.loads(options.child))))
         return

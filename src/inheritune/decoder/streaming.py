@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.decoder.loading import hub_can_answer, load_config, load_model
 from inheritune.decoder.stored import IN_MEMORY, INDEX, SINGLE, StoredTensor, StreamError, checkpoint_bytes, read_folder
-from inheritune.decoder.view import Decoder, open_decoder
+from inheritune.decoder.view import Decoder, check_finite, open_decoder
 from inheritune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -374,16 +374,10 @@ def _put_back(parameters: Iterable[tuple[nn.Module, str, nn.Parameter]]) -> None
 
 
 def _check_values(place: str, name: str, weight: Tensor) -> None:
-    """Refuse a weight that is NaN or infinite, as `spectra.checks.check_weights` does for a model in memory."""
-    import torch
-
+    """Refuse a weight that was not found, is NaN or infinite."""
     if weight.is_meta:
         raise ModelError(f"the weight {name} was not found in the checkpoint")
-    if weight.numel() == 0 or not weight.is_floating_point():
-        return
-    least, most = torch.aminmax(weight.detach())
-    if not (least.isfinite() and most.isfinite()):
-        raise ModelError(f"{place} holds NaN or infinity: the checkpoint is damaged")
+    check_finite(place, weight)
 
 
 @contextmanager

@@ -143,6 +143,21 @@ def count_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def check_finite(place: str, weight: torch.Tensor) -> None:
+    """Refuse a weight that holds NaN or infinity; whole numbers and packed formats cannot.
+
+    Raises:
+        ModelError: naming `place`.
+    """
+    import torch
+
+    if weight.numel() == 0 or not weight.is_floating_point() or weight.element_size() < 2:
+        return
+    least, most = torch.aminmax(weight.detach())
+    if not (least.isfinite() and most.isfinite()):
+        raise ModelError(f"{place} holds NaN or infinity: the checkpoint is damaged")
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every part of `model` in evaluation mode (no dropout), and each back in the mode it was in afterwards."""

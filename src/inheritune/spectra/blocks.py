@@ -116,8 +116,9 @@ class BlockObserver:
     hooks. Each block must see all sequences in the same order; whether a chunk of sequences goes through all blocks
     before the next, or all chunks through a block before the next block, makes no difference to the result.
 
-    Memory: float64 copies of `PIECE_BYTES`, the Gram matrices of the MLP outputs (min(T, D) squared, float64, one for
-    each sequence in a piece), and the last token's hidden state at each of the L + 1 block boundaries for the sequences
+    Memory: pieces of the hidden states, the float32 Gram matrices of the MLP outputs (min(T, D) squared, for the
+    sequences that the workers have in hand), and the
+    last token's hidden state at each of the L + 1 block boundaries for the sequences
     that have not passed the last block. In the usual order those are the sequences of one chunk; block by block they
     are all N, because the distance across a span needs both ends of it. They stay in the model's own dtype, in which
     they are exact: 131 MB for N = 100, L = 80, D = 8192 in bfloat16, a hundredth of all tokens' states at T = 100.

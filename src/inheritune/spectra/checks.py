@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
-from inheritune.decoder import Decoder
+from inheritune.decoder import Decoder, check_finite
 from inheritune.errors import DataError, InherituneError, ModelError, unknown_name
 from inheritune.spectra.probe import Mask
 
@@ -79,16 +79,10 @@ def check_weights(decoder: Decoder) -> None:
     Raises:
         ModelError: naming the first such weight, and its layer where it has one.
     """
-    import torch
-
     for name, weight in decoder.model.named_parameters():
         if weight.is_meta:
             raise ModelError(f"the weight {name} has no values (it is on the meta device): load the model first")
-        if weight.numel() == 0 or not weight.is_floating_point() or weight.element_size() < 2:
-            continue
-        least, most = torch.aminmax(weight.detach())
-        if not (least.isfinite() and most.isfinite()):
-            raise ModelError(f"{_place(decoder, name)} holds NaN or infinity: the checkpoint is damaged")
+        check_finite(_place(decoder, name), weight)
 
 
 def _place(decoder: Decoder, name: str) -> str:

@@ -12,10 +12,9 @@ from inheritune.errors import OutputError
 from inheritune.records import environment, now, read_json, write_json, write_text
 from inheritune.spectra.blocks import BlockMeasures
 from inheritune.spectra.gradients import GradientProbe
-from inheritune.spectra.recommend import recommend
+from inheritune.spectra.recommend import SPECTRA, recommend
 from inheritune.spectra.result import BothSpectra, Spectra
 
-SPECTRA = "spectra.json"
 MAPS = "maps.json"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from inheritune.spectra.pieces import CACHED_BYTES
+from inheritune.spectra.pieces import cached_rows
 from inheritune.spectra.probe import Mask, Piece
 from inheritune.spectra.rank import columns_of, piece_mass, piece_rank, piece_stable_rank, sink_collapse
 
@@ -69,9 +69,8 @@ def row_entropy(matrices: Tensor) -> Tensor:
     import torch
 
     rows = matrices.reshape(-1, matrices.shape[-1])
-    few = max(1, CACHED_BYTES // (4 * rows.shape[-1])) if rows.device.type == "cpu" else len(rows)
     # ln of what is below 1e-30 is taken there: p ln p is then nothing beside float32's rounding.
-    parts = (part.float() for part in rows.split(few))
+    parts = (part.float() for part in rows.split(cached_rows(rows)))
     entropies = torch.cat([torch.linalg.vecdot(part, part.clamp(min=1e-30).log_()) for part in parts]).neg_()
     return entropies.reshape(matrices.shape[:-1]).mean(dim=-1)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import ModelError
 from inheritune.spectra.attention import AttentionInputs, eager_difference, part
-from inheritune.spectra.pieces import CACHED_BYTES, map_in_threads, plan_work
+from inheritune.spectra.pieces import cached_rows, map_in_threads, plan_work
 from inheritune.spectra.probe import Probe
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ def _weights(inputs: AttentionInputs, sequences: slice, heads: slice, masked: bo
     if inputs.sinks is not None:
         return inputs.probabilities(logits, sequences, heads)
     rows = logits.view(-1, logits.shape[-1])
-    few = max(1, CACHED_BYTES // (4 * rows.shape[-1])) if rows.device.type == "cpu" else len(rows)
-    for part_of_rows in rows.split(few):
+    for part_of_rows in rows.split(cached_rows(rows)):
         part_of_rows.copy_(part_of_rows.softmax(dim=-1))
     return logits
 

@@ -51,6 +51,11 @@ def cached_size(matrices: Tensor) -> int:
     return max(1, CACHED_BYTES // (4 * matrices.shape[-2] * matrices.shape[-1]))
 
 
+def cached_rows(rows: Tensor) -> int:
+    """Return how many of some (n, C) rows to work on at a time: as many as a cache holds, all on a GPU."""
+    return max(1, CACHED_BYTES // (4 * rows.shape[-1]) if rows.device.type == "cpu" else len(rows))
+
+
 @dataclass(frozen=True)
 class WorkPlan:
     """How the work on many matrices is shared out within a memory budget.
