@@ -116,7 +116,7 @@ def _run_chunks(probe: Probe, tokens: Tensor, size: int, advance: Callable[[int]
 
 @contextmanager
 def _watched_interface(probe: Probe) -> Iterator[None]:
-    with active(probe), _implementation(probe.decoder.model, IMPLEMENTATION):
+    with active(probe), attention_implementation(probe.decoder.model, IMPLEMENTATION):
         yield
 
 
@@ -124,7 +124,7 @@ def _watched_interface(probe: Probe) -> Iterator[None]:
 def _watched_hooks(probe: Probe) -> Iterator[None]:
     name = probe.decoder.config._attn_implementation
     plain = name if name in ("eager", "sdpa") else "eager"  # no other says how it comes by its probabilities
-    with hooks.watched_modules(probe), _implementation(probe.decoder.model, plain):
+    with hooks.watched_modules(probe), attention_implementation(probe.decoder.model, plain):
         yield
 
 
@@ -145,7 +145,7 @@ def _watched_blocks(probe: Probe, passed: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Let every configuration in the model name the attention implementation `name`, and restore the old names."""
     configs = _configs(model)
     before = [config._attn_implementation for config in configs]

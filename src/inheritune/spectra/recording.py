@@ -16,7 +16,7 @@ from inheritune.decoder import Decoder
 from inheritune.decoder.view import evaluating
 from inheritune.errors import ModelError
 from inheritune.spectra.attention import AttentionInputs, eager_difference
-from inheritune.spectra.capture import _implementation
+from inheritune.spectra.capture import attention_implementation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -250,7 +250,7 @@ def _recording(decoder: Decoder) -> Iterator[Recorder]:
     recorder = Recorder(decoder)
     with ExitStack() as stack:
         stack.callback(_active.reset, _active.set(recorder))
-        stack.enter_context(_implementation(decoder.model, IMPLEMENTATION))
+        stack.enter_context(attention_implementation(decoder.model, IMPLEMENTATION))
         # Gradients must flow although no weight may require them; what lies before the blocks is not asked about.
         embeddings = decoder.model.get_input_embeddings()
         stack.enter_context(embeddings.register_forward_hook(lambda *run: run[2].detach().requires_grad_()))

@@ -18,6 +18,7 @@ from inheritune.surgery.config import depth_of, target_config, unsayable
 from inheritune.surgery.fit import check_fit
 from inheritune.surgery.parts import PARTS, part_of
 from inheritune.surgery.plan import LayerPlan
+from inheritune.surgery.revive import Revived, fresh_weights, heads_to_revive
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ def inherit(
     *,
     plan: LayerPlan | None = None,
     target: Source | None = None,
+    revive: Revived | None = None,
     seed: int = 0,
 ) -> PreTrainedModel:
     """Return a new model made of layers of `model` (Algorithm 1, steps 1 and 2; every initialisation of the paper).
@@ -48,6 +50,8 @@ def inherit(
         plan: where each layer comes from, instead of `layers` and `parts`.
         target: the model being grown or stacked, for plans with rows from `"target"`. A plan whose rows all come from
             `"target"` (stacking) may leave it out: `model` is then stacked on itself.
+        revive: heads of `model` whose query and key weights start afresh: what `analyze` returned for it (its collapsed
+            heads), the folder of that analysis, or heads by layer; see `LayerPlan.revive`.
         seed: seed of the random initialisation; the global random state is left as it was.
 
     Returns:
@@ -61,7 +65,10 @@ def inherit(
     if plan is not None and plan.models == {"target"} and target is None:
         sources["target"] = model
     configs = {name: _config(source) for name, source in sources.items()}
-    plan = resolve_plan(depth_of(configs["reference"]), layers, parts, plan)
+    depth = depth_of(configs["reference"])
+    plan = resolve_plan(depth, layers, parts, plan)
+    if revive is not None:
+        plan = plan.revive(heads_to_revive(revive, depth))
     config = target_config(configs, plan)
     decoders = {name: open_decoder(load_model(sources[name])) for name in {*plan.models, plan.rest}}
     return _assemble(plan, config, decoders, seed)
@@ -121,7 +128,10 @@ def _assemble(plan: LayerPlan, config: PretrainedConfig, decoders: Mapping[str, 
     target = _build(type(rest)._from_config, config, rest.dtype, seed)
     new = open_decoder(target)
     check_fit(plan, new, decoders)
+    fresh = fresh_weights(new, plan)
     _copy_weights(plan, new, decoders)
+    for weights in fresh:
+        weights.put_back()
     target.generation_config = copy.deepcopy(rest.generation_config)
     return target.to(rest.device)
 

@@ -7,11 +7,12 @@ and which parts of it; what is not taken keeps the random initialisation of the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from inheritune.errors import PlanError, unknown_name
+from inheritune.spectra.recommend import ranges
 from inheritune.surgery.parts import PARTS, parse_parts
 from inheritune.surgery.selection import Kept, describe_depth, layer_count, parse_layers, positive_count, whole_number
 
@@ -28,13 +29,21 @@ class LayerRow:
             (random initialisation).
         source: layer of that model, from 0; None for random initialisation.
         parts: what is copied, some of `PARTS`; the rest is random. Empty for random initialisation.
+        zero_output: whether the projections that write to the residual stream start at zero, so that the block passes
+            its input on unchanged until it is trained (growth that preserves the function).
+        revived: query heads, 0-based, whose query and key weights start afresh at their random initialisation.
     """
 
     model: str | None
     source: int | None
     parts: tuple[str, ...] = PARTS
+    zero_output: bool = False
+    revived: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "revived", tuple(sorted({whole_number(head) for head in self.revived})))
+        if self.revived and (self.revived[0] < 0 or "attention" not in self.parts):
+            raise PlanError(f"cannot revive heads {list(self.revived)} of a layer that takes {list(self.parts)}")
         if self.model is None:
             if self.source is not None or self.parts:
                 raise PlanError(f"a random layer takes nothing: got source {self.source} and parts {list(self.parts)}")
@@ -49,6 +58,14 @@ class LayerRow:
     def random_parts(self) -> tuple[str, ...]:
         """The parts that keep the random initialisation."""
         return tuple(part for part in PARTS if part not in self.parts)
+
+    @property
+    def changes(self) -> str:
+        """What is done to the layer after its parts were copied, in words; empty where nothing is."""
+        said = ["output zero"] if self.zero_output else []
+        if self.revived:
+            said.append(f"queries, keys of {_heads(self.revived)} random")
+        return "; ".join(said)
 
 
 RANDOM = LayerRow(None, None, ())
@@ -165,7 +182,7 @@ class LayerPlan:
         return cls.from_layers([*alternate, *range(start, start + extra)], depth, parts)
 
     @classmethod
-    def append(cls, trained_layers: int, upto: int, mode: str = "continue") -> LayerPlan:
+    def append(cls, trained_layers: int, upto: int, mode: str = "continue", zero_output: bool = False) -> LayerPlan:
         """Grow a trained target to `upto` layers (Algorithm 1, step 4).
 
         Args:
@@ -173,17 +190,47 @@ class LayerPlan:
             upto: the number of layers it gets.
             mode: `"continue"` keeps the target's trained layers 0 .. l-1 and puts the reference's layers l .. upto-1
                 behind them; `"restart"` takes the reference's first `upto` layers afresh.
+            zero_output: let the new layers start without output, so that the grown model says exactly what the target
+                said and its loss does not jump; only with `"continue"`.
 
         Raises:
-            PlanError: `upto` is not more than `trained_layers`, or the mode is unknown.
+            PlanError: `upto` is not more than `trained_layers`, the mode is unknown, or it takes no `zero_output`.
         """
         if mode not in GROWTH:
             raise PlanError(unknown_name("growth mode", mode, GROWTH))
         if upto <= positive_count(trained_layers):
             raise PlanError(f"cannot grow {trained_layers} layers to {upto}: expected {trained_layers + 1} or more")
         if mode == "restart":
+            if zero_output:
+                raise PlanError("growth mode 'restart' keeps no trained layers whose function could be preserved")
             return _take("reference", range(upto))
-        return _take("target", range(trained_layers)) + _take("reference", range(trained_layers, upto))
+        new = [LayerRow("reference", layer, PARTS, zero_output) for layer in range(trained_layers, upto)]
+        return _take("target", range(trained_layers)) + LayerPlan(tuple(new))
+
+    def revive(self, heads: Mapping[int, Iterable[int]], model: str = "reference") -> LayerPlan:
+        """Return this plan with the query and key weights of some heads left at their random initialisation.
+
+        Theorem H.1: hardly any gradient reaches the queries and keys of a collapsed head, so that training alone does
+        not bring it back. The head's values, its output and the rest of the block are copied as before.
+
+        Args:
+            heads: for each layer of `model`, 0-based, its query heads to revive; see `collapsed_heads_of`.
+            model: whose layers are meant, one of `MODELS`. Rows that copy no attention are random there already.
+
+        Raises:
+            PlanError: no row of the plan takes any of these heads.
+        """
+        wanted = {layer: tuple(which) for layer, which in heads.items()}
+        rows = tuple(
+            replace(row, revived=(*row.revived, *wanted[row.source]))
+            if row.model == model and row.source in wanted and "attention" in row.parts
+            else row
+            for row in self.rows
+        )
+        if rows == self.rows and any(wanted.values()):
+            layers = ", ".join(map(str, sorted(wanted)))
+            raise PlanError(f"no layer of the plan takes the attention of the {model}'s layers {layers} to revive")
+        return LayerPlan(rows)
 
     # -- what the surgery asks a plan ---------------------------------------------------------------------------------
 
@@ -202,8 +249,8 @@ class LayerPlan:
 
     @property
     def copies_all(self) -> bool:
-        """Whether every layer is copied whole, so that nothing is random."""
-        return all(row.parts == PARTS for row in self.rows)
+        """Whether every layer is copied whole and left so: nothing random, nothing zero."""
+        return all(row.parts == PARTS and not row.changes for row in self.rows)
 
     def check(self, depths: Mapping[str, int]) -> None:
         """Confirm that every row names a layer its model has.
@@ -229,7 +276,7 @@ class LayerPlan:
 
     def table(self) -> str:
         """Return the plan as text: target layers <- source layers, what is copied, what is random; ends included."""
-        header = ("target", "", "source", "copied", "random")
+        header = ("target", "", "source", "copied", "random", "then" if any(row.changes for row in self) else "")
         lines = [header, *(_line(start, rows) for start, rows in _runs(self.rows))]
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
         text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -238,9 +285,14 @@ class LayerPlan:
         return "\n".join([title, *(line.rstrip() for line in text)])
 
     def as_records(self) -> list[dict[str, Any]]:
-        """Return the rows as plain data: `{"target", "model", "source", "parts"}` each."""
+        """Return the rows as plain data: `{"target", "model", "source", "parts"}` each.
+
+        `"zero_output"` and `"revived"` are there where a row has them.
+        """
         return [
             {"target": i, "model": row.model, "source": row.source, "parts": list(row.parts)}
+            | ({"zero_output": True} if row.zero_output else {})
+            | ({"revived": list(row.revived)} if row.revived else {})
             for i, row in enumerate(self.rows)
         ]
 
@@ -260,7 +312,8 @@ class LayerPlan:
                 raise PlanError(f"row {index} of the plan is {record!r}: {expected}") from error
             if target != index:
                 raise PlanError(f"row {index} of the plan is for target layer {target}: expected {index}")
-            rows.append(LayerRow(model, None if source is None else whole_number(source), tuple(parts)))
+            changes = (bool(record.get("zero_output", False)), tuple(record.get("revived", ())))
+            rows.append(LayerRow(model, None if source is None else whole_number(source), tuple(parts), *changes))
         return cls(tuple(rows))
 
 
@@ -279,16 +332,20 @@ def _runs(rows: Sequence[LayerRow]) -> Iterator[tuple[int, Sequence[LayerRow]]]:
 
 
 def _follows(one: LayerRow, two: LayerRow) -> bool:
-    if (one.model, one.parts) != (two.model, two.parts):
+    if (one.model, one.parts, one.changes) != (two.model, two.parts, two.changes):
         return False
     return one.source is None or two.source == one.source + 1
 
 
-def _line(start: int, rows: Sequence[LayerRow]) -> tuple[str, str, str, str, str]:
+def _line(start: int, rows: Sequence[LayerRow]) -> tuple[str, str, str, str, str, str]:
     row, last = rows[0], rows[-1]
     target = _span(start, start + len(rows) - 1)
     source = "-" if row.model is None else f"{row.model} {_span(row.source, last.source)}"
-    return target, "<-", source, ", ".join(row.parts) or "-", ", ".join(row.random_parts) or "-"
+    return target, "<-", source, ", ".join(row.parts) or "-", ", ".join(row.random_parts) or "-", row.changes
+
+
+def _heads(heads: Sequence[int]) -> str:
+    return ("head " if len(heads) == 1 else "heads ") + ranges(heads)
 
 
 def _span(first: int | None, last: int | None) -> str:
