@@ -215,6 +215,8 @@ def test_what_is_neither_run_nor_analysis_is_refused(tmp_path: Path, study: Writ
     del broken["layers"]
     with pytest.raises(OutputError, match="is not an analysis"):
         load([study(broken)])
+    with pytest.raises(OutputError, match="has schema 9: this version reads"):
+        load([study(analysis(2, 2) | {"schema": 9}, "newer")])
 
 
 def test_numbers_that_are_not_finite_are_not_drawn(write: Write, grown: Record) -> None:

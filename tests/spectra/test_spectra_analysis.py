@@ -160,6 +160,9 @@ def test_reading_what_is_no_analysis_says_so(tmp_path: Path) -> None:
     (tmp_path / SPECTRA).write_text('{"masks": ["causal"]}')
     with pytest.raises(OutputError, match="is not an analysis"):
         load_spectra(tmp_path)
+    (tmp_path / SPECTRA).write_text('{"schema": 3, "masks": ["causal"]}')
+    with pytest.raises(OutputError, match="has schema 3: this version reads schemas 1 to 2"):
+        load_spectra(tmp_path)
 
 
 def test_maps_are_the_chosen_heads_own_matrices(tiny_gpt2: PreTrainedModel, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 
 from inheritune import records
 from inheritune.errors import OutputError
+from inheritune.spectra.files import MAPS, check_schema
+from inheritune.spectra.recommend import SPECTRA
 
 SCHEMA = 1
-SPECTRA, MAPS = "spectra.json", "maps.json"
 _NEEDED = ("name", "method", "rounds", "result")
 _NEEDED_SPECTRA = {"masks", "layers", "tau", "eta", "sequences", "length"}
 _RESULT_NEEDED = ("layers", "parameters", "tokens", "evaluation")
@@ -263,6 +264,7 @@ def _analysis(folder: Path) -> Analysis:
     content = records.read_json(spectra)
     if not isinstance(content, dict) or not _NEEDED_SPECTRA.issubset(content) or not content["layers"]:
         raise OutputError(f"{spectra} is not an analysis: expected the file that inheritune analyze writes")
+    check_schema(content, spectra)
     return Analysis(content, records.read_json(maps)["maps"] if maps.is_file() else [])
 
 

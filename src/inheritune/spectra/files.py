@@ -16,6 +16,8 @@ from inheritune.spectra.recommend import SPECTRA, recommend
 from inheritune.spectra.result import BothSpectra, Spectra
 
 MAPS = "maps.json"
+SCHEMA = 2
+"""The version of `spectra.json`; older ones have fewer fields and are read as well."""
 
 
 def save_spectra(result: Spectra | BothSpectra, folder: str | Path, model_name: str) -> Path:
@@ -50,7 +52,7 @@ def save_spectra(result: Spectra | BothSpectra, folder: str | Path, model_name: 
     path = Path(folder) / SPECTRA
     record = {
         "kind": "analysis",
-        "schema": 2,
+        "schema": SCHEMA,
         "model": model_name,
         "depth": advice.depth,
         "tau": first.tau,
@@ -88,11 +90,23 @@ def load_spectra(folder: str | Path) -> Spectra | BothSpectra:
     """
     path = Path(folder) / SPECTRA
     record = read_json(path)
+    check_schema(record, path)
     try:
         parts = [_read_part(record, mask) for mask in record["masks"]]
     except (KeyError, TypeError, ValueError) as error:
         raise OutputError(f"{path} is not an analysis ({type(error).__name__}: {error})") from error
     return parts[0] if len(parts) == 1 else BothSpectra(*parts)
+
+
+def check_schema(record: Any, path: Path) -> None:
+    """Refuse a file that a later version wrote: its fields may mean something else.
+
+    Raises:
+        OutputError: naming `path` and what this version reads.
+    """
+    schema = record.get("schema", 1) if isinstance(record, dict) else 1
+    if schema not in range(1, SCHEMA + 1):
+        raise OutputError(f"{path} has schema {schema!r}: this version reads schemas 1 to {SCHEMA}, update inheritune")
 
 
 _MEASURES = ("rank", "rank_error", "mass", "entropy", "stable_rank", "sink_column", "sink_epsilon")
