@@ -38,7 +38,7 @@ class Watched:
 WATCHED = {
     "max_rank": Watched("max_rank", "MaxRank", True, BLUES, ".2f"),
     "collapsed": Watched(
-        "collapsed", "share of collapsed heads", False, ("#e9edf1", "#f3b48a", COLLAPSED_COLOUR), ".0%", (0.0, 1.0)
+        "collapsed", "collapsed heads", False, ("#e9edf1", "#f3b48a", COLLAPSED_COLOUR), ".0%", (0.0, 1.0)
     ),
     "query": Watched("query", "‖dL/dW_Q‖", True, ("#d9efe3", "#009e73", "#00382a"), ".3~g"),
     "key": Watched("key", "‖dL/dW_K‖", True, ("#d9efe3", "#009e73", "#00382a"), ".3~g"),
