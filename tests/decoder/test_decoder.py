@@ -85,7 +85,7 @@ def test_a_saved_model_loads_with_plain_transformers(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write the model to"):
+    with pytest.raises(OutputError, match=r"cannot write .*m: .*file is a file"):
         save_model(make_gpt2(1), tmp_path / "file" / "m")
 
 

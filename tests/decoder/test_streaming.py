@@ -60,6 +60,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2 (tied, Conv1D)": make_gpt2,
     "llama in bf16": lambda: make_llama().to(torch.bfloat16),
     "llama in fp16, tied": lambda: make_llama(tie_word_embeddings=True).to(torch.float16),
+    "gptj in bf16": lambda: build("gptj", rotary_dim=4).to(torch.bfloat16),
     **{family: lambda family=family: build(family) for family in FAMILIES},
 }
 

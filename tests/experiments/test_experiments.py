@@ -79,7 +79,7 @@ def test_a_table_is_recipes_that_fit_the_reference(name: str, tmp_path: Path) ->
     recipes = [load_recipe(recipe) for recipe in experiment.recipes(tmp_path)]
     assert {recipe.name for recipe in recipes} == set(experiment.columns)
     steps = {recipe.name: recipe.training.steps for recipe in recipes}
-    assert {recipe.layers for recipe in recipes} == {10}
+    assert {recipe.layers for recipe in recipes if recipe.method != "half-width"} == {10}
     assert steps.get("scratch-2x", 2 * steps["inheritune"]) == 2 * steps["inheritune"]
 
 

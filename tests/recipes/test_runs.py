@@ -109,6 +109,23 @@ def test_the_target_grows_to_the_reference_s_depth_while_it_does_not_match(setti
     assert json.loads((tmp_path / "r" / "record.json").read_text()) == record
 
 
+def test_growth_without_output_starts_where_the_round_before_ended(setting: Path, tmp_path: Path) -> None:
+    growth = {"by": 2, "max_rounds": 2}
+    silent, plain = (
+        it.run(recipe(setting, growth={**growth, "zero_output": zero}), tmp_path / f"{zero}") for zero in (True, False)
+    )
+    ends = [[record["rounds"][0]["evaluation"], record["rounds"][1]["start_evaluation"]] for record in (silent, plain)]
+    assert ends[0][0]["loss"] == ends[0][1]["loss"]
+    assert ends[1][1]["loss"] > ends[1][0]["loss"] + 0.01
+    assert silent["rounds"][1]["evaluation"]["loss"] < silent["rounds"][1]["start_evaluation"]["loss"]
+    learned = weights(tmp_path / "True" / "round-2" / "model")
+    assert all(
+        learned[f"transformer.h.{layer}.{part}.c_proj.weight"].any() for layer in (2, 3) for part in ("attn", "mlp")
+    )
+    with pytest.raises(RecipeError, match="growth mode restart keeps no trained layers"):
+        it.run(recipe(setting, growth={"mode": "restart", "zero_output": True}), tmp_path / "no")
+
+
 def test_growth_keeps_the_trained_layers_and_appends_the_reference_s(setting: Path, tmp_path: Path) -> None:
     record = it.run(
         recipe(setting, training=FROZEN, growth={"by": 2, "max_rounds": 2}, evaluation={"margin": 0.0, "speed": False}),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +19,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import inheritune.surgery as surgery
 from inheritune.errors import ModelError, OutputError, PlanError
-from inheritune.surgery import LayerPlan
+from inheritune.surgery import LayerPlan, copying
+from inheritune.surgery.copying import write_file
+from mounting import mounted
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -147,6 +152,26 @@ def test_the_real_model_with_its_tokenizer(stories: Path, tmp_path: Path) -> Non
     assert (out / "generation_config.json").read_bytes() == (stories / "generation_config.json").read_bytes()
 
 
+def test_what_comes_along_and_what_stays(folder: Path, tmp_path: Path) -> None:
+    carried = (
+        "tokenizer.model",
+        "merges.txt",
+        "chat_template.jinja",
+        "additional_chat_templates/tools.jinja",
+        "NOTICE",
+    )
+    left = ("training_args.bin", "optimizer.pt", "model.py", "notes.txt", "tokenizer.d/vocab.txt")
+    for name in (*carried, *left):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"text of {name}")
+    out = surgery.inherit_checkpoint(folder, tmp_path / "out", 2)
+    for name in carried:
+        assert (out / name).read_text() == f"text of {name}"
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    own = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
+    assert found == own | set(carried)
+
+
 def _missing_shard(folder: Path) -> None:
     (folder / "model-00002-of-00003.safetensors").unlink()
 
@@ -187,10 +212,52 @@ def _unreadable_index(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}')
 
 
-def _pickles(folder: Path) -> None:
+def _no_weights(folder: Path) -> None:
     for path in folder.glob("model*"):
         path.unlink()
+    (folder / "weights.gguf").write_bytes(b"GGUF")
+
+
+def _not_a_pickle(folder: Path) -> None:
+    _no_weights(folder)
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
+
+
+def _truncated_pickle(folder: Path) -> None:
+    _no_weights(folder)
+    torch.save({"weight": torch.ones(100)}, folder / "pytorch_model.bin")
+    data = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "pytorch_model.bin").write_bytes(data[:-100])
+
+
+def _pickle_of_something_else(folder: Path) -> None:
+    _no_weights(folder)
+    torch.save({"state_dict": {"weight": torch.ones(3)}}, folder / "pytorch_model.bin")
+
+
+def _index_elsewhere(folder: Path) -> None:
+    _edit_index(folder, lambda weights: weights.update({"model.norm.weight": "../other.safetensors"}))
+
+
+def _overlapping(folder: Path) -> None:
+    """Two tensors over each other, in a file that is as long as its header says."""
+    path = folder / "model-00002-of-00003.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    one, two = sorted((k for k in header if k != "__metadata__"), key=lambda k: header[k]["data_offsets"])[:2]
+    header[two]["data_offsets"] = header[one]["data_offsets"]
+    header[two]["shape"] = header[one]["shape"]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def _wrong_shape(folder: Path) -> None:
+    path = folder / "model-00002-of-00003.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    text = data[8 : 8 + length].replace(b'"F32"', b'"F64"', 1)
+    path.write_bytes(data[:8] + text + data[8 + length :])
 
 
 def _quantised(folder: Path) -> None:
@@ -210,7 +277,13 @@ def _quantised(folder: Path) -> None:
         (_wrong_index, "puts 'model.norm.weight' in model-00001-of-00003.safetensors, which does not hold it"),
         (_short_index, "the checkpoint has no weights for all layers 0-3 that config.json says it has"),
         (_unreadable_index, "expected a JSON object with a weight_map"),
-        (_pickles, "holds only .bin files: expected model.safetensors or model.safetensors.index.json"),
+        (_index_elsewhere, "names the file '../other.safetensors': expected names of files beside it"),
+        (_overlapping, "model-00002-of-00003.safetensors is damaged or not a safetensors file: '.*' begins at byte"),
+        (_wrong_shape, "model-00002-of-00003.safetensors is damaged or not a safetensors file: '.*' has .* of F64"),
+        (_no_weights, "holds only .gguf files: expected model.safetensors or model.safetensors.index.json"),
+        (_not_a_pickle, "pytorch_model.bin is a pickle that holds more than tensors, or no pickle at all"),
+        (_truncated_pickle, "pytorch_model.bin is damaged or not a PyTorch file"),
+        (_pickle_of_something_else, "pytorch_model.bin holds 'state_dict' of type dict: expected tensors by name"),
         (_quantised, "the model is quantised .gptq."),
     ],
 )
@@ -238,7 +311,7 @@ def test_where_it_may_not_write(folder: Path, tmp_path: Path) -> None:
     assert contents(full) == {"mine.txt": b"mine"}
     with pytest.raises(OutputError, match="is not empty"):
         surgery.inherit_checkpoint(folder, full / "mine.txt", 2)
-    with pytest.raises(OutputError, match=r"cannot write .*Not a directory"):
+    with pytest.raises(OutputError, match=r"cannot write .*deeper: .*mine.txt is a file"):
         surgery.inherit_checkpoint(folder, full / "mine.txt" / "deeper", 2)
     assert contents(folder) == before
     (tmp_path / "empty").mkdir()
@@ -252,7 +325,7 @@ def test_an_interrupted_or_failing_copy_leaves_nothing(
 
     for failure, shown in (
         (KeyboardInterrupt(), KeyboardInterrupt),
-        (OSError(28, "No space left on device"), OutputError),
+        (OSError(errno.ENOSPC, "No space left on device"), OutputError),
     ):
 
         def fail(path: Path, *_: Any, failure: BaseException = failure) -> None:
@@ -274,10 +347,19 @@ def test_layers_that_share_weights_are_refused() -> None:
         check_whole(CONFIG_MAPPING["zamba"](), LayerPlan.first(76, 76))
 
 
+GROWN = {"plan": LayerPlan.append(2, 4, zero_output=True)}
+
+
 def test_plans_that_need_a_model_say_so(folder: Path, tmp_path: Path) -> None:
-    for given in ({"layers": 2, "parts": "mlp"}, {"plan": LayerPlan.random(2)}, {"plan": LayerPlan.append(1, 2)}):
-        with pytest.raises(PlanError, match="leaves weights random or takes them from a target: use inherit"):
+    for given in ({"layers": 2, "parts": "mlp"}, {"plan": LayerPlan.random(2)}, GROWN):
+        with pytest.raises(PlanError, match=r"this plan sets weights anew \(random, or to zero\): use inherit"):
             surgery.inherit_checkpoint(folder, tmp_path / "out", **given)
+    with pytest.raises(PlanError, match="layer 0 of the plan comes from the target model: pass target="):
+        surgery.inherit_checkpoint(folder, tmp_path / "out", plan=LayerPlan.append(1, 2))
+    with pytest.raises(PlanError, match="holds no layers"):
+        surgery.inherit_checkpoint(folder, tmp_path / "out", [])
+    with pytest.raises(PlanError, match="unknown part 'heads'"):
+        surgery.inherit_checkpoint(folder, tmp_path / "out", 2, "heads")
     with pytest.raises(PlanError, match=r"asked for layer 4, the model has 4 \(0-3\)"):
         surgery.inherit_checkpoint(folder, tmp_path / "out", [4])
     with pytest.raises(OutputError, match="max_shard_size 'five apples': expected bytes or a size such as '5GB'"):
@@ -285,3 +367,192 @@ def test_plans_that_need_a_model_say_so(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder)
     with pytest.raises(ModelError, match="no folder"):
         surgery.inherit_checkpoint(folder, tmp_path / "out", 2)
+
+
+# -- growth from a target folder --------------------------------------------------------------------------------------
+
+
+def other_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a trained-looking model of the same family with three layers and other weights everywhere."""
+    other = surgery.scratch(model.config, 3, seed=1)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.37)
+    return other
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "mixtral", "bloom"])
+def test_growing_from_a_target_folder_equals_the_in_memory_path(name: str, tmp_path: Path) -> None:
+    reference = source(name)
+    # Of the same kinds of layers, where the family has several.
+    target = surgery.inherit(other_model(reference), [0, 1, 2])
+    reference.save_pretrained(tmp_path / "reference")
+    target.save_pretrained(tmp_path / "target", max_shard_size="20KB")
+    for mode in ("continue", "restart"):
+        plan = LayerPlan.append(3, 4, mode)
+        expected = surgery.inherit(reference, plan=plan, target=target)
+        out = surgery.inherit_checkpoint(
+            tmp_path / "reference", tmp_path / mode, plan=plan, target=tmp_path / "target", max_shard_size=30_000
+        )
+        assert_same_weights(load(out).state_dict(), expected.state_dict())
+    assert not torch.equal(
+        load(tmp_path / "continue").get_input_embeddings().weight,
+        load(tmp_path / "restart").get_input_embeddings().weight,
+    )
+
+
+def test_stacking_a_checkpoint_on_itself(folder: Path, tmp_path: Path, tiny_llama: PreTrainedModel) -> None:
+    plan = LayerPlan.stacking(4)
+    out = surgery.inherit_checkpoint(folder, tmp_path / "out", plan=plan)
+    assert_same_weights(load(out).state_dict(), surgery.inherit(tiny_llama, plan=plan).state_dict())
+
+
+def test_a_target_may_store_its_layers_behind_another_prefix(tmp_path: Path) -> None:
+    """The published GPT-2 files say `h.0.attn...` and hold masks; what we save says `transformer.h.0.attn...`."""
+    reference, target = source("gpt2"), other_model(source("gpt2"))
+    reference.save_pretrained(tmp_path / "reference")
+    target.save_pretrained(tmp_path / "target")
+    file = tmp_path / "reference" / "model.safetensors"
+    weights = {key.removeprefix("transformer."): value for key, value in load_file(file).items()}
+    weights |= {f"h.{i}.attn.bias": torch.ones(1, 1, 4, 4) for i in range(DEPTH)}
+    save_file(weights, file, metadata={"format": "pt"})
+    plan = LayerPlan.append(3, 4)
+    out = surgery.inherit_checkpoint(tmp_path / "reference", tmp_path / "out", plan=plan, target=tmp_path / "target")
+    expected = surgery.inherit(reference, plan=plan, target=target)
+    assert_same_weights(AutoModelForCausalLM.from_pretrained(out).state_dict(), expected.state_dict())
+
+
+def test_a_target_that_stores_its_experts_otherwise_is_refused(tmp_path: Path) -> None:
+    source("mixtral").save_pretrained(tmp_path / "reference")
+    other_model(source("mixtral")).save_pretrained(tmp_path / "target")
+    file = tmp_path / "reference" / "model.safetensors"
+    renamed = {key.replace(".block_sparse_moe.", ".moe_of_old."): value for key, value in load_file(file).items()}
+    save_file(renamed, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"the reference stores its layers under other names \(moe_of_old\..*\) than"):
+        surgery.inherit_checkpoint(
+            tmp_path / "reference", tmp_path / "out", plan=LayerPlan.append(3, 4), target=tmp_path / "target"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_of_another_family_is_refused(folder: Path, tmp_path: Path) -> None:
+    source("gpt2").save_pretrained(tmp_path / "target")
+    with pytest.raises(PlanError, match=r"different families \(gpt2 and llama\)"):
+        surgery.inherit_checkpoint(folder, tmp_path / "out", plan=LayerPlan.append(2, 4), target=tmp_path / "target")
+
+
+# -- what it reads and how it copies ----------------------------------------------------------------------------------
+
+
+def test_only_files_with_needed_tensors_are_looked_at(tiny_llama: PreTrainedModel, tmp_path: Path) -> None:
+    tiny_llama.save_pretrained(tmp_path / "source", max_shard_size="20KB")
+    index = json.loads((tmp_path / "source" / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {name for key, name in index.items() if ".layers." not in key or ".layers.0." in key}
+    assert needed < set(index.values())
+    for name in set(index.values()) - needed:
+        (tmp_path / "source" / name).unlink()
+    out = surgery.inherit_checkpoint(tmp_path / "source", tmp_path / "out", 1)
+    assert_same_weights(load(out).state_dict(), surgery.inherit(tiny_llama, 1).state_dict())
+
+
+def test_neighbouring_tensors_are_copied_in_one_go(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = copying._copy
+    sizes: list[int] = []
+
+    def watch(path: Path, start: int, size: int, *rest: Any) -> None:
+        sizes.append(size)
+        copy(path, start, size, *rest)
+
+    monkeypatch.setattr(copying, "_copy", watch)
+    out = surgery.inherit_checkpoint(folder, tmp_path / "out", 4)
+    assert sizes == [sum(tensor.nbytes for tensor in load_file(out / "model.safetensors").values())]
+
+
+@pytest.mark.parametrize("block", [7, 300, 4096])
+def test_blocks_of_any_size_make_the_same_file(
+    block: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = surgery.inherit_checkpoint(folder, tmp_path / "expected", [2, 0]) / "model.safetensors"
+    monkeypatch.setattr(copying, "_BLOCK", block)
+    out = surgery.inherit_checkpoint(folder, tmp_path / "out", [2, 0])
+    assert (out / "model.safetensors").read_bytes() == expected.read_bytes()
+
+
+def test_a_file_that_shrinks_while_it_is_copied(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shrink(*arguments: Any) -> None:
+        os.truncate(folder / "model.safetensors", 5000)
+        write_file(*arguments)
+
+    monkeypatch.setattr("inheritune.surgery.checkpoint.write_file", shrink)
+    with pytest.raises(ModelError, match=r"model.safetensors ends early: it changed while it was read"):
+        surgery.inherit_checkpoint(folder, tmp_path / "out", 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+# -- where it may not or cannot write ---------------------------------------------------------------------------------
+
+
+def test_never_into_a_source(folder: Path, tmp_path: Path, tiny_llama: PreTrainedModel) -> None:
+    tiny_llama.save_pretrained(tmp_path / "target")
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    before = contents(folder)
+    growth = {"plan": LayerPlan.append(3, 4), "target": tmp_path / "target"}
+    for given, out, line in (
+        ({"layers": 2}, tmp_path / "link", "is the source: pass another one"),
+        ({"layers": 2}, tmp_path / "elsewhere" / "up" / "source", "is the source: pass another one"),
+        ({"layers": 2}, folder / "cut", "is inside the source, which is only read"),
+        ({"layers": 2}, tmp_path / "link" / "deep" / "cut", "is inside the source, which is only read"),
+        (growth, tmp_path / "target", "is the source: pass another one"),
+        (growth, tmp_path / "target" / "grown", "is inside the source"),
+    ):
+        with pytest.raises(OutputError, match=line):
+            surgery.inherit_checkpoint(folder, out, **given)
+    with pytest.raises(OutputError, match="is the source"):
+        surgery.inherit_checkpoint(tmp_path / "link", folder, 2)
+    assert contents(folder) == before and len(list((tmp_path / "target").iterdir())) == len(before)
+
+
+def test_a_full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mounted(tmp_path / "disk", "size=100k") as disk:
+        with pytest.raises(OutputError, match=r"no space left for [\d,]+ bytes, the disk has [\d,]+$"):
+            surgery.inherit_checkpoint(folder, disk / "out", 4)
+        assert not list(disk.iterdir())
+        # As it is where a quota, or another process, takes the space while the files are copied.
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
+        with pytest.raises(OutputError, match=r"cannot write .*out: No space left on device$"):
+            surgery.inherit_checkpoint(folder, disk / "out", 4)
+        assert not list(disk.iterdir())
+
+
+def test_a_read_only_disk(folder: Path, tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "ro") as disk:
+        with pytest.raises(OutputError, match=r"cannot write .*out: Read-only file system$"):
+            surgery.inherit_checkpoint(folder, disk / "out", 2)
+        assert not list(disk.iterdir())
+
+
+def test_a_mount_point_is_refused_before_the_work(folder: Path, tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=10m") as disk:
+        with pytest.raises(OutputError, match=r"disk is a mount point.*: try .*disk/model$"):
+            surgery.inherit_checkpoint(folder, disk, 2)
+        assert not list(disk.iterdir())
+        assert (surgery.inherit_checkpoint(folder, disk / "model", 2) / "model.safetensors").is_file()
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    from transformers import T5Config
+
+    T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelError, match=r"t5 is an encoder-decoder \(t5\): expected a decoder-only language model"):
+        surgery.inherit_checkpoint(tmp_path / "t5", tmp_path / "out", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["t5"]
+
+
+def test_slices_of_layers_in_one_weight_need_the_model(tmp_path: Path) -> None:
+    source("gemma3n_text").save_pretrained(tmp_path / "source")
+    with pytest.raises(PlanError, match=r"keeps a slice for each layer in .*per_layer.*: use inherit"):
+        surgery.inherit_checkpoint(tmp_path / "source", tmp_path / "out", 2)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import typer
-from surgery_families import assert_same_weights
+from surgery_families import assert_same_weights, logits
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from typer.testing import CliRunner, Result
 
 import inheritune.surgery as surgery
 from inheritune.cli import inherit as command
-from inheritune.decoder import count_parameters
+from inheritune.decoder import count_parameters, hub
 from inheritune.errors import InherituneError, ModelError, OutputError, PlanError
+from inheritune.spectra.files import save_spectra
 from inheritune.spectra.recommend import Recommendation
+from inheritune.spectra.result import Spectra
 from inheritune.surgery import LayerPlan
+from tiny import perturbed
 
 
 def call(*arguments: object) -> Result:
@@ -114,3 +119,76 @@ def test_layers_may_name_an_analysis(folder: Path, tmp_path: Path, tiny_llama: P
     assert str(error) == ("the recommendation is for a model of 6 layers, this model has 4 (0-3): analyse this model")
     (analysis / "spectra.json").write_text("{}")
     assert "run inheritune analyze again" in str(refusal(folder, "--layers", analysis, "--out", tmp_path / "other"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_growth_from_a_trained_model(folder: Path, tmp_path: Path, tiny_llama: PreTrainedModel, silent: bool) -> None:
+    trained = perturbed(surgery.inherit(tiny_llama, 2))
+    trained.save_pretrained(tmp_path / "trained")
+    option = ["--zero-output"] if silent else []
+    result = call(folder, "--grow-from", tmp_path / "trained", "--layers", 4, *option, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "0-1     <-  target 0-1     attention, mlp, norms  -" in result.stdout
+    assert ("output zero" in result.stdout) == silent
+    plan = LayerPlan.append(2, 4, zero_output=silent)
+    assert_same_weights(weights(tmp_path / "out"), surgery.inherit(tiny_llama, plan=plan, target=trained).state_dict())
+    grown = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(logits(grown), logits(trained)) == silent
+    record = json.loads((tmp_path / "out" / "inherit.json").read_text())
+    assert record["target"] == str(tmp_path / "trained") and LayerPlan.from_records(record["plan"]) == plan
+
+
+def test_arrangements_width_and_revival(folder: Path, tmp_path: Path, tiny_llama: PreTrainedModel) -> None:
+    ranks = np.array([[9.0] * 4, [9.0, 1.0, 9.0, 9.0]] + [[9.0] * 4] * 2)
+    spectra = Spectra(ranks, ranks, 0.9, 0.9, "causal", 3, 8, (0, 1, 2, 3))
+    save_spectra(spectra, tmp_path / "analysis", "it")
+    cases: dict[str, tuple[list[object], dict[str, object]]] = {
+        "middle": (["--arrange", "middle", "--layers", 2], {"layers": [1, 2]}),
+        "in-place": (["--arrange", "in-place", "--layers", "2:4"], {"plan": LayerPlan.in_place([2, 3], 4)}),
+        "stacking": (["--arrange", "stacking", "--layers", 4], {"plan": LayerPlan.stacking(2)}),
+        "width": (["--width", "1/2"], {"width": "1/2"}),
+        "both": (["--width", "0.5", "--layers", 2], {"layers": 2, "width": 0.5}),
+        "revive": (["--layers", 3, "--revive", tmp_path / "analysis"], {"layers": 3, "revive": {1: [1]}}),
+    }
+    for name, (options, wanted) in cases.items():
+        result = call(folder, *options, "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+        made = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert_same_weights(made.state_dict(), surgery.inherit(tiny_llama, **wanted).state_dict())  # type: ignore[arg-type]
+        before, after = count_parameters(tiny_llama), count_parameters(made)
+        assert f"parameters: {before:,} -> {after:,} ({after / before:.0%})" in result.stdout, name
+
+
+def test_the_card_names_the_command_without_the_places_on_this_machine(folder: Path, tmp_path: Path) -> None:
+    for parts in ("all", "mlp"):
+        assert call(folder, "--layers", "0:2", "--parts", parts, "--out", tmp_path / parts).exit_code == 0
+        card = (tmp_path / parts / "README.md").read_text()
+        assert f"inheritune inherit source --layers 0:2 --parts {parts} --out {parts}" in card
+        assert str(LayerPlan.from_layers([0, 1], 4, parts)) in card
+        assert str(tmp_path) not in card
+
+
+def test_upload(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(hub, "check_push", lambda name: done.append(name))
+    monkeypatch.setattr(hub, "push", lambda *what, **how: done.append((what, how)) or "https://hub/me/cut")
+    result = call(folder, "--layers", 2, "--out", tmp_path / "out", "--push-to", "me/cut", "--private")
+    assert "uploaded: https://hub/me/cut" in result.stdout
+    assert done == ["me/cut", ((tmp_path / "out", "me/cut"), {"private": True, "leave_out": ["inherit.json"]})]
+
+
+def test_options_that_contradict_each_other(folder: Path, tmp_path: Path) -> None:
+    out = ["--out", tmp_path / "out"]
+    assert "no layers given: pass --layers, for example --layers 2" in str(refusal(folder, *out))
+    assert "pass --grow-from TARGET" in str(refusal(folder, "--layers", 2, "--zero-output", *out))
+    grow = ["--grow-from", folder, "--layers", "3,"]
+    assert "--parts mlp does not go with --grow-from" in str(refusal(folder, *grow, "--parts", "mlp", *out))
+    assert "cannot grow 4 layers to 4" in str(refusal(folder, "--grow-from", folder, "--layers", 4, *out))
+    assert "2/3 of 4 heads" in str(refusal(folder, "--width", "2/3", *out))
+    assert "did you mean 'middle'" in str(refusal(folder, "--layers", 2, "--arrange", "midle", *out))
+    assert "is the source" in str(refusal(folder, *grow, "--out", folder))
+    assert not (tmp_path / "out").exists()

@@ -8,37 +8,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from surgery_families import DEPTH, FAMILIES, assert_same_weights, digest, logits, source, tokens
+from surgery_families import assert_same_weights, digest, logits, source
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 import inheritune.surgery as surgery
-from inheritune.decoder import count_parameters, open_decoder
+from inheritune.decoder import open_decoder
 from inheritune.errors import ModelError, PlanError
 from inheritune.surgery import LayerPlan, LayerRow
-
-MIXED = [2, 0, 3, 3, 1]
-ALL = sorted(FAMILIES)
-FRONT_DENSE = {"deepseek_v3"}
-"""Families that cannot put a dense layer behind a sparse one."""
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_all_layers_give_the_same_logits_to_the_bit(name: str) -> None:
-    new = surgery.inherit(source(name), DEPTH)
-    assert type(new) is type(source(name))
-    assert torch.equal(logits(new), logits(source(name)))
-
-
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("count", [1, 3])
-def test_first_layers_give_the_sources_hidden_state_through_its_norm_and_head(name: str, count: int) -> None:
-    model, family = source(name), FAMILIES[name]
-    with torch.no_grad():
-        hidden = model(tokens(), output_hidden_states=True, use_cache=False).hidden_states[count]
-        head = model.get_output_embeddings()
-        expected = family.logits(head(model.get_submodule(family.norm)(hidden)), model.config)
-    assert torch.equal(logits(surgery.inherit(model, count)), expected)
 
 
 def rearranged(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
@@ -54,40 +31,6 @@ def rearranged(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
         if getattr(config, field, None):
             setattr(config, field, [getattr(config, field)[layer] for layer in layers])
     return model
-
-
-@pytest.mark.parametrize("name", sorted(set(ALL) - FRONT_DENSE))
-def test_a_permuted_and_repeated_plan_does_what_it_says(name: str) -> None:
-    expected = logits(rearranged(source(name), MIXED))
-    new = surgery.inherit(source(name), MIXED)
-    assert torch.equal(logits(new), expected)
-    assert not torch.allclose(expected, logits(surgery.inherit(source(name), sorted(MIXED))), atol=1e-2)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_cached_generation_saving_and_size(name: str, tmp_path: object) -> None:
-    layers = [1, 2, 3] if name in FRONT_DENSE else [3, 0, 1]
-    model = source(name)
-    new = surgery.inherit(model, layers)
-    settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "return_dict_in_generate": True}
-    cached = new.generate(tokens(7), use_cache=True, output_logits=True, **settings)
-    plain = new.generate(tokens(7), use_cache=False, output_logits=True, **settings)
-    assert torch.equal(cached.sequences, plain.sequences)
-    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(plain.logits), atol=1e-4, rtol=1e-4)
-
-    new.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
-    assert torch.equal(logits(again), logits(new))
-    assert again.config.num_hidden_layers == 3
-
-    blocks = open_decoder(model).blocks
-    dropped = count_parameters(blocks) - sum(count_parameters(blocks[layer]) for layer in layers)
-    assert count_parameters(new) == count_parameters(model) - dropped
-
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert (new.get_input_embeddings().weight is new.get_output_embeddings().weight) is tied
-    numbers = [m.layer_idx for m in new.modules() if isinstance(getattr(m, "layer_idx", None), int)]
-    assert numbers == sorted(numbers) and set(numbers) <= {0, 1, 2}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neo", "qwen2_moe"])
@@ -280,7 +223,7 @@ def test_blocks_that_differ_beyond_the_configuration_are_refused() -> None:
         surgery.inherit(wide, 2)
     sliding = copy.deepcopy(source("qwen3"))
     sliding.model.layers[1].self_attn.sliding_window = 3
-    with pytest.raises(PlanError, match=r"self_attn.sliding_window is 3 there and None here"):
+    with pytest.raises(PlanError, match=r"self_attn.sliding_window is 3 there and absent here"):
         surgery.inherit(sliding, 2)
     gated = copy.deepcopy(source("llama"))
     gated.model.layers[0].register_parameter("gate", nn.Parameter(torch.ones(1)))

@@ -83,6 +83,35 @@ def test_lazy_layers_kept_in_place_and_random() -> None:
     assert not plan.copies_all
 
 
+def test_arrangements_by_name() -> None:
+    def arranged(how: str, asked: object, parts: str = "all") -> list[int | None]:
+        return layers(LayerPlan.arranged(how, asked, 12, parts))
+
+    assert arranged("first", "4") == arranged("first", "0:4") == [0, 1, 2, 3]
+    assert arranged("middle", 4) == [4, 5, 6, 7]
+    assert arranged("last", " 4 ") == [8, 9, 10, 11]
+    assert arranged("distilbert", 6) == [0, 2, 4, 6, 8, 10]
+    assert LayerPlan.arranged("in-place", "10:12", 12) == LayerPlan.in_place([10, 11], 12)
+    assert LayerPlan.arranged("stacking", 6, 12) == LayerPlan.stacking(3)
+    assert LayerPlan.arranged("random", 2, 12) == LayerPlan.random(2)
+    assert LayerPlan.arranged("last", 2, 12, "mlp") == LayerPlan.last(2, 12, "mlp")
+
+
+def test_growth_by_chosen_layers() -> None:
+    assert LayerPlan.grown(2, "4", 12) == LayerPlan.append(2, 4)
+    assert taken(LayerPlan.grown(1, "9,2", 12)) == [("target", 0), ("reference", 9), ("reference", 2)]
+    silent = LayerPlan.grown(2, 4, 12, zero_output=True)
+    assert silent == LayerPlan.append(2, 4, zero_output=True)
+    assert [row.zero_output for row in silent] == [False, False, True, True]
+    assert not silent.copies_all
+    assert str(silent).splitlines()[1:] == [
+        "target      source         copied                 random  then",
+        "0-1     <-  target 0-1     attention, mlp, norms  -",
+        "2-3     <-  reference 2-3  attention, mlp, norms  -       output zero",
+    ]
+    assert LayerPlan.from_records(json.loads(json.dumps(silent.as_records()))) == silent
+
+
 def test_table_says_every_row_with_both_ends() -> None:
     plan = LayerPlan.append(2, 4) + LayerPlan.from_layers([9, 7], 12, "norms, attention") + LayerPlan.random(1)
     assert str(plan).splitlines() == [
@@ -169,6 +198,22 @@ def test_wrong_plans() -> None:
         (LayerPlan.first(1, 4) + LayerPlan((LayerRow("target", 5),))).check({"reference": 4, "target": 4})
     with pytest.raises(PlanError, match="comes from the target model: pass target="):
         LayerPlan.stacking(2).check({"reference": 4})
+    with pytest.raises(PlanError, match="layer 3 is named twice: a layer that is kept in place can stand there once"):
+        LayerPlan.in_place("1,3,3", 12)
+    with pytest.raises(PlanError, match="growth mode 'restart' keeps no trained layers"):
+        LayerPlan.append(2, 4, "restart", zero_output=True)
+    with pytest.raises(PlanError, match=r"asked for 13 layers, the model has 12 \(0-11\)"):
+        LayerPlan.grown(2, "13", 12)
+    with pytest.raises(PlanError, match=r"unknown arrangement of layers 'midle'.*did you mean 'middle'"):
+        LayerPlan.arranged("midle", 4, 12)
+    with pytest.raises(PlanError, match="layers '0:4' with 'middle': expected a count, for example 6"):
+        LayerPlan.arranged("middle", "0:4", 12)
+    with pytest.raises(PlanError, match="its 5 layers must be even; try 6"):
+        LayerPlan.arranged("stacking", 5, 12)
+    with pytest.raises(PlanError, match=r"'random' cannot copy parts alone \(mlp\)"):
+        LayerPlan.arranged("random", 5, 12, "mlp")
+    with pytest.raises(PlanError, match=r"cannot revive heads \[0\] of a layer that takes \['mlp'\]"):
+        LayerRow("reference", 0, ("mlp",), revived=(0,))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
 ) -> None:
-    """Run one recipe: inheritune, scratch, stacking, hybrid-stacking or distill.
+    """Run one recipe: inheritune, scratch, stacking, hybrid-stacking, half-width or distill.
 
     A run that was stopped (Ctrl-C, SIGTERM, kill) goes on where it was when the same command is given again.
     """

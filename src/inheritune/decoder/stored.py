@@ -1,15 +1,16 @@
-"""The tensors of a checkpoint's safetensors files: where they lie, and reading them one at a time.
+"""The tensors of a checkpoint's files: which there are, where their bytes lie, and reading them one at a time.
 
-The format is an 8-byte header length, a JSON header with each tensor's type, shape and byte range, then the bytes
-(https://huggingface.co/docs/safetensors). Tensors are read with plain file reads, not by mapping the files: mapped
-pages count as the process's memory as long as the mapping lives, and a private mapping of a whole shard counts against
-a limit on data.
+A safetensors file is an 8-byte header length, a JSON header with each tensor's type, shape and byte range, then the
+bytes (https://huggingface.co/docs/safetensors). Tensors are read with plain file reads, not by mapping the files:
+mapped pages count as the process's memory as long as the mapping lives, and a private mapping of a whole shard counts
+against a limit on data.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,25 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+WEIGHTS = (SINGLE, INDEX, PICKLED, PICKLED_INDEX)
+"""Where weights are looked for, in the order in which `from_pretrained` does."""
+
 IN_MEMORY = "load it whole (stream=False)"
 """The way out that messages name."""
 
-_DTYPES = {
+TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "C64": "complex64",
 }  # fmt: skip
+"""PyTorch's name of each type that the format spells so."""
+
+_PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+_BYTES = {"64": 8, "32": 4, "16": 2, "8": 1}
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors' own limit."""
 
 
 class StreamError(ModelError):
@@ -37,21 +50,38 @@ class StreamError(ModelError):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file; indexing it reads it.
+    """A tensor in a file of a checkpoint; indexing it reads it.
 
     Attributes:
         path: the file.
-        dtype: its type.
+        key: its name there.
+        kind: its type in safetensors' spelling, for example `BF16`.
         shape: its dimensions.
         start: the offset of its first byte in the file.
-        size: its number of bytes.
+        size: its number of bytes, which lie one behind the other, the last dimension varying fastest.
     """
 
     path: Path
-    dtype: torch.dtype
+    key: str
+    kind: str
     shape: tuple[int, ...]
     start: int
     size: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type.
+
+        Raises:
+            StreamError: models do not compute in it.
+        """
+        import torch
+
+        if self.kind not in _PLAIN:
+            raise StreamError(
+                f"{self.path} holds tensors of type {self.kind}, which are not read by layer: {IN_MEMORY}"
+            )
+        return getattr(torch, TYPES[self.kind])
 
     def __getitem__(self, index: Any) -> Tensor:
         """Read the whole tensor and return the part `index` of it (`...` for all), in the type it is stored in."""
@@ -70,77 +100,142 @@ class StoredTensor:
 
 
 def checkpoint_bytes(folder: Path) -> int:
-    """Return the bytes of the safetensors weights in `folder`; 0 if there are none that can be listed."""
+    """Return the bytes of the weights in `folder`; 0 if there are none that can be listed."""
     try:
-        return sum(path.stat().st_size for path in _files(folder))
+        place = weight_file(folder)
+        names = set(read_index(place).values()) if place.suffix == ".json" else {place.name}
+        return sum((folder / name).stat().st_size for name in names)
     except (ModelError, OSError):
         return 0
 
 
-def read_folder(folder: Path) -> dict[str, StoredTensor]:
-    """Return all tensors of the checkpoint in `folder`, by name, from the headers of its files.
+def weight_file(folder: Path) -> Path:
+    """Return the one file that holds all weights in `folder`, or the index that says which file holds which.
 
     Raises:
-        ModelError: a file is missing or damaged, or the index is wrong.
+        ModelError: there is neither.
     """
-    stored: dict[str, StoredTensor] = {}
-    for path in _files(folder):
-        stored |= _read_header(path)
-    index = folder / INDEX
-    if not (folder / SINGLE).is_file():
-        named = _weight_map(index)
-        lost = next((key for key in named if key not in stored), None)
-        if lost is not None:
-            raise ModelError(f"{index} puts {lost!r} in {named[lost]}, which does not hold it")
-        stored = {key: stored[key] for key in named}
-    return stored
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    kinds = sorted({path.suffix for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")})
+    found = f"only {', '.join(kinds)} files" if kinds else "no weights"
+    raise ModelError(f"{folder} holds {found}: expected {SINGLE} or {INDEX}, or {PICKLED} or {PICKLED_INDEX}")
 
 
-def _files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights in `folder`: one, or those that the index names."""
-    if (folder / SINGLE).is_file():  # as from_pretrained, which looks for it first
-        return [folder / SINGLE]
-    return [folder / name for name in sorted(set(_weight_map(folder / INDEX).values()))]
+def tensor_names(folder: Path) -> list[str]:
+    """Return the names of all tensors of the checkpoint in `folder`, from its index if there is one.
+
+    Raises:
+        ModelError: there are no weights, or the file that has to say it is damaged.
+    """
+    place = weight_file(folder)
+    return list(read_index(place) if place.suffix == ".json" else read_file(place))
 
 
-def _weight_map(path: Path) -> dict[str, str]:
+def read_folder(
+    folder: Path, names: Collection[str] | None = None, scratch: Path | None = None
+) -> dict[str, StoredTensor]:
+    """Return tensors of the checkpoint in `folder` by name, from the headers of the files that hold them.
+
+    Args:
+        folder: a checkpoint of safetensors or PyTorch files.
+        names: the tensors that are wanted; files that hold none of them are not looked at. None for all.
+        scratch: see `read_file`.
+
+    Raises:
+        ModelError: there are no weights, a file is missing or damaged, or the index is wrong.
+    """
+    place = weight_file(folder)
+    if place.suffix != ".json":
+        return {key: tensor for key, tensor in read_file(place, scratch).items() if names is None or key in names}
+    wanted = {key: name for key, name in read_index(place).items() if names is None or key in names}
+    files = {}
+    for name in sorted(set(wanted.values())):
+        if not (folder / name).is_file():
+            raise ModelError(f"the shard {folder / name} is missing: {place.name} names it")
+        files[name] = read_file(folder / name, scratch)
+    for key, name in wanted.items():
+        if key not in files[name]:
+            raise ModelError(f"{place} puts {key!r} in {name}, which does not hold it")
+    return {key: files[name][key] for key, name in wanted.items()}
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return which file of the folder holds each tensor.
+
+    Raises:
+        ModelError: the index cannot be read, or names a file elsewhere.
+    """
     try:
-        return {str(key): str(name) for key, name in json.loads(path.read_text("utf-8"))["weight_map"].items()}
+        named = {str(key): str(name) for key, name in json.loads(path.read_text("utf-8"))["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"cannot read {path}: expected a JSON object with a weight_map") from error
+    for name in named.values():
+        if Path(name).name != name:
+            raise ModelError(f"{path} names the file {name!r}: expected names of files beside it")
+    return named
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of one file from its header (https://huggingface.co/docs/safetensors), and check its size.
+def read_file(path: Path, scratch: Path | None = None) -> dict[str, StoredTensor]:
+    """Return the tensors of one file by name, and confirm that it is whole.
+
+    Args:
+        path: a safetensors or a PyTorch file.
+        scratch: a folder for copies of PyTorch files in which the tensors' bytes do not lie plainly.
 
     Raises:
-        ModelError: the file is missing, cut short or not a safetensors file.
+        ModelError: the file is cut short, damaged, or neither.
     """
-    if not path.is_file():
-        raise ModelError(f"the shard {path} is missing: {INDEX} names it")
+    if path.suffix == ".bin":
+        from inheritune.decoder.pickled import read_pickle
+
+        return read_pickle(path, scratch)
     try:
         total = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, total)))
+            header = json.loads(file.read(length) if length <= _LONGEST_HEADER else b"")
         header.pop("__metadata__", None)
-        tensors = {key: _stored(path, entry, 8 + length) for key, entry in header.items()}
+        tensors = {str(key): _stored(path, key, entry, 8 + length) for key, entry in header.items()}
+        _check_whole(tensors.values(), 8 + length, total)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is damaged or not a safetensors file") from error
-    end = max((tensor.start + tensor.size for tensor in tensors.values()), default=8 + length)
-    if end != total:
-        raise ModelError(f"{path} is damaged: it has {total} bytes, its header speaks of {end}")
+        raise ModelError(f"{path} is damaged or not a safetensors file{_detail(error)}") from error
     return tensors
 
 
-def _stored(path: Path, entry: dict[str, Any], data: int) -> StoredTensor:
-    import torch
+class _DamagedError(ValueError):
+    """The header contradicts itself or the file; `str(error)` says how."""
 
-    if entry["dtype"] not in _DTYPES:
-        raise StreamError(f"{path} holds tensors of type {entry['dtype']}, which are not read by layer: {IN_MEMORY}")
-    dtype = getattr(torch, _DTYPES[entry["dtype"]])
+
+def _detail(error: Exception) -> str:
+    """Return the part of a message that says what is wrong, where that can be said in plain words."""
+    if isinstance(error, OSError):
+        return f": {error.strerror}"
+    return f": {error}" if isinstance(error, _DamagedError) else ""
+
+
+def _stored(path: Path, key: str, entry: dict[str, Any], data: int) -> StoredTensor:
+    kind, shape = str(entry["dtype"]), tuple(entry["shape"])
     start, end = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if end - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError
-    return StoredTensor(path, dtype, shape, data + start, end - start)
+    if kind in TYPES and end - start != math.prod(shape) * type_bytes(kind):
+        raise _DamagedError(f"{key!r} has {end - start} bytes, which is not {list(shape)} of {kind}")
+    return StoredTensor(path, key, kind, shape, data + start, end - start)
+
+
+def _check_whole(tensors: Collection[StoredTensor], start: int, total: int) -> None:
+    """Confirm that the tensors fill the file from `start` to its end, none over another."""
+    end = start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.size)):
+        if tensor.start != end:
+            raise _DamagedError(f"{tensor.key!r} begins at byte {tensor.start}, expected {end}")
+        end += tensor.size
+    if end != total:
+        raise _DamagedError(f"it has {total} bytes, its header speaks of {end}")
+
+
+def type_bytes(kind: str) -> int:
+    """Return the number of bytes of one element of a type of `TYPES`."""
+    if kind == "BOOL":
+        return 1
+    return _BYTES[kind.partition("_")[0].lstrip("BCFIU")]

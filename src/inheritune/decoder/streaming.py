@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.decoder.loading import hub_can_answer, load_config, load_model
+from inheritune.decoder.hub import hub_can_answer
+from inheritune.decoder.loading import load_config, load_model
 from inheritune.decoder.stored import IN_MEMORY, INDEX, SINGLE, StoredTensor, StreamError, checkpoint_bytes, read_folder
-from inheritune.decoder.view import Decoder, check_finite, open_decoder
+from inheritune.decoder.view import Decoder, check_finite, compute_buffers, open_decoder
 from inheritune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -220,6 +221,8 @@ def open_streamed(source: str | Path) -> StreamedDecoder:
         raise ModelError(f"the weights of {source} are not in the hub's cache, and the hub cannot be reached")
     _check_files(folder, config, source)
     stored = read_folder(folder)
+    for tensor in stored.values():
+        tensor.dtype  # noqa: B018 - refuses types that models do not compute in
     decoder = open_decoder(_without_weights(config, stored))
     fields = {name: getattr(decoder, name) for name in Decoder.__dataclass_fields__}
     streamed = StreamedDecoder(**fields, weights=BlockWeights(str(source), decoder, stored))
@@ -308,6 +311,7 @@ def _without_weights(config: Any, stored: Mapping[str, StoredTensor]) -> PreTrai
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()  # making the parameters empty one by one has untied them
+    compute_buffers(model)
     return model.eval()
 
 

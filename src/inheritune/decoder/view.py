@@ -6,6 +6,7 @@ the model is deep, and every other name follows from where that list is.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,24 @@ def _layers_field(config: PretrainedConfig, layers: int) -> str:
     if getattr(config, name) == layers:
         return name
     return next(field for field, count in _layer_counts(config) if count == layers)
+
+
+def compute_buffers(model: PreTrainedModel) -> None:
+    """Compute again, in place, the buffers that no checkpoint stores: in float32 and then rounded, as loading does.
+
+    Building a model in half precision computes GPT-J's and CodeGen's positions in half precision.
+    """
+    import torch
+    from accelerate import init_empty_weights
+
+    if model.dtype == torch.float32:
+        return
+    stored = model.state_dict().keys()
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        exact = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
+    for name, buffer in exact.named_buffers():
+        if name not in stored:
+            model.get_buffer(name).copy_(buffer)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

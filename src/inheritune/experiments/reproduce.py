@@ -30,7 +30,7 @@ class Experiment:
     recipes: Callable[[Path], list[dict[str, Any]]]
 
 
-def _recipe(folder: Path, name: str, method: str, layers: int, steps: int, **changes: Any) -> dict[str, Any]:
+def _recipe(folder: Path, name: str, method: str, layers: int | None, steps: int, **changes: Any) -> dict[str, Any]:
     return {
         "name": name,
         "method": method,
@@ -57,10 +57,11 @@ def table5(folder: Path) -> list[dict[str, Any]]:
 
 
 def table2(folder: Path) -> list[dict[str, Any]]:
-    """Return the recipes of Table 2 but half width: stacking, hybrid stacking and Inheritune at the same depth."""
+    """Return the recipes of Table 2: stacking, hybrid stacking and Inheritune at the same depth, and half width."""
     layers, steps = 10, 800
     return [
         _recipe(folder, "inheritune", "inheritune", layers, steps, growth={"max_rounds": 1}),
+        _recipe(folder, "half-width", "half-width", None, steps),
         _recipe(folder, "stacking", "stacking", layers, steps),
         _recipe(folder, "hybrid-stacking", "hybrid-stacking", layers, steps),
     ]
@@ -68,7 +69,7 @@ def table2(folder: Path) -> list[dict[str, Any]]:
 
 EXPERIMENTS = {
     "table5": Experiment(("scratch", "scratch-2x", "inheritune"), table5),
-    "table2": Experiment(("stacking", "hybrid-stacking", "inheritune"), table2),
+    "table2": Experiment(("half-width", "stacking", "hybrid-stacking", "inheritune"), table2),
 }
 
 

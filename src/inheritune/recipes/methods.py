@@ -9,6 +9,7 @@ from inheritune.errors import RecipeError
 from inheritune.recipes.rounds import load_round, run_round
 from inheritune.recipes.workspace import Workspace
 from inheritune.surgery import LayerPlan, inherit, scratch
+from inheritune.surgery.width import HALF, narrow
 from inheritune.training import DistillationLoss
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def run_inheritune(workspace: Workspace) -> list[Record]:
     seed = recipe.seed
     rounds = [run_round(workspace, 1, lambda: inherit(workspace.reference, plan=plan, seed=seed), plan, [])]
     while (depth := _next_depth(workspace, rounds)) is not None:
-        growth = LayerPlan.append(rounds[-1]["layers"], depth, recipe.growth.mode)
+        growth = LayerPlan.append(rounds[-1]["layers"], depth, recipe.growth.mode, recipe.growth.zero_output)
         target = rounds[-1]
 
         def grow(growth: LayerPlan = growth, target: Record = target) -> PreTrainedModel:
@@ -87,6 +88,12 @@ def _stack(workspace: Workspace, first: Record, half: int) -> Record:
     return run_round(workspace, 2, build, plan, [first])
 
 
+def run_half_width(workspace: Workspace) -> list[Record]:
+    """Train all layers of the reference with the first part of their heads, hidden units and MLP units (App. D)."""
+    width = workspace.recipe.width or HALF
+    return [run_round(workspace, 1, lambda: narrow(workspace.reference, width), workspace.plan, [])]
+
+
 def run_distill(workspace: Workspace) -> list[Record]:
     """Train a random student on the data and the reference's logits (App. D)."""
     recipe, layers = workspace.recipe, len(workspace.plan)
@@ -116,5 +123,6 @@ METHODS: dict[str, Callable[[Workspace], list[Record]]] = {
     "scratch": run_scratch,
     "stacking": run_stacking,
     "hybrid-stacking": run_hybrid_stacking,
+    "half-width": run_half_width,
     "distill": run_distill,
 }

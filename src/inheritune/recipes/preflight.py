@@ -9,6 +9,7 @@ from inheritune.decoder import count_parameters, load_config
 from inheritune.recipes.schema import Recipe, resolve_reference
 from inheritune.recipes.workspace import check_against, inherited_plan
 from inheritune.surgery import LayerPlan, blueprint
+from inheritune.surgery.width import HALF, narrow_config
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,9 @@ def preflight(recipe: Recipe) -> dict[str, Any]:
         InherituneError: the recipe does not fit its reference.
     """
     plans, config = _plans(recipe)
+    reference = 0 if recipe.reference is None else count_parameters(blueprint(config))
+    if recipe.method == "half-width":
+        config = narrow_config(config, recipe.width or HALF)
     settings = recipe.training
     tokens = settings.steps * settings.tokens_per_step
     rounds = []
@@ -49,7 +53,6 @@ def preflight(recipe: Recipe) -> dict[str, Any]:
                 "seconds": operations / (rate * UTILISATION),
             }
         )
-    reference = 0 if recipe.reference is None else count_parameters(blueprint(config))
     logits = (settings.micro_batch or settings.batch) * settings.length * _vocabulary(config) * 4
     need = max(item["parameters"] for item in rounds) * TRAINING_BYTES + reference * 4 + 2 * logits
     return {

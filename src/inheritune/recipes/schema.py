@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from inheritune.errors import InherituneError
+from inheritune.errors import InherituneError, PlanError
 from inheritune.surgery.selection import recommended_layers
+from inheritune.surgery.width import HALF, parse_width
 from inheritune.training.settings import TrainingSettings
 
-Method = Literal["inheritune", "scratch", "stacking", "hybrid-stacking", "distill"]
+Method = Literal["inheritune", "scratch", "stacking", "hybrid-stacking", "half-width", "distill"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 BUNDLED_REFERENCE = "stdlib"
 """The name of the reference model that the package ships."""
@@ -51,14 +52,24 @@ class GrowthSettings(_Part):
         by: layers added at a time.
         mode: `continue` keeps the trained layers and appends the reference's next ones (Algorithm 1's words); `restart`
             takes the first layers of the reference afresh (the published GPT-2 Medium runs).
+        zero_output: whether new layers start without output (`continue` alone), so that the loss does not jump when the
+            target grows; they learn from the first step on.
         max_layers: the deepest target; None allows the reference's depth.
         max_rounds: the greatest number of rounds; None sets no limit.
     """
 
     by: int = Field(default=2, gt=0)
     mode: Literal["continue", "restart"] = "continue"
+    zero_output: bool = False
     max_layers: int | None = Field(default=None, gt=0)
     max_rounds: int | None = Field(default=None, gt=0)
+
+    @field_validator("zero_output")
+    @classmethod
+    def _preserves_what_is_kept(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("mode") == "restart":
+            raise ValueError("growth mode restart keeps no trained layers whose function could be preserved")
+        return value
 
 
 class EvaluationSettings(_Part):
@@ -129,8 +140,10 @@ class Recipe(_Part):
         architecture: configuration of a model to train from scratch where there is no reference: `model_type` and the
             fields of its transformers configuration.
         layers: depth of the target: a count (the first layers), a range `0:8` (end excluded), a list, a
-            `Recommendation` or the folder of an analysis that holds one; None takes half of the reference.
+            `Recommendation` or the folder of an analysis that holds one; None takes half of the reference (all layers
+            for `half-width`, which takes no other).
         parts: what is inherited of each layer: `all`, or some of `attention,mlp,norms` (Table 3).
+        width: of `half-width`, the share of heads, hidden and MLP units that stay, such as `1/2` (the default) or 0.75.
         distill_alpha: weight of the data's cross-entropy in `distill`.
         seed: of the initial weights, the order of the data and the sequences that are analysed.
     """
@@ -141,6 +154,7 @@ class Recipe(_Part):
     architecture: dict[str, Any] | None = None
     layers: int | str | tuple[int, ...] | RecommendedLayers | None = None
     parts: str = "all"
+    width: str | None = Field(default=None, validate_default=True)
     distill_alpha: float = Field(default=0.6, ge=0, le=1)
     seed: int = Field(default=0, ge=0)
     data: DataSettings = DataSettings()
@@ -162,6 +176,26 @@ class Recipe(_Part):
             return value
         folder = str(value) if isinstance(value, str | Path) else None
         return RecommendedLayers(depth=kept.depth, keep=kept.keep, reason=getattr(kept, "reason", ""), analysis=folder)
+
+    @field_validator("layers", "parts")
+    @classmethod
+    def _is_whole_for_half_width(cls, value: Any, info: ValidationInfo) -> Any:
+        whole = None if info.field_name == "layers" else "all"
+        if info.data.get("method") == "half-width" and value != whole:
+            raise ValueError(f"half-width keeps every layer with all its parts: expected {whole or 'null'}")
+        return value
+
+    @field_validator("width", mode="before")
+    @classmethod
+    def _reads_the_width(cls, value: Any, info: ValidationInfo) -> str | None:
+        if info.data.get("method") != "half-width":
+            if value is not None and "method" in info.data:
+                raise ValueError(f"method {info.data['method']} takes no width: expected method half-width")
+            return None
+        try:
+            return str(parse_width(HALF if value is None else value))
+        except PlanError as error:
+            raise ValueError("expected a fraction between 0 and 1, for example 1/2 or 0.75") from error
 
     @field_validator("architecture")
     @classmethod

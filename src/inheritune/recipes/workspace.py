@@ -18,6 +18,7 @@ from inheritune.evaluation.loss import window_losses
 from inheritune.recipes.schema import Recipe, RecommendedLayers, resolve_reference
 from inheritune.records import IDENTITY, read_json
 from inheritune.surgery import LayerPlan
+from inheritune.surgery.width import HALF, narrow_sizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -159,25 +160,31 @@ def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def check_against(recipe: Recipe, config: PretrainedConfig) -> None:
-    """Refuse, in one line, a recipe whose lengths or layers do not fit the reference's configuration.
+    """Refuse, in one line, a recipe whose lengths, layers or width do not fit the reference's configuration.
 
     Raises:
         RecipeError: windows are longer than the context.
-        PlanError: the layers are not there.
+        PlanError: the layers are not there, or the width leaves no whole heads or units.
     """
     text = config.get_text_config(decoder=True)
     check_context(recipe, getattr(text, "max_position_embeddings", None))
     count = len(inherited_plan(recipe, int(text.num_hidden_layers)))
     if recipe.method in ("stacking", "hybrid-stacking") and count % 2:
         raise PlanError(f"{recipe.method} doubles a model, so its {count} layers must be even; try {count + 1}")
+    if recipe.method == "half-width":
+        narrow_sizes(config, recipe.width or HALF)
 
 
 def inherited_plan(recipe: Recipe, depth: int) -> LayerPlan:
     """Return the layers that a recipe names of a reference of `depth` layers; the first half when it names none.
 
+    `half-width` takes all.
+
     Raises:
         PlanError: the layers are not there.
     """
+    if recipe.method == "half-width":
+        return LayerPlan.first(depth, depth)
     layers = recipe.layers if recipe.layers is not None else max(depth // 2, 1)
     return LayerPlan.from_layers(layers, depth, recipe.parts)
 

@@ -5,6 +5,7 @@ from inheritune.surgery.fit import blueprint
 from inheritune.surgery.inherit import inherit, scratch
 from inheritune.surgery.parts import PARTS, parse_parts, part_of
 from inheritune.surgery.plan import LayerPlan, LayerRow
+from inheritune.surgery.width import narrow, narrow_config
 
 __all__ = [
     "PARTS",
@@ -13,6 +14,8 @@ __all__ = [
     "blueprint",
     "inherit",
     "inherit_checkpoint",
+    "narrow",
+    "narrow_config",
     "parse_parts",
     "part_of",
     "scratch",

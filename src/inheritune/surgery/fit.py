@@ -8,6 +8,8 @@ source: modules, shapes and settings. Only shapes are read, so models on the met
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +23,20 @@ if TYPE_CHECKING:
 
     from inheritune.surgery.plan import LayerPlan
 
-_POSITION = ("layer_idx", "layer_id", "layer_number", "block_idx", "num_hidden_layers")
-"""Settings that say a block's place in the model, or its depth; they follow the place, not the weights."""
+_PLACE = (
+    "layer_idx", "layer_id", "layer_number", "block_idx", "num_hidden_layers", "num_fwd_mem_blocks", "lambda_init",
+)  # fmt: skip
+"""Settings that say a block's place in the model, or its depth; they follow the place, not the weights.
+
+DiffLlama's initial lambda is a formula of the place, and so is the scale of attention with GPT-2's
+`scale_attn_by_inverse_layer_idx`, under which the paper's models were cut and stacked.
+"""
+
+_PASSING = ("training", "gradient_checkpointing", "p", "store_full_length_kv", "next_skip_topk")
+"""Settings of the moment (a dropout's share `p` too), and what a block stores for others, which changes it not."""
+
+_ADAPTER = re.compile(r"_adapter_list\.\d+")
+"""Zamba 2 keeps one adapter for each use of a shared block; `config` sees to it that they keep their order."""
 
 
 def blueprint(config: PretrainedConfig) -> PreTrainedModel:
@@ -38,21 +52,29 @@ def blueprint(config: PretrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
-def draft(config: PretrainedConfig, plan: LayerPlan) -> tuple[PretrainedConfig, Decoder, Decoder]:
-    """Return the target's configuration, and weightless source and target models, after confirming that they fit.
+def draft(
+    config: PretrainedConfig, plan: LayerPlan, target: PretrainedConfig | None = None
+) -> tuple[PretrainedConfig, Decoder, Decoder]:
+    """Return the new configuration, and weightless reference and new models, after confirming that they fit.
 
     Args:
         config: the reference's configuration.
-        plan: where each layer comes from; rows from `"target"` are not possible here.
+        plan: where each layer comes from.
+        target: the configuration of the model being grown, for plans with rows from `"target"`; one whose rows all come
+            from there (stacking) may leave it out: the reference is then stacked on itself.
 
     Raises:
         PlanError: see `target_config` and `check_fit`.
-        ModelError: the model is quantised, or its blocks cannot be found.
+        ModelError: a model is quantised, or its blocks cannot be found.
     """
-    new_config = target_config({"reference": config}, plan)
-    source, target = open_decoder(blueprint(config)), open_decoder(blueprint(new_config))
-    check_fit(plan, target, {"reference": source})
-    return new_config, source, target
+    configs = {"reference": config}
+    if "target" in plan.models and (target is not None or plan.models == {"target"}):
+        configs["target"] = config if target is None else target
+    new_config = target_config(configs, plan)
+    sources = {name: open_decoder(blueprint(each)) for name, each in configs.items()}
+    new = open_decoder(blueprint(new_config))
+    check_fit(plan, new, sources)
+    return new_config, sources["reference"], new
 
 
 def check_fit(plan: LayerPlan, target: Decoder, sources: Mapping[str, Decoder]) -> None:
@@ -63,6 +85,11 @@ def check_fit(plan: LayerPlan, target: Decoder, sources: Mapping[str, Decoder]) 
             other per-layer weights outside its blocks.
     """
     _check_rest(plan, target, sources[plan.rest])
+    wanted = _outside_shapes(target)
+    for name, source in sources.items():
+        for key in packed_weights(source):
+            if (found := _outside_shapes(source)[key]) != wanted.get(key):
+                raise PlanError(f"{key} has slices of {found} in the {name}, expected {wanted.get(key)}")
     signatures: dict[tuple[str, int], dict[str, Any]] = {}
     for index, row in enumerate(plan):
         if row.model is None or row.source is None:
@@ -76,26 +103,47 @@ def check_fit(plan: LayerPlan, target: Decoder, sources: Mapping[str, Decoder]) 
 
 
 def block_signature(block: nn.Module) -> dict[str, Any]:
-    """Return what makes a block's kind: the class and plain settings of its modules and the shape of each weight.
-
-    Floats are left out: some depend on the block's place by design (DiffLlama's initial lambda).
-    """
+    """Return what makes a block's kind: the class and plain settings of its modules and the shape of each weight."""
     signature: dict[str, Any] = {f"{key} shape": tuple(value.shape) for key, value in block.state_dict().items()}
     for name, module in block.named_modules():
         signature[f"{name} class"] = type(module).__name__
         for setting, value in vars(module).items():
-            if isinstance(value, bool | int | str | None) and not setting.startswith("_"):
+            if isinstance(value, bool | int | float | str) and not setting.startswith("_"):
                 signature[f"{name}.{setting}".lstrip(".")] = value
-    for key in list(signature):
-        if key.rsplit(".", 1)[-1] in (*_POSITION, "training"):
-            del signature[key]
-    return signature
+    left_out: tuple[str, ...] = _PASSING + _PLACE
+    if any(getattr(module, "scale_attn_by_inverse_layer_idx", False) for module in block.modules()):
+        left_out += ("scaling",)
+    return {k: v for k, v in signature.items() if k.rsplit(".", 1)[-1] not in left_out and not _ADAPTER.search(k)}
+
+
+def packed_weights(decoder: Decoder) -> dict[str, int]:
+    """Return the weights outside the blocks that hold a slice for each layer side by side, and the slices' dimension.
+
+    Gemma 3n and 4 look up and project an input for each layer in one matrix, `hidden_size_per_layer_input` wide for
+    each. Such a weight is neither copied whole nor found by its shape where a plan permutes all layers.
+    """
+    from torch import nn
+
+    width = getattr(decoder.config, "hidden_size_per_layer_input", None) or 0
+    packed: dict[str, int] = {}
+    for name, module in decoder.model.named_modules():
+        if "per_layer" not in name or name.startswith(f"{decoder.blocks_path}."):
+            continue
+        if isinstance(module, nn.Embedding) and module.embedding_dim == decoder.layers * width:
+            packed[f"{name}.weight"] = 1
+        elif isinstance(module, nn.Linear) and module.out_features == decoder.layers * width:
+            packed[f"{name}.weight"] = 0
+    return packed
 
 
 def _check_rest(plan: LayerPlan, target: Decoder, source: Decoder) -> None:
     name = type(source.model).__name__
     if target.blocks_path != source.blocks_path:
         raise PlanError(f"{name} keeps its blocks in {source.blocks_path}, the target in {target.blocks_path}")
+    if getattr(source.model.base_model, "layers_are_rescaled", False):
+        raise PlanError(
+            f"{name} has divided its weights for inference: load it anew and pass it before its first forward"
+        )
     wanted, found = _outside_shapes(target), _outside_shapes(source)
     if difference := _difference(found, wanted):
         raise PlanError(f"{name} has weights outside its blocks that depend on the depth: {difference}")
@@ -104,8 +152,14 @@ def _check_rest(plan: LayerPlan, target: Decoder, source: Decoder) -> None:
 
 
 def _outside_shapes(decoder: Decoder) -> dict[str, Any]:
+    """Return the shapes of the weights outside the blocks; of one that holds a slice for each layer, of the slices."""
     prefix = f"{decoder.blocks_path}."
-    return {k: tuple(v.shape) for k, v in decoder.model.state_dict().items() if not k.startswith(prefix)}
+    shapes = {k: tuple(v.shape) for k, v in decoder.model.state_dict().items() if not k.startswith(prefix)}
+    for key, dimension in packed_weights(decoder).items():
+        sizes = list(shapes[key])
+        sizes[dimension] //= decoder.layers
+        shapes[key] = tuple(sizes)
+    return shapes
 
 
 def _other_list(target: Decoder, source: Decoder) -> str | None:
@@ -123,6 +177,8 @@ def _other_list(target: Decoder, source: Decoder) -> str | None:
 def _difference(source: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     """Name the first entry in which two signatures differ, or return an empty string."""
     for key in sorted(source.keys() | target.keys()):
-        if source.get(key, "absent") != target.get(key, "absent"):
+        one, two = source.get(key), target.get(key)
+        near = isinstance(one, float) and isinstance(two, float) and math.isclose(one, two, rel_tol=1e-12)
+        if one != two and not near:
             return f"{key} is {source.get(key, 'absent')} there and {target.get(key, 'absent')} here"
     return ""

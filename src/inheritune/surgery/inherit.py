@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from inheritune.decoder import Decoder, load_config, load_model, open_decoder
+from inheritune.decoder import Decoder, compute_buffers, load_config, load_model, open_decoder
 from inheritune.errors import PlanError
 from inheritune.surgery.config import depth_of, target_config, unsayable
-from inheritune.surgery.fit import check_fit
+from inheritune.surgery.fit import check_fit, packed_weights
 from inheritune.surgery.parts import PARTS, part_of
 from inheritune.surgery.plan import LayerPlan
+from inheritune.surgery.renewal import silence_rows
 from inheritune.surgery.revive import Revived, fresh_weights, heads_to_revive
+from inheritune.surgery.width import Width, narrow, narrow_sizes
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +36,11 @@ def inherit(
     *,
     plan: LayerPlan | None = None,
     target: Source | None = None,
+    width: Width | None = None,
     revive: Revived | None = None,
     seed: int = 0,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Return a new model made of layers of `model` (Algorithm 1, steps 1 and 2; every initialisation of the paper).
 
@@ -50,9 +55,13 @@ def inherit(
         plan: where each layer comes from, instead of `layers` and `parts`.
         target: the model being grown or stacked, for plans with rows from `"target"`. A plan whose rows all come from
             `"target"` (stacking) may leave it out: `model` is then stacked on itself.
+        width: the share of the heads, hidden units and MLP units that stay, for example `"1/2"` (the baseline half
+            width), see `narrow`; without `layers` and `plan` all layers stay.
         revive: heads of `model` whose query and key weights start afresh: what `analyze` returned for it (its collapsed
             heads), the folder of that analysis, or heads by layer; see `LayerPlan.revive`.
         seed: seed of the random initialisation; the global random state is left as it was.
+        revision: the branch, tag or commit of `model` on the hub.
+        trust_remote_code: run the code that a checkpoint brings along, if it needs any.
 
     Returns:
         A model of the same class, dtype and device as `model`, in evaluation mode, that shares no memory with it.
@@ -64,14 +73,22 @@ def inherit(
     sources = {"reference": model} if target is None else {"reference": model, "target": target}
     if plan is not None and plan.models == {"target"} and target is None:
         sources["target"] = model
-    configs = {name: _config(source) for name, source in sources.items()}
+    revisions = {name: revision if source is model else None for name, source in sources.items()}
+    configs = {name: _config(source, revisions[name], trust_remote_code) for name, source in sources.items()}
     depth = depth_of(configs["reference"])
+    if width is not None:
+        _check_width(width, configs)
+        layers = depth if layers is None and plan is None else layers
     plan = resolve_plan(depth, layers, parts, plan)
     if revive is not None:
         plan = plan.revive(heads_to_revive(revive, depth))
     config = target_config(configs, plan)
-    decoders = {name: open_decoder(load_model(sources[name])) for name in {*plan.models, plan.rest}}
-    return _assemble(plan, config, decoders, seed)
+    decoders = {
+        name: open_decoder(load_model(sources[name], revision=revisions[name], trust_remote_code=trust_remote_code))
+        for name in {*plan.models, plan.rest}
+    }
+    built = _assemble(plan, config, decoders, seed)
+    return built if width is None else narrow(built, width)
 
 
 def scratch(source: PretrainedConfig | Source, layers: int | None = None, seed: int = 0) -> PreTrainedModel:
@@ -116,10 +133,19 @@ def resolve_plan(
     return plan
 
 
-def _config(source: Source) -> PretrainedConfig:
+def _check_width(width: Width, configs: Mapping[str, PretrainedConfig]) -> None:
+    """Confirm that the model is made of the reference alone, and can be narrowed to `width`."""
+    if "target" in configs:
+        raise PlanError("got both target= and width=: a target that grows keeps its width, pass one of them")
+    narrow_sizes(configs["reference"], width)
+
+
+def _config(source: Source, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
     from transformers import PreTrainedModel
 
-    return source.config if isinstance(source, PreTrainedModel) else load_config(source)
+    if isinstance(source, PreTrainedModel):
+        return source.config
+    return load_config(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def _assemble(plan: LayerPlan, config: PretrainedConfig, decoders: Mapping[str, Decoder], seed: int) -> PreTrainedModel:
@@ -132,6 +158,8 @@ def _assemble(plan: LayerPlan, config: PretrainedConfig, decoders: Mapping[str, 
     _copy_weights(plan, new, decoders)
     for weights in fresh:
         weights.put_back()
+    if silent := [index for index, row in enumerate(plan) if row.zero_output]:
+        silence_rows(new, silent)
     target.generation_config = copy.deepcopy(rest.generation_config)
     return target.to(rest.device)
 
@@ -145,7 +173,9 @@ def _build(
     # Only the CPU generator is seeded; torch.manual_seed would reset the accelerators' as well.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), unsayable(config):
         torch.random.default_generator.manual_seed(seed)
-        return build(config, dtype=dtype).eval()
+        model = build(config, dtype=dtype).eval()
+    compute_buffers(model)
+    return model
 
 
 def _copy_weights(plan: LayerPlan, new: Decoder, decoders: Mapping[str, Decoder]) -> None:
@@ -157,16 +187,40 @@ def _copy_weights(plan: LayerPlan, new: Decoder, decoders: Mapping[str, Decoder]
     import torch
 
     states = {name: decoder.model.state_dict(keep_vars=True) for name, decoder in decoders.items()}
+    packed = packed_weights(new)
     taken: dict[int, torch.Tensor] = {}
     for key, place in new.model.state_dict(keep_vars=True).items():
         origin = _origin(key, plan, new)
         if origin is None or not isinstance(place, torch.Tensor):
             continue
         source = states[origin[0]][origin[1]].detach()
+        if key in packed:
+            source = _join_slices(
+                place.to(source), {name: state[key] for name, state in states.items()}, plan, decoders, packed[key]
+            )
         earlier = taken.setdefault(id(place), source)
         if earlier.data_ptr() != source.data_ptr() and not torch.equal(earlier, source):
             raise PlanError(f"the target shares {key!r} with another weight, and the plan copies two different ones")
         place.data = source.clone()
+
+
+def _join_slices(
+    place: torch.Tensor,
+    weights: Mapping[str, torch.Tensor],
+    plan: LayerPlan,
+    decoders: Mapping[str, Decoder],
+    dimension: int,
+) -> torch.Tensor:
+    """Return a weight that holds a slice for each layer, the slices those of the plan; random layers keep `place`'s."""
+    import torch
+
+    slices = {name: weight.detach().chunk(decoders[name].layers, dimension) for name, weight in weights.items()}
+    own = place.detach().chunk(len(plan), dimension)
+    joined = [
+        own[t] if row.model is None or row.source is None else slices[row.model][row.source]
+        for t, row in enumerate(plan)
+    ]
+    return torch.cat(joined, dimension)
 
 
 def _origin(key: str, plan: LayerPlan, new: Decoder) -> tuple[str, str] | None:

@@ -14,10 +14,20 @@ from typing import Any
 from inheritune.errors import PlanError, unknown_name
 from inheritune.spectra.recommend import ranges
 from inheritune.surgery.parts import PARTS, parse_parts
-from inheritune.surgery.selection import Kept, describe_depth, layer_count, parse_layers, positive_count, whole_number
+from inheritune.surgery.selection import (
+    Kept,
+    count_of,
+    describe_depth,
+    layer_count,
+    parse_layers,
+    positive_count,
+    whole_number,
+)
 
 MODELS = ("reference", "target")
 GROWTH = ("continue", "restart")
+ARRANGEMENTS = ("first", "middle", "last", "distilbert", "in-place", "stacking", "random")
+"""What `LayerPlan.arranged` can do with a number of layers."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +148,13 @@ class LayerPlan:
         return cls.from_layers(range(depth - layer_count(layers, depth), depth), depth, parts)
 
     @classmethod
-    def in_place(cls, layers: int | str | Iterable[int], depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+    def in_place(
+        cls, layers: int | str | Path | Kept | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
+    ) -> LayerPlan:
         """Keep the reference's depth and these of its layers where they are; all other layers are random (Fig. 23)."""
-        kept = set(parse_layers(layers, depth))
+        kept = parse_layers(layers, depth)
+        if twice := [layer for layer in kept if kept.count(layer) > 1]:
+            raise PlanError(f"layer {twice[0]} is named twice: a layer that is kept in place can stand there once")
         return cls(tuple(LayerRow("reference", i, parse_parts(parts)) if i in kept else RANDOM for i in range(depth)))
 
     @classmethod
@@ -162,9 +176,8 @@ class LayerPlan:
 
         The model made by the first plan is trained before the second plan stacks it on itself.
         """
-        if layer_count(layers, depth) % 2:
-            raise PlanError(f"hybrid stacking doubles a model, so its {layers} layers must be even; try {layers + 1}")
-        return cls.first(layers // 2, depth), cls.stacking(layers // 2)
+        half = _half(layer_count(layers, depth))
+        return cls.first(half, depth), cls.stacking(half)
 
     @classmethod
     def distilbert(cls, depth: int, layers: int, parts: str | Iterable[str] = "all") -> LayerPlan:
@@ -180,6 +193,35 @@ class LayerPlan:
             return cls.from_layers([i * depth // layers for i in range(layers)], depth, parts)
         start = max(0, depth - 2 - extra)
         return cls.from_layers([*alternate, *range(start, start + extra)], depth, parts)
+
+    @classmethod
+    def arranged(
+        cls, how: str, layers: int | str | Path | Kept | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
+    ) -> LayerPlan:
+        """Return one of the plans above by its name, as a command takes it.
+
+        Args:
+            how: one of `ARRANGEMENTS`.
+            layers: how many layers. `"first"` and `"in-place"` take all that `from_layers` takes.
+            depth: number of layers of the reference.
+            parts: what to copy of each layer; `"stacking"` copies all of it, `"random"` nothing.
+
+        Raises:
+            PlanError: the name is unknown, or the layers or parts do not fit it.
+        """
+        if how not in ARRANGEMENTS:
+            raise PlanError(unknown_name("arrangement of layers", how, ARRANGEMENTS))
+        if how in ("first", "in-place"):
+            return (cls.from_layers if how == "first" else cls.in_place)(layers, depth, parts)
+        if (count := count_of(layers)) is None:
+            raise PlanError(f"layers {layers!r} with {how!r}: expected a count, for example {(depth + 1) // 2}")
+        if how in ("stacking", "random"):
+            if parse_parts(parts) != PARTS:
+                raise PlanError(f"{how!r} cannot copy parts alone ({parts}): leave the parts out")
+            return cls.random(count) if how == "random" else cls.stacking(_half(count))
+        if how == "distilbert":
+            return cls.distilbert(depth, count, parts)
+        return (cls.middle if how == "middle" else cls.last)(count, depth, parts)
 
     @classmethod
     def append(cls, trained_layers: int, upto: int, mode: str = "continue", zero_output: bool = False) -> LayerPlan:
@@ -204,8 +246,32 @@ class LayerPlan:
             if zero_output:
                 raise PlanError("growth mode 'restart' keeps no trained layers whose function could be preserved")
             return _take("reference", range(upto))
-        new = [LayerRow("reference", layer, PARTS, zero_output) for layer in range(trained_layers, upto)]
-        return _take("target", range(trained_layers)) + LayerPlan(tuple(new))
+        return cls.grown(trained_layers, range(trained_layers, upto), upto, zero_output)
+
+    @classmethod
+    def grown(
+        cls,
+        trained_layers: int,
+        layers: int | str | Path | Kept | Iterable[int],
+        depth: int,
+        zero_output: bool = False,
+    ) -> LayerPlan:
+        """Put chosen layers of the reference behind all layers of a trained target.
+
+        Args:
+            trained_layers: the number of layers l the target has now.
+            layers: a count is the depth to grow to, by the reference's layers l, l + 1 ... as in `append`; anything
+                else names the reference's layers, see `from_layers`.
+            depth: number of layers of the reference.
+            zero_output: see `append`.
+
+        Raises:
+            PlanError: the layers do not fit the reference, or there is nothing to grow by.
+        """
+        if (upto := count_of(layers)) is not None:
+            return cls.append(trained_layers, layer_count(upto, depth), zero_output=zero_output)
+        new = [LayerRow("reference", layer, PARTS, zero_output) for layer in parse_layers(layers, depth)]
+        return _take("target", range(positive_count(trained_layers))) + cls(tuple(new))
 
     def revive(self, heads: Mapping[int, Iterable[int]], model: str = "reference") -> LayerPlan:
         """Return this plan with the query and key weights of some heads left at their random initialisation.
@@ -320,6 +386,12 @@ class LayerPlan:
 def _take(model: str, layers: Iterable[int], parts: str | Iterable[str] = "all") -> LayerPlan:
     names = parse_parts(parts)
     return LayerPlan(tuple(LayerRow(model, layer, names) for layer in layers))
+
+
+def _half(layers: int) -> int:
+    if positive_count(layers) % 2:
+        raise PlanError(f"stacking doubles a model, so its {layers} layers must be even; try {layers + 1}")
+    return layers // 2
 
 
 def _runs(rows: Sequence[LayerRow]) -> Iterator[tuple[int, Sequence[LayerRow]]]:

@@ -39,15 +39,12 @@ def parse_layers(layers: int | str | Path | Kept | Iterable[int], depth: int) ->
     """
     if (kept := recommended_layers(layers)) is not None:
         return _check_recommended(kept, depth)
-    if isinstance(layers, str | Path):
-        text = str(layers).strip()
-        if re.fullmatch(r"[+-]?\d+", text):
-            return list(range(layer_count(int(text), depth)))
-        picked = _parse_list(text, depth)
-    elif isinstance(layers, Iterable):
+    if (count := count_of(layers)) is not None:
+        return list(range(layer_count(count, depth)))
+    if isinstance(layers, Iterable) and not isinstance(layers, str):
         picked = [whole_number(layer) for layer in layers]
     else:
-        return list(range(layer_count(layers, depth)))
+        picked = _parse_list(str(layers).strip(), depth)
     if not picked:
         raise PlanError(f"{layers!r} holds no layers: {_EXPECTED}, for a model with {describe_depth(depth)}")
     for layer in picked:
@@ -56,6 +53,19 @@ def parse_layers(layers: int | str | Path | Kept | Iterable[int], depth: int) ->
     if max(picked) >= depth:
         raise PlanError(f"asked for layer {max(picked)}, the model has {describe_depth(depth)}")
     return picked
+
+
+def count_of(layers: Any) -> int | None:
+    """Return how many layers are meant where `layers` is a count, as a number or as text; None where it names layers.
+
+    Raises:
+        PlanError: it is neither, but a float, say.
+    """
+    if isinstance(layers, str):
+        return int(layers) if re.fullmatch(r"\s*[+-]?\d+\s*", layers) else None
+    if isinstance(layers, Path | Iterable) or recommended_layers(layers) is not None:
+        return None
+    return whole_number(layers)
 
 
 def recommended_layers(layers: Any) -> Kept | None:

@@ -1,0 +1,242 @@
+"""inherit_checkpoint against `cp` of the same bytes: time on the same disk, and peak memory.
+
+    python benchmarks/surgery.py                                  # 4 GB, 5 rounds, the files in the page cache
+    python benchmarks/surgery.py --gigabytes 20 --rounds 3 --cold --folder /scratch/surgery
+
+Writes a Llama-shaped checkpoint of random bytes in several shards, then copies all of its layers in turns, each way
+once per round: `cp -r`; `cp -r` followed by `sync`; inherit_checkpoint; inherit_checkpoint(sync=True), which waits for
+the disk like the second. inherit_checkpoint runs in a fresh process each time. Its time is that of the call once its
+libraries are imported; what importing them takes, which does not depend on the size, stands beside it. The peak
+resident memory (VmHWM) is that of the whole process, libraries and all. `sync` is run, and the disk left alone for some
+seconds, before each measurement. Everything is deleted at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+GB = 10**9
+SHAPE = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+REST_SECONDS = 4
+Result = dict[str, Any]
+
+
+def main() -> None:
+    """Write, measure in turns, print, delete."""
+    options = _options()
+    if options.child:
+        _inherit(options.source, options.out, options.child == "sync")
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="surgery-") as scratch:
+        source, out = Path(scratch) / "source", Path(scratch) / "out"
+        layers = write_checkpoint(source, int(options.gigabytes * GB))
+        size = sum(path.stat().st_size for path in source.iterdir())
+        shards = len(list(source.glob("*.safetensors")))
+        _say(f"checkpoint: {size / GB:.2f} GB, {layers} layers, {shards} shards; all layers are copied")
+        results = _measure(source, out, options.rounds, options.cold)
+    _report(results, "not in" if options.cold else "in")
+
+
+def write_checkpoint(folder: Path, size: int) -> int:
+    """Write a bfloat16 Llama of about `size` random bytes, a shard in memory at a time; return its number of layers."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    folder.mkdir()
+    config = LlamaConfig(**SHAPE, num_hidden_layers=1, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    table = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
+    outside = table | {"lm_head.weight": table["model.embed_tokens.weight"], "model.norm.weight": (config.hidden_size,)}
+    layers = max(1, round((size / 2 - _numel(outside)) / _numel(_layer_shapes(config, 0))))
+    config.num_hidden_layers = layers
+    config.save_pretrained(folder)
+    groups = [outside]
+    for start in range(0, layers, 8):
+        each = [_layer_shapes(config, layer) for layer in range(start, min(start + 8, layers))]
+        groups.append({name: shape for shapes in each for name, shape in shapes.items()})
+    weight_map: dict[str, str] = {}
+    for number, shapes in enumerate(groups, start=1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        data = {key: torch.randint(0, 256, (2 * math.prod(shape),), dtype=torch.uint8) for key, shape in shapes.items()}
+        save_file(
+            {key: data[key].view(torch.bfloat16).view(shape) for key, shape in shapes.items()},
+            folder / name,
+            {"format": "pt"},
+        )
+        weight_map |= dict.fromkeys(shapes, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return layers
+
+
+def _layer_shapes(config: Any, layer: int) -> dict[str, tuple[int, ...]]:
+    wide, inner = config.hidden_size, config.intermediate_size
+    keys = config.head_dim * config.num_key_value_heads
+    shapes = {
+        "self_attn.q_proj": (wide, wide),
+        "self_attn.k_proj": (keys, wide),
+        "self_attn.v_proj": (keys, wide),
+        "self_attn.o_proj": (wide, wide),
+        "mlp.gate_proj": (inner, wide),
+        "mlp.up_proj": (inner, wide),
+        "mlp.down_proj": (wide, inner),
+        "input_layernorm": (wide,),
+        "post_attention_layernorm": (wide,),
+    }
+    return {f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes.items()}
+
+
+def _numel(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _measure(source: Path, out: Path, rounds: int, cold: bool) -> dict[str, list[Result]]:
+    """Copy each way once per round, the order turned by one from round to round."""
+    ways: dict[str, Callable[[], Result]] = {
+        "cp": lambda: _timed(lambda: _cp(source, out)),
+        "inherit_checkpoint": lambda: _child(source, out, "plain"),
+        "cp, then sync": lambda: _timed(lambda: _cp(source, out, sync=True)),
+        "inherit_checkpoint(sync=True)": lambda: _child(source, out, "sync"),
+    }
+    results: dict[str, list[Result]] = {name: [] for name in ways}
+    order = list(ways)
+    for number in range(rounds):
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            shutil.rmtree(out, ignore_errors=True)
+            os.sync()
+            time.sleep(REST_SECONDS)
+            for path in source.iterdir():
+                _forget(path) if cold else _read(path)
+            result = ways[name]()
+            results[name].append(result)
+            _say(f"round {number + 1}: {name}: {result['seconds']:.2f} s")
+    _compare(source, out)
+    return results
+
+
+def _cp(source: Path, out: Path, sync: bool = False) -> None:
+    subprocess.run(["cp", "-r", source, out], check=True)
+    if sync:
+        os.sync()
+
+
+def _timed(work: Callable[[], object]) -> Result:
+    start = time.perf_counter()
+    work()
+    return {"seconds": time.perf_counter() - start}
+
+
+def _read(path: Path) -> None:
+    """Bring a file into the page cache."""
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(1 << 20)
+        while file.readinto(buffer):
+            pass
+
+
+def _forget(path: Path) -> None:
+    """Take a file out of the page cache."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _compare(source: Path, out: Path) -> None:
+    """Confirm that the last copy holds as many bytes of tensors as the source."""
+    from inheritune.decoder.stored import read_folder
+
+    sizes = [{name: tensor.size for name, tensor in read_folder(folder).items()} for folder in (source, out)]
+    if sizes[0] != sizes[1]:
+        raise SystemExit("the copy holds other tensors than the source")
+
+
+def _child(source: Path, out: Path, way: str) -> Result:
+    command = [sys.executable, __file__, "--child", way, "--source", str(source), "--out", str(out)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _inherit(source: Path, out: Path, sync: bool) -> None:
+    """In the child: import what the call needs, make the call, and print times and peak memory."""
+    start = time.perf_counter()
+    from importlib import import_module
+
+    from inheritune import inherit_checkpoint
+    from inheritune.decoder import load_config
+
+    import_module("transformers.models.llama.modeling_llama")
+    layers = load_config(source).num_hidden_layers
+    ready = time.perf_counter()
+    inherit_checkpoint(source, out, layers, sync=sync)
+    end = time.perf_counter()
+    print(json.dumps({"seconds": end - ready, "imports": ready - start, "peak": _peak_memory()}))
+
+
+def _peak_memory() -> int:
+    """Return the process's largest resident memory in bytes, from its own start on (a child's ru_maxrss is not)."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _report(results: dict[str, list[Result]], cache: str) -> None:
+    rounds = len(results["cp"])
+    _say(f"median (least - most) of {rounds} rounds, source {cache} the page cache:")
+    medians = {name: statistics.median(each["seconds"] for each in runs) for name, runs in results.items()}
+    for name, runs in results.items():
+        seconds = [each["seconds"] for each in runs]
+        line = f"  {name}: {medians[name]:.2f} s ({min(seconds):.2f} - {max(seconds):.2f})"
+        if "peak" in runs[0]:
+            imports = statistics.median(each["imports"] for each in runs)
+            peak = max(each["peak"] for each in runs)
+            line += f", after {imports:.1f} s of imports; peak resident memory {peak / 1e6:.0f} MB"
+        _say(line)
+    ours, durable = "inherit_checkpoint", "inherit_checkpoint(sync=True)"
+    _say(f"inherit_checkpoint / cp: {medians[ours] / medians['cp']:.2f} (asked for: at most 1.30)")
+    _say(f"inherit_checkpoint(sync=True) / cp, then sync: {medians[durable] / medians['cp, then sync']:.2f}")
+    _say(f"inherit_checkpoint(sync=True) / cp: {medians[durable] / medians['cp']:.2f}")
+    _say(f"load of the machine in the last minutes: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the checkpoint, 10^9 bytes")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cold", action="store_true", help="take the source out of the page cache before each copy")
+    parser.add_argument("--folder", type=Path, help="where to write; by default the folder for temporary files")
+    parser.add_argument("--child", choices=["plain", "sync"], help=argparse.SUPPRESS)
+    parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    free = shutil.disk_usage(options.folder or tempfile.gettempdir()).free
+    if not options.child and free < 2.2 * GB * options.gigabytes:
+        parser.error("not enough disk for the checkpoint and a copy")
+    return options
+
+
+if __name__ == "__main__":
+    main()

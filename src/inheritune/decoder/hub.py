@@ -1,0 +1,248 @@
+"""Models on the Hugging Face hub: read through huggingface_hub's cache, file by file as they are needed, and uploaded.
+
+The cache folder, the token, the endpoint and the offline mode are huggingface_hub's own settings (`HF_HOME`,
+`HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from inheritune.errors import ModelError, OutputError
+
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_CACHED = re.compile(r"(?:^|[/\\])models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})$")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model on the hub at one commit.
+
+    Attributes:
+        name: its id, for example `openai-community/gpt2`.
+        commit: the commit that was asked for, or that the branch or tag stood at.
+        folder: the files that are here so far, in huggingface_hub's cache.
+    """
+
+    name: str
+    commit: str
+    folder: Path
+
+    def fetch(self, names: Iterable[str], patterns: Iterable[str] = ()) -> None:
+        """Bring files here: `names`, which must exist, and whatever else fits `patterns`.
+
+        Raises:
+            ModelError: a file of `names` cannot be had.
+        """
+        from huggingface_hub import snapshot_download
+
+        names = list(names)
+        if hub_can_answer():
+            with _in_one_line(self.name, self.commit):
+                snapshot_download(self.name, revision=self.commit, allow_patterns=[*names, *patterns])
+        for name in names:
+            if not (self.folder / name).is_file():
+                raise ModelError(f"the file {name} of {self.name} is not on the hub or cannot be had: {_unreachable()}")
+
+    def fetch_if_there(self, name: str) -> Path | None:
+        """Bring the file `name` here; None if the repository has no such file, or none that can be had offline.
+
+        Raises:
+            ModelError: the hub refuses or does not answer.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        online = hub_can_answer()
+        with _in_one_line(self.name, self.commit):
+            try:
+                return Path(hf_hub_download(self.name, name, revision=self.commit, local_files_only=not online))
+            except EntryNotFoundError as error:
+                if online and isinstance(error, LocalEntryNotFoundError):
+                    raise
+                return None
+
+
+def open_repository(name: str, revision: str | None = None) -> Repository:
+    """Find a model on the hub, or in the cache where the hub cannot be asked; only config.json is downloaded.
+
+    Args:
+        name: the model's id.
+        revision: a branch, tag or commit; None for the main branch.
+
+    Raises:
+        ModelError: there is no such model or revision, it is gated, or it is neither cached nor reachable.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _in_one_line(name, revision):
+        path = Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=not hub_can_answer()))
+    return Repository(name, path.parent.name, path.parent)
+
+
+def cached_name(folder: Path) -> tuple[str, str] | None:
+    """Return the id and the commit of the hub's model that a folder of the cache holds; None for any other folder."""
+    found = _CACHED.search(str(folder))
+    return (found[1].replace("--", "/", 1), found[2]) if found else None
+
+
+def hub_can_answer() -> bool:
+    """Return whether it makes sense to ask the hub: it is not forbidden, and its name resolves (or a proxy does it).
+
+    Without a network the hub's client asks again for half a minute before it gives up; its cache is all there is then.
+    """
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _resolves(constants.ENDPOINT)
+
+
+@functools.cache
+def _resolves(endpoint: str) -> bool:
+    parts = urllib.parse.urlsplit(endpoint)
+    if urllib.request.getproxies().get(parts.scheme or "https"):
+        return True
+    try:
+        socket.getaddrinfo(parts.hostname, parts.port or 443)
+    except OSError:
+        return False
+    return True
+
+
+def _unreachable() -> str:
+    """Say why the hub was not asked, or did not answer."""
+    from huggingface_hub import constants
+
+    return "HF_HUB_OFFLINE forbids to ask the hub" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+
+
+@contextmanager
+def _in_one_line(name: str, revision: str | None) -> Iterator[None]:
+    """Turn what goes wrong between us and the hub into one line."""
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    except (HTTPError, OSError, ValueError) as error:  # ValueError: huggingface_hub's refusal of an id
+        raise ModelError(_reason(name, revision, error)) from error
+
+
+def _reason(name: str, revision: str | None, error: Exception) -> str:
+    """Say in one line why a model could not be had from the hub."""
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{name}"
+    if isinstance(error, errors.GatedRepoError):
+        return f"{name} is gated: ask for access at {page}, then log in (hf auth login) or set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no folder and no model on the hub is called {name}; if it is private, log in (hf auth login)"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name} has no revision {revision!r} on the hub: expected a branch, a tag or a commit; see {page}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        wanted = f" at revision {revision!r}" if revision else ""
+        return (
+            f"cannot load a model from {name}{wanted}: there is no such folder, it is not in the hub's cache, "
+            f"and {_unreachable()}"
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{name} is no model for transformers: it has no config.json on the hub; see {page}"
+    return f"cannot get {name} from the hub: {first_line(error)}"
+
+
+# -- upload -----------------------------------------------------------------------------------------------------------
+
+
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """Confirm before the work begins that an upload to `repo_id` may succeed: its name, the network, a login.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    if not HUB_ID.match(repo_id):
+        raise OutputError(f"{repo_id!r} names no repository on the hub: expected USER/NAME")
+    try:
+        HfApi(token=token).whoami()
+    except (HTTPError, OSError, ValueError) as error:
+        raise OutputError(_push_reason(repo_id, error)) from error
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    leave_out: Iterable[str] = (),
+) -> str:
+    """Upload a model's folder to the hub, with its card; the repository is made if it does not exist.
+
+    Args:
+        folder: the model, as `save_model` or `inherit_checkpoint` write it.
+        repo_id: `USER/NAME`, or `NAME` for the user that is logged in.
+        private: make a new repository private; one that exists and is public is refused.
+        revision: the branch to upload to, made if it does not exist; None for the main branch.
+        token: a token with write access; None for the one of `hf auth login` or HF_TOKEN.
+        leave_out: files that stay here, as patterns (`"inherit.json"`).
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        OutputError: it is not a model's folder, nobody is logged in, the hub refuses, or there is no network.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    if not (folder / "config.json").is_file():
+        raise OutputError(f"{folder} holds no model to upload: expected a config.json there")
+    if not HUB_ID.match(repo_id):
+        raise OutputError(f"{repo_id!r} names no repository on the hub: expected USER/NAME")
+    api = HfApi(token=token)
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(url.repo_id).private:
+            raise OutputError(f"{url.repo_id} exists on the hub and is public: pass another name, or allow it")
+        if revision is not None:
+            api.create_branch(url.repo_id, branch=revision, exist_ok=True)
+        api.upload_folder(
+            repo_id=url.repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message="Upload model",
+            ignore_patterns=list(leave_out),
+        )
+    except (HTTPError, OSError, ValueError) as error:
+        raise OutputError(_push_reason(repo_id, error)) from error
+    return str(url)
+
+
+def _push_reason(repo_id: str, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"cannot upload to {repo_id}: HF_HUB_OFFLINE forbids to ask the hub; unset it"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.LocalTokenNotFoundError) or status == 401:
+        return f"cannot upload to {repo_id}: not logged in; run hf auth login or set HF_TOKEN to a token that may write"
+    if status in (403, 404):
+        return f"cannot upload to {repo_id}: you may not write there with this token; expected YOUR-NAME/NAME"
+    if isinstance(error, errors.HTTPError) and status is None:
+        return f"cannot upload to {repo_id}: the hub cannot be reached ({first_line(error)})"
+    return f"cannot upload to {repo_id}: {first_line(error)}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text that is not empty, or what kind of error it is."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,207 @@
+"""The model card of a model made by surgery: what it is, what it was made of and how, and under which licence.
+
+The folders that a card names are the user's own: only their names are shown, never where they lie.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from inheritune.decoder.hub import cached_name, first_line, open_repository
+from inheritune.errors import ModelError
+from inheritune.records import write_text
+from inheritune.surgery.plan import LayerPlan
+
+CARD = "README.md"
+LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
+"""Files that state under which terms a model may be used."""
+
+Place = tuple["str | Path", Path]
+"""What the user called a model (a folder or a hub id), and the folder in which its files are."""
+
+_PATH = re.compile(r"(?<![\w.:/\\~-])(?:~\w*|\.\.?|[A-Za-z]:)?(?:[/\\][^\s'\"=,;:|/\\]*)+")
+
+
+def place_of(source: str | Path, revision: str | None = None) -> Place:
+    """Return what a card needs to know of a model: of one on the hub, its card and licence are downloaded.
+
+    Raises:
+        ModelError: the hub has no such model, or refuses.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return source, folder
+    repository = open_repository(str(source), revision)
+    repository.fetch((), (CARD, *LICENCES))
+    return source, repository.folder
+
+
+def write_card(
+    folder: Path,
+    *,
+    name: str,
+    plan: LayerPlan,
+    source: Place,
+    parameters: tuple[int, int],
+    command: str,
+    target: Place | None = None,
+) -> None:
+    """Write the card of the model in `folder`; see `model_card`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    text = model_card(name=name, plan=plan, source=source, parameters=parameters, command=command, target=target)
+    write_text(folder / CARD, text)
+
+
+def model_card(
+    *,
+    name: str,
+    plan: LayerPlan,
+    source: Place,
+    parameters: tuple[int, int],
+    command: str,
+    target: Place | None = None,
+) -> str:
+    """Return a model card: metadata as YAML, then what there is to know, as Markdown.
+
+    Args:
+        name: the new model's name.
+        plan: where each of its layers came from.
+        source: the reference. Its licence is carried over from its card or its licence file.
+        parameters: the numbers of parameters of the reference and of the new model.
+        command: what made it.
+        target: the model that was grown or stacked, if the plan takes layers from one.
+    """
+    from huggingface_hub import ModelCardData
+
+    origins = [_Origin(*place) for place in (source, target) if place is not None]
+    licence = next((terms for terms in map(_licence, (origin.folder for origin in origins)) if terms), {})
+    known = [origin.hub_id for origin in origins if origin.hub_id]
+    metadata = ModelCardData(
+        base_model=known[0] if len(known) == 1 else known or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["inheritune"],
+        **licence,
+    )
+    before, after = parameters
+    made_by = without_paths(command, (origin.folder for origin in origins))
+    sections = [
+        f"# {name}",
+        _summary(plan, origins[0], before, after),
+        f"## Where each layer comes from\n\n```\n{plan}\n```\n\n{_outside(plan, origins)}",
+        f"## How to load it\n\n```python\n{_loading(name)}\n```",
+        f"## How it was made\n\n```\n{made_by}\n```\n\nVersions: {_versions()}.",
+        f"## Licence\n\n{_licence_line(licence)}",
+    ]
+    return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def describe_call(source: str | Path, destination: Path, plan: LayerPlan, target: str | Path | None = None) -> str:
+    """Return the Python call that makes this checkpoint, as a card shows it below the plan."""
+    plain = plan.models == {"reference"}
+    layers = f"layers={[row.source for row in plan]}" if plain else "plan=plan"
+    grown = "" if target is None else f', target="{target}"'
+    return f'inheritune.inherit_checkpoint("{source}", "{destination.name}", {layers}{grown})'
+
+
+def without_paths(text: str, folders: Iterable[Path] = ()) -> str:
+    """Return a command with the folders in it named without the places where they lie; hub ids stay as they are."""
+    for folder in folders:
+        text = text.replace(str(folder.resolve()), folder.resolve().name)
+    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
+
+
+class _Origin:
+    """A model as a card may name it: a hub id with its commit, or the bare name of a folder."""
+
+    def __init__(self, name: str | Path, folder: Path) -> None:
+        cached = cached_name(folder)
+        self.folder = folder
+        self.hub_id = cached[0] if cached else None
+        self.commit = cached[1] if cached else None
+        self.title = self.hub_id or Path(name).expanduser().resolve().name
+
+    def __str__(self) -> str:
+        if self.hub_id is None:
+            return f"`{self.title}`"
+        return f"[{self.hub_id}](https://huggingface.co/{self.hub_id}/tree/{self.commit}) (commit `{self.commit}`)"
+
+
+def _summary(plan: LayerPlan, source: _Origin, before: int, after: int) -> str:
+    count = f"{len(plan)} layer" + ("s" if len(plan) > 1 else "")
+    text = (
+        f"A model of {count}, made from {source} with [inheritune](https://arxiv.org/abs/2404.08634): its layers are "
+        f"those of trained models, as the table below says.\n\n"
+        f"| | parameters |\n|---|---|\n| source | {before:,} |\n| this model | {after:,} |"
+    )
+    if after == before and plan.models == {"reference"} and [row.source for row in plan] == list(range(len(plan))):
+        return text
+    if any(row.zero_output for row in plan):
+        return (
+            f"{text}\n\n**Train it before use.** Its new layers start without output, so it says just what the target "
+            "says until it is trained."
+        )
+    return (
+        f"{text}\n\n**Train it before use.** Its layers have not been trained since they were put together, so it "
+        "writes worse text than its source until it is trained (healed)."
+    )
+
+
+def _outside(plan: LayerPlan, origins: list[_Origin]) -> str:
+    rest = origins[-1] if plan.rest == "target" else origins[0]
+    names = f"The reference is {origins[0]}" + (f", the target {origins[1]}." if len(origins) > 1 else ".")
+    return f"{names} Embeddings, final norm and head come from {rest}."
+
+
+def _loading(name: str) -> str:
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({name!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r})"
+    )
+
+
+def _versions() -> str:
+    names = ("inheritune", "transformers", "torch", "safetensors")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def _licence(folder: Path) -> dict[str, Any]:
+    """Return the licence entries of a model's card, or what its licence file amounts to; empty if there is neither.
+
+    Raises:
+        ModelError: the card's metadata cannot be read, so that a licence in it would be lost.
+    """
+    entries = _metadata(folder / CARD) if (folder / CARD).is_file() else {}
+    found = {key: entries[key] for key in ("license", "license_name", "license_link") if entries.get(key)}
+    if "license" in found:
+        return found
+    files = sorted(path.name for pattern in LICENCES[:3] for path in folder.glob(pattern) if path.is_file())
+    if files:
+        return {"license": "other", "license_name": "license-of-the-source", "license_link": files[0]}
+    return {}
+
+
+def _metadata(card: Path) -> dict[str, Any]:
+    import yaml
+    from huggingface_hub import metadata_load
+
+    try:
+        return metadata_load(card) or {}
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise ModelError(f"cannot read the licence in {card}: {first_line(error)}") from error
+
+
+def _licence_line(licence: dict[str, Any]) -> str:
+    if not licence:
+        return "The source states no licence."
+    name, link = licence["license"], licence.get("license_link")
+    terms = f"`{licence.get('license_name', name)}`" if name == "other" else f"`{name}`"
+    return f"Carried over from the source: {terms}" + (f" (see {link})." if link else ".")
