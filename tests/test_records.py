@@ -11,7 +11,15 @@ import pytest
 from inheritune import progress as progress_module
 from inheritune.errors import OutputError, nearest, unknown_name
 from inheritune.progress import progress
-from inheritune.records import claim_folder, environment, read_json, release_folder, write_json, write_text
+from inheritune.records import (
+    check_folder,
+    claim_folder,
+    environment,
+    read_json,
+    release_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +67,22 @@ def test_a_folder_belongs_to_one_work(tmp_path: Path) -> None:
     (tmp_path / "a" / "work").unlink()
     release_folder(tmp_path / "a")
     assert not (tmp_path / "a").exists()
+    release_folder(tmp_path / "a")  # nothing to give back
+
+
+def test_a_folder_is_checked_without_a_trace_and_by_the_options_name(tmp_path: Path) -> None:
+    mine = {"kind": "figures"}
+    check_folder(tmp_path / "new" / "folder", mine)
+    assert not any(tmp_path.iterdir())
+    claim_folder(tmp_path / "a", {"kind": "analysis", "eta": 0.9})
+    line = r'its kind is "analysis", yours is "figures"\): pass another --figures folder'
+    with pytest.raises(OutputError, match=line):
+        check_folder(tmp_path / "a", mine, "--figures")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"--figures .*file: .*file is a file, expected a folder"):
+        claim_folder(tmp_path / "file", mine, "--figures")
+    with pytest.raises(OutputError, match="pass a new or empty --figures folder"):
+        check_folder(tmp_path, mine, "--figures")
 
 
 def test_the_environment_is_recorded_as_json() -> None:

@@ -62,37 +62,56 @@ def read_json(path: Path) -> Any:
         raise OutputError(f"cannot read {path} as JSON: {error}") from error
 
 
-def claim_folder(path: Path, identity: dict[str, Any]) -> None:
+def claim_folder(path: Path, identity: dict[str, Any], option: str = "--out") -> None:
     """Make `path` the folder of the work described by `identity`, or confirm that it already is.
 
     `identity.json` inside the folder says what the folder is for. Running the same work again continues it; other
     work is refused, so that nothing is overwritten.
 
+    Args:
+        path: the folder.
+        identity: what makes the work this one and no other, plain data.
+        option: what the command line calls the folder.
+
+    Raises:
+        OutputError: the folder holds other work or foreign files, or cannot be written.
+    """
+    check_folder(path, identity, option)
+    if not (path / IDENTITY).is_file():
+        write_json(path / IDENTITY, identity)
+
+
+def check_folder(path: Path, identity: dict[str, Any], option: str = "--out") -> None:
+    """Refuse a folder that `claim_folder` would refuse, and write nothing.
+
     Raises:
         OutputError: the folder holds other work or foreign files, or cannot be written.
     """
     stamp = path / IDENTITY
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise OutputError(f"{option} {path}: {there} is a file, expected a folder: pass a new or empty {option} folder")
     if stamp.is_file():
         held = read_json(stamp)
         if held != json.loads(json.dumps(identity)):
-            raise OutputError(f"{path} holds another run ({_difference(held, identity)}): pass another --out folder")
-        return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError(f"{path} exists and was not made by this command: pass a new or empty --out folder")
-    write_json(stamp, identity)
+            raise OutputError(f"{path} holds another run ({_difference(held, identity)}): pass another {option} folder")
+    elif path.exists() and any(path.iterdir()):
+        raise OutputError(f"{path} exists and was not made by this command: pass a new or empty {option} folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write into {there}: pass another {option} folder")
 
 
 def release_folder(path: Path) -> None:
     """Give a claimed folder back if nothing but the claim is in it."""
-    if [item.name for item in path.iterdir()] == [IDENTITY]:
+    if path.is_dir() and [item.name for item in path.iterdir()] == [IDENTITY]:
         (path / IDENTITY).unlink()
         path.rmdir()
 
 
 def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Name the first setting in which two identities differ, with both values."""
+    """Name the first setting in which two identities differ, with both values; the kind of work comes first."""
     old, new = _flat(held), _flat(wanted)
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "kind", key)):
         if old.get(key) != new.get(key):
             return f"its {key} is {old.get(key, 'not set')}, yours is {new.get(key, 'not set')}"
     return "its settings differ"

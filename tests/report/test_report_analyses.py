@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ from report_analyses import TAUS, analysis, collapse_lines, watch_run
 from report_records import spectra
 
 from inheritune.errors import OutputError
-from inheritune.report import findings, load, measures, series
+from inheritune.recipes.schema import resolve_reference
+from inheritune.report import findings, load, measures, series, tables
 from inheritune.report.load import Analysis, Model
-from inheritune.spectra import BothSpectra, Spectra
+from inheritune.spectra import BothSpectra, Spectra, load_recommendation, load_spectra
 from inheritune.surgery import LayerPlan
 
 Record = dict[str, Any]
@@ -175,7 +177,11 @@ def test_the_recommended_commands_keep_the_layers_of_the_record() -> None:
     assert advice is not None
     held = record["recommendation"]
     assert (held["cut"], held["keep"]) == ([8, 9, 10], [0, 1, 2, 3, 4, 5, 6, 7, 11])
-    assert advice.facts == [("start with", "0–5 (6 of 12)"), ("cut", "8–10 (3 of 12)"), ("keep", "0–7, 11 (9 of 12)")]
+    assert advice.facts == [
+        ("start with", "layers 0–5 (6 of 12)"),
+        ("cut", "layers 8–10 (3 of 12)"),
+        ("keep", "layers 0–7, 11 (9 of 12)"),
+    ]
     grow, cut = (command for _, command in advice.commands)
     assert grow == "inheritune run RECIPE.yaml --set 'reference=acme/my model' --set layers=6"
     assert cut == "inheritune inherit 'acme/my model' --layers 0,1,2,3,4,5,6,7,11 --out DIR"
@@ -184,6 +190,10 @@ def test_the_recommended_commands_keep_the_layers_of_the_record() -> None:
     held |= {"cut": [9, 10, 11], "keep": list(range(9))}
     assert findings.recommendation(model_of(record)).commands[1][1].split()[-3] == "9"  # type: ignore[union-attr]
     assert findings.recommendation(model_of(spectra(4))) is None
+    held |= {"cut": [6, 7, 8, 9, 10, 11], "reason": "no layer stands out.", "others": {"Block Influence": [1, 2, 3]}}
+    short = findings.recommendation(model_of(record))
+    assert short is not None and short.reason == "No layer stands out."  # it follows a full stop
+    assert short.facts[1:] == [("cut", "layers 6–11 (6 of 12)"), ("Block Influence would cut", "layers 1–3 (3 of 12)")]
 
 
 def test_a_statement_counts_what_the_record_holds() -> None:
@@ -191,11 +201,11 @@ def test_a_statement_counts_what_the_record_holds() -> None:
     heads = [rank for layer in record["layers"] for rank in layer["full"]["rank"]]
     collapsed = sum(rank < 1.5 for rank in heads)
     text = findings.statement(model_of(record))
-    assert text.startswith(
-        "m: of 10 layers with attention, lazy (MaxRank = 1 at τ = 0.9) are none under the causal mask"
-    )
-    assert "and 2 (2–3) under the full mask; of 40 heads, collapsed are " in text
-    assert f"{collapsed} ({100 * collapsed / 40:.0f} %) under the full mask." in text
+    assert text.startswith("m (τ = 0.9): under the causal mask none of 10 layers is lazy, and ")
+    share = f"{collapsed} of 40 heads ({100 * collapsed / 40:.0f} %) are collapsed"
+    assert text.endswith(f"; under the full mask 2 of 10 layers are lazy (layers 2–3), and {share}.")
+    record["depth"] = 12
+    assert "none of 10 layers with attention is lazy" in findings.statement(model_of(record))
 
 
 def test_labels_are_the_ends_of_paths_and_all_differ(study: Write) -> None:
@@ -209,6 +219,11 @@ def test_labels_are_the_ends_of_paths_and_all_differ(study: Write) -> None:
 def test_what_is_neither_run_nor_analysis_is_refused(tmp_path: Path, study: Write) -> None:
     with pytest.raises(OutputError, match=r"has no record\.json and no spectra\.json"):
         load([tmp_path])
+    folder = study(analysis(2, 2), "whole")
+    with pytest.raises(OutputError, match=r"spectra\.json is a file: expected its folder, .*whole$"):
+        load([folder / "spectra.json"])
+    with pytest.raises(OutputError, match=r"no folder .*whale: .*did you mean 'whole'"):
+        load([tmp_path / "whale"])
     with pytest.raises(OutputError, match="nothing to report on"):
         load([])
     broken = analysis(2, 2)
@@ -231,3 +246,107 @@ def test_numbers_that_are_not_finite_are_not_drawn(write: Write, grown: Record) 
     record = copy.deepcopy(analysis(3, 2))
     record["blocks"][0]["influence"] = None
     assert [row["layer"] for row in measures.agreement_rows(model_of(record)) if row["mask"] == "full"] == [1, 2]
+
+
+DAMAGE: list[tuple[tuple[Any, ...], Any, str]] = [
+    (("tau",), "x", "tau is 'x', expected a finite number"),
+    (("sequences",), True, "sequences is True"),
+    (("masks",), [], "masks is"),
+    (("layers", 1), "x", r"layers\[1\] is 'x'"),
+    (("layers", 1, "index"), 0, r"layers\[1\].index is 0, expected a whole number of at least 1"),
+    (("layers", 0, "causal", "rank", 1), math.nan, r"layers\[0\].causal.rank\[1\] is nan, expected a finite number"),
+    (("layers", 0, "causal", "rank", 1), None, r"layers\[0\].causal.rank\[1\] is None"),
+    (("layers", 0, "full", "rank"), [2.0, 3.0], r"layers\[0\].full.rank is .*, expected a list of 3"),
+    (("layers", 0, "full", "max_rank"), math.inf, r"layers\[0\].full.max_rank is inf"),
+    (("layers", 0, "full", "ranks"), {"high": [1.0, 1.0, 1.0]}, "ranks is 'high'"),
+    (("layers", 0, "classes"), ["sink"], r"layers\[0\].classes is"),
+    (("layers", 0, "gradients", "query"), [0.1], r"layers\[0\].gradients.query is"),
+    (("blocks", 0, "influence"), "x", r"blocks\[0\].influence is 'x'"),
+    (("blocks",), [], "angular_distance is .*rows of 0 to 1"),
+    (("angular_distance", 0), [0.1], "angular_distance is"),
+    (("recommendation", "cut"), [99], "do not fit a model of 4 layers"),
+    (("environment", "versions"), "x", "environment.versions is 'x'"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "line"), DAMAGE, ids=[".".join(map(str, row[0])) for row in DAMAGE])
+def test_damage_is_one_line_that_names_the_file(place: tuple[Any, ...], value: Any, line: str, study: Write) -> None:
+    record = analysis(4, 3)
+    part: Any = record
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    folder = study(record)
+    readers: list[Callable[[], object]] = [lambda: load([folder]), lambda: load_recommendation(folder)]
+    if place[0] != "recommendation":
+        readers.append(lambda: load_spectra(folder))
+    for read in readers:
+        with pytest.raises(OutputError, match=rf"spectra\.json.*{line}.*run inheritune analyze again"):
+            read()
+
+
+def test_a_truncated_file_and_damaged_maps_say_what_to_do(study: Write) -> None:
+    folder = study()
+    maps = json.loads((folder / "maps.json").read_text())
+    maps["maps"][0]["values"][3] = [0.5]
+    (folder / "maps.json").write_text(json.dumps(maps))
+    with pytest.raises(OutputError, match=r"maps\.json .*maps\[0\].values\[3\] is .*run inheritune analyze again"):
+        load([folder])
+    (folder / "spectra.json").write_text((folder / "spectra.json").read_text()[:900])
+    for read in (load_spectra, load_recommendation, lambda folder: load([folder])):
+        with pytest.raises(OutputError, match=r"cannot read .*spectra\.json as JSON.*run inheritune analyze again"):
+            read(folder)
+
+
+def test_null_stands_for_what_is_not_defined(study: Write) -> None:
+    record = analysis(3, 2)
+    for layer in record["layers"]:
+        layer["causal"]["rank_error"] = [None, None]
+        layer["gradients"]["key_bound"] = [None, None]
+    record["angular_distance"][0][1] = record["blocks"][2]["influence"] = None
+    folder = study(record)
+    assert load([folder]).studies[0].analysis is not None
+    both = load_spectra(folder)
+    assert isinstance(both, BothSpectra) and both.causal.rank_error is not None
+    assert np.isnan(both.causal.rank_error).all() and not np.isnan(both.causal.rank).any()
+
+
+def test_lengths_that_differ_are_said_to(study: Write) -> None:
+    alike = [study(analysis(3, 2, model=f"m{i}"), f"s{i}") for i in range(2)]
+    assert not any("different length" in note for note in findings.opening(load(alike)).notes)
+    other = study(analysis(3, 2, model="long") | {"length": 200}, "long")
+    assert "different length (100, 200 tokens)" in findings.opening(load([*alike, other])).notes[-1]
+
+
+def test_the_shipped_model_is_called_by_its_name(study: Write) -> None:
+    folder = study(analysis(2, 2, model=resolve_reference("stdlib")))
+    [found] = load([folder]).studies
+    assert (found.label, found.name) == ("stdlib", resolve_reference("stdlib"))
+
+
+def test_equal_words_on_two_masks_are_said_once() -> None:
+    record = analysis(6, 2)
+    for mask in ("causal", "full"):
+        for i, rank in enumerate((9, 7, 8, 3, 2, 1)):
+            record["layers"][i][mask]["max_rank"] = rank
+            record["blocks"][i]["influence"] = 0.1 * i
+    text = findings.agreement_sentence(model_of(record))
+    # ranks 6 4 5 3 2 1 and 1 to 6: squared differences 25 4 4 1 9 25, rho = 1 - 6 * 68 / 210
+    numbers = "(Spearman rank correlation −0.94, n = 6 layers, p = 0.0048)"
+    assert f"Influence disagree under the causal mask {numbers} and under the full mask {numbers}." in text
+
+
+def test_scales_fit_what_they_show() -> None:
+    assert measures.influence_scale([1.08, 0.19, 0.01]) == "log"
+    assert measures.influence_scale([1.08, 0.19, 0.0]) == "symlog"
+    assert measures.influence_scale([0.4, 0.19, 0.01]) == measures.influence_scale([0.4]) == "linear"
+    rows = [{"epsilon": value} for value in (None, 0.99, 1.0)]
+    assert measures.gradient_axis(rows) == measures.gradient_axis([{"epsilon": None}]) == "layer"
+    assert measures.gradient_axis([*rows, {"epsilon": 0.2}]) == "epsilon"
+
+
+def test_what_made_an_analysis_is_in_its_settings() -> None:
+    record = analysis(2, 2) | {"data": {"source": "stories.txt", "tokens": 12345, "seed": 7}}
+    pairs = dict(tables.study_settings(model_of(record)))
+    assert (pairs["data: source"], pairs["data: tokens"], pairs["seed"]) == ("stories.txt", "12,345", "7")
+    assert dict(tables.study_settings(model_of(analysis(2, 2))))["seed"] == "–"

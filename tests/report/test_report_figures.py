@@ -19,6 +19,7 @@ from report_records import attention_maps
 from test_report_page import HOSTILE, Page, data, specs
 from typer.testing import CliRunner
 
+from inheritune import records
 from inheritune.cli import report as command
 from inheritune.errors import OutputError
 from inheritune.report import charts, load, save_figures, sections, write_report
@@ -47,7 +48,7 @@ def test_a_page_of_analyses_alone_has_no_empty_sections(study: Write, page: Call
     assert sections_of(made) == ["layers", "heads", "importance", "gradients", "recommendation", "maps", "settings"]
     text = " ".join(made.text().split())
     assert "Inheritune report: acme/medium-24" in text
-    assert "acme/medium-24: of 6 layers with attention, lazy" in text
+    assert "acme/medium-24 (τ = 0.9): under the causal mask 2 of 6 layers are lazy (layers 4–5)" in text
     assert "Recommended: start Inheritune with the first 3 layers (0–2)" in text
     for absent in ("No losses were logged", "No text was generated", "reference"):
         assert absent not in text.replace("--set reference=", "")
@@ -198,6 +199,85 @@ def test_the_command_writes_page_and_figures(study: Write, tmp_path: Path) -> No
         del record[key]
     done = CliRunner().invoke(app, ["report", str(study(record)), "--out", str(out), "--figures", str(figures)])
     assert done.exit_code == 0, done.exception
-    assert "acme/medium-24: of 3 layers with attention" in " ".join(done.stdout.split())
+    assert "acme/medium-24 (τ = 0.9): under the causal mask 1 of 3 layers is lazy (layer 2)" in " ".join(
+        done.stdout.split()
+    )
     count = len([path for path in figures.iterdir() if path.suffix in (".svg", ".png")])
     assert f"figures: {count} files in" in " ".join(done.stdout.split())
+
+
+def test_a_wrong_folder_for_figures_leaves_no_page(study: Write, tmp_path: Path) -> None:
+    app = typer.Typer()
+    command.register(app)
+    app.callback()(lambda: None)
+    record = analysis(2, 2)
+    folder, out = (
+        study({key: record[key] for key in record if key not in ("angular_distance", "blocks")}),
+        tmp_path / "p.html",
+    )
+    records.claim_folder(tmp_path / "other", {"kind": "analysis", "eta": 0.9})
+    lines = {
+        folder / "maps.json": "--figures .*maps.json is a file, expected a folder",
+        folder: "pass a new or empty --figures folder",
+        tmp_path / "other": r'its kind is "analysis", yours is "figures".: pass another --figures folder',
+    }
+    for figures, line in lines.items():
+        done = CliRunner().invoke(app, ["report", str(folder), "--out", str(out), "--figures", str(figures)])
+        assert isinstance(done.exception, OutputError) and re.search(line, str(done.exception)), done.exception
+        assert not out.exists() and not done.stdout
+    done = CliRunner().invoke(app, ["report", str(folder), "--out", str(folder), "--figures", str(tmp_path / "new")])
+    assert "is a folder: expected the name of a page" in str(done.exception)
+    assert not (tmp_path / "new").exists()
+    inside = tmp_path / "new" / "page.html"  # a page among its figures
+    for _ in range(2):
+        done = CliRunner().invoke(app, ["report", str(folder), "--out", str(inside), "--figures", str(inside.parent)])
+        assert done.exit_code == 0, done.exception
+    assert inside.is_file() and list(inside.parent.glob("*.svg"))
+
+
+def test_masks_far_apart_have_a_scale_each(study: Write, page: Callable[..., Page]) -> None:
+    def tops(made: Page) -> list[float]:
+        found = specs(made)
+        layers = [found[f"max_rank-{mask}"]["layer"] for mask in ("causal", "full")]
+        encodings = [next(each for each in layer if each["mark"]["type"] == "line")["encoding"] for layer in layers]
+        return [encoding["y"]["scale"]["domain"][1] for encoding in encodings]
+
+    near, far = analysis(4, 3), analysis(4, 3)
+    for layer in near["layers"]:
+        layer["causal"] |= {"rank": [30.0, 2.0, 9.0], "max_rank": 30.0}
+        layer["full"] |= {"rank": [10.0, 2.0, 9.0], "max_rank": 10.0}
+    for layer in far["layers"]:
+        layer["causal"] |= {"rank": [30.0, 2.0, 9.0], "max_rank": 30.0}
+        layer["full"] |= {"rank": [3.0, 2.0, 1.0], "max_rank": 3.0}
+    one, two = page(study(near, "near")), page(study(far, "far"))
+    assert tops(one) == [30.0, 30.0]
+    assert tops(two) == [30.0, 3.0]
+    assert "The two masks have a scale each." not in one.text()
+    assert "The two masks have a scale each." in two.text()
+
+
+def test_the_caption_speaks_of_lazy_layers_where_there_are_some(study: Write, page: Callable[..., Page]) -> None:
+    some, none = analysis(6, 3), analysis(4, 3)
+    assert any(layer["full"]["lazy"] for layer in some["layers"])
+    for layer in none["layers"]:
+        layer["causal"]["lazy"] = layer["full"]["lazy"] = False
+    assert "marks a lazy layer" in page(study(some, "some")).text()
+    assert "marks a lazy layer" not in page(study(none, "none")).text()
+
+
+def test_layers_and_influence_fit_their_axes(study: Write, page: Callable[..., Page]) -> None:
+    record = analysis(4, 3)
+    for i, block in enumerate(record["blocks"]):
+        block["influence"] = 1.08 if i == 0 else 0.01 * i
+    for layer in record["layers"]:
+        layer["causal"]["sink_epsilon"] = [1.0, 1.0, 0.99]
+    made = page(study(record))
+    found = specs(made)
+    scales = [found["influence-0"]["layer"][0]["encoding"]["y"]["scale"]["type"], found["agreement-0"]["encoding"]["y"]]
+    assert scales[0] == scales[1]["scale"]["type"] == "log"
+    assert found["agreement-0"]["encoding"]["x"]["scale"]["zero"]  # a rank is not below 0
+    gradient = found["gradient-0-query"]["layer"]
+    assert {layer["encoding"]["x"]["field"] for layer in gradient} == {"layer"}
+    assert "bound (dash)" in gradient[1]["encoding"]["color"]["scale"]["domain"]
+    text = " ".join(made.text().split())
+    assert "they are drawn over the layers" in text and "collapse is sticky" not in text

@@ -20,9 +20,10 @@ from transformers import (
 )
 
 import inheritune as it
+from inheritune.data import train_tokenizer
 from inheritune.errors import DataError, InherituneError, ModelError, OutputError, PlanError
 from inheritune.spectra import BothSpectra, Spectra, attention_maps, load_spectra, save_maps, save_spectra
-from inheritune.spectra.files import SPECTRA
+from inheritune.spectra.reading import SPECTRA
 from tiny import make_gpt2
 
 
@@ -341,3 +342,23 @@ def test_maps_of_chosen_heads(tiny_gpt2: PreTrainedModel) -> None:
         attention_maps(tiny_gpt2, windows(), found, heads=[(9, 0)])
     with pytest.raises(PlanError, match="a map of head 4 of layer 0: expected 0 to 3"):
         attention_maps(tiny_gpt2, windows(), found, heads=[(0, 4)])
+
+
+def test_one_mask_says_how_to_get_the_other() -> None:
+    causal, full = spectra([[3.0, 2.0]]), spectra([[1.0, 1.0]], "full")
+    assert causal.causal is causal and full.full is full
+    with pytest.raises(
+        InherituneError, match=r"no spectra under the full mask, causal alone: pass mask='both' to analyze"
+    ):
+        _ = causal.full
+
+
+def test_the_text_of_the_maps_keeps_characters_that_tokens_split() -> None:
+    model = make_gpt2(1)
+    model.resize_token_embeddings(300)
+    tokenizer = train_tokenizer(["plain text and nothing else"] * 3, 260)
+    text = "naïve café"
+    ids = np.array([tokenizer(text)["input_ids"]])
+    [first, *_] = attention_maps(model, ids, it.analyze(model, ids), tokenizer)
+    assert any("\ufffd" in name for name in first["tokens"])
+    assert text in first["text"]

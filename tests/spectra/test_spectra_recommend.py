@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inheritune.errors import OutputError, PlanError
+from inheritune.errors import InherituneError, OutputError, PlanError
 from inheritune.spectra.blocks import BlockMeasures
 from inheritune.spectra.recommend import Recommendation, load_recommendation, ranges, recommend
 from inheritune.spectra.result import BothSpectra, Spectra
@@ -235,7 +235,25 @@ def test_a_recommendation_is_read_from_the_analysis_folder(tmp_path: Path) -> No
     with pytest.raises(OutputError, match=r"spectra\.json holds no recommendation .*run inheritune analyze again"):
         load_recommendation(tmp_path)
     path.write_text(json.dumps({"recommendation": {"depth": 4}}))
-    with pytest.raises(OutputError, match=r"spectra\.json: not a recommendation"):
+    with pytest.raises(
+        OutputError, match=r"spectra\.json .*recommendation\.start is None.*run inheritune analyze again"
+    ):
+        load_recommendation(tmp_path)
+    path.write_text(json.dumps({"recommendation": {"depth": 4, "start": 5, "cut": [], "reason": ""}}))
+    with pytest.raises(OutputError, match=r"spectra\.json: start 5 .* 4 layers; run inheritune analyze again"):
         load_recommendation(tmp_path)
     with pytest.raises(OutputError, match="no file"):
         load_recommendation(tmp_path / "nowhere")
+
+
+def test_lazy_layers_that_stay_are_lazy_too_only_beside_lazy_layers_that_go() -> None:
+    text = recommend(spectra([1.0, 9.0, 1.0, 9.0, 9.0, 9.0])).reason
+    assert "no run of layers at the end is lazy" in text
+    assert text.endswith("; of the layers that stay, 0, 2 are lazy under the causal mask.")
+    assert "0 is lazy too under" in recommend(spectra([1.0, 9.0, 9.0, 1.0, 1.0, 1.0])).reason
+
+
+@pytest.mark.parametrize("wrong", [None, "analysis", [1.0]])
+def test_what_is_no_result_of_an_analysis_is_refused(wrong: object) -> None:
+    with pytest.raises(InherituneError, match=r"cannot recommend from a \w+: expected what analyze returns"):
+        recommend(wrong)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from inheritune.decoder import Decoder
-    from inheritune.spectra import BothSpectra, Spectra
+    from inheritune.spectra import BothSpectra, GradientProbe, Spectra
 
 DEFAULT_SOURCE = "stdlib"
 DEFAULT_SIZE = 100
@@ -26,7 +26,12 @@ def register(app: typer.Typer) -> None:
 
 
 def analyze(
-    model: Annotated[str, typer.Argument(help="Model folder in Hugging Face format, or hub id.", metavar="MODEL")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Model folder in Hugging Face format, hub id, or stdlib: the model that is shipped.", metavar="MODEL"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for spectra.json and maps.json.")],
     data: Annotated[
         str | None, typer.Option(help="Text file or source to draw sequences from.", show_default=DEFAULT_SOURCE)
@@ -67,27 +72,37 @@ def analyze(
     """Measure every attention head, MLP and block, say which layers are lazy, and recommend a cut."""
     from inheritune import spectra
     from inheritune.decoder import load_config
-    from inheritune.records import claim_folder
+    from inheritune.recipes.schema import resolve_reference
+    from inheritune.records import check_folder, claim_folder, release_folder
 
     if data is not None and tokens is not None:
         raise InherituneError("both --data and --tokens are given: expected one of them")
+    if seed < 0:
+        raise InherituneError(f"--seed {seed}: expected 0 or more")
     taus, heads = _read_taus(tau), _read_heads(maps)
-    load_config(model)  # what is no decoder is refused before any text is read
+    place = resolve_reference(model)
+    load_config(place)  # what is no decoder is refused before any text is read
     if tokens is not None:
-        windows = _read_windows(tokens, sequences, length)
+        windows, origin = _read_windows(tokens, sequences, length), {"source": str(tokens)}
     else:
-        windows = _draw_windows(model, data or DEFAULT_SOURCE, sequences, length, seed)
+        windows, origin = _draw_windows(place, data or DEFAULT_SOURCE, sequences, length, seed)
     budget = memory * 2**20
-    decoder, checked, _ = spectra.prepare(model, windows, taus, eta, mask, stream, budget)
+    decoder, checked, _ = spectra.prepare(place, windows, taus, eta, mask, stream, budget)
     spectra.check_gradients(gradients, len(windows), decoder)
     _check_heads(heads, decoder)
-    source = str(tokens or data or DEFAULT_SOURCE)
-    claim_folder(out, _identity(model, source, windows, taus, eta, mask, gradients, heads))
+    identity = _identity(model, origin["source"], windows, taus, eta, mask, gradients, maps)
+    check_folder(out, identity)
     result = spectra.analyze(decoder, checked, taus, eta, mask, memory=budget, gradients=gradients)
-    pictures = spectra.attention_maps(decoder, checked, result, _tokenizer(model), heads)
-    files = [spectra.save_maps(pictures, out), spectra.save_spectra(result, out, model)]
+    pictures = spectra.attention_maps(decoder, checked, result, _tokenizer(place), heads)
+    claim_folder(out, identity)  # there is nothing to continue from before, so nothing to hold the folder for
+    try:
+        spectra.save_maps(pictures, out)
+        file = spectra.save_spectra(result, out, place, origin)
+    except BaseException:
+        release_folder(out)
+        raise
     _show(model, result)
-    typer.echo(f"Written: {', '.join(map(str, reversed(files)))}")
+    _show_more(result, pictures, origin, file)
 
 
 def _read_taus(text: str) -> tuple[float, ...]:
@@ -120,23 +135,45 @@ def _read_heads(text: str) -> list[tuple[int, int]]:
 
 
 def _check_heads(heads: Sequence[tuple[int, int]], decoder: Decoder) -> None:
-    """Refuse, before the analysis, a layer that the model does not have; heads may differ from layer to layer.
+    """Refuse, before the analysis, a layer or head that the model does not have.
+
+    Where the heads differ from layer to layer, the configuration has no one number and the maps are checked later.
 
     Raises:
         InherituneError: naming it.
     """
-    for layer, _ in heads:
+    count = getattr(decoder.config, "num_attention_heads", None)
+    for layer, head in heads:
         if layer >= decoder.layers:
             raise InherituneError(f"--maps: no layer {layer}, the model has {decoder.layers} (0-{decoder.layers - 1})")
+        if isinstance(count, int) and head >= count:
+            raise InherituneError(f"--maps: no head {head} in layer {layer}, it has {count} (0-{count - 1})")
 
 
-def _draw_windows(model: str, source: str, sequences: int | None, length: int | None, seed: int) -> Any:
-    """Return (N, T) token ids of random windows of the text, with the model's own tokenizer."""
-    from inheritune.data import sample_windows
+def _draw_windows(
+    model: str, source: str, sequences: int | None, length: int | None, seed: int
+) -> tuple[Any, dict[str, Any]]:
+    """Return (N, T) token ids of random windows of the text, with the model's own tokenizer, and where they are from.
+
+    Raises:
+        DataError: there is too little text for one window, or a count is too small.
+    """
+    from inheritune.data import draw_windows, read_tokens
     from inheritune.decoder import load_tokenizer
 
     count, size = (DEFAULT_SIZE if number is None else number for number in (sequences, length))
-    return sample_windows(source, load_tokenizer(model), count, size, seed)
+    for option, number, least in (("--sequences", count, 1), ("--length", size, 2)):
+        if number < least:
+            raise DataError(f"{option} {number}: expected at least {least}")
+    found = read_tokens(source, load_tokenizer(model))
+    windows = draw_windows(found, count, size, seed, source)
+    if windows.size > len(found):
+        typer.echo(
+            f"note: {source} has {len(found):,} tokens, {count:,} sequences of {size:,} are {windows.size:,}: they "
+            f"overlap, each token is in about {windows.size / len(found):.1f} of them; standard errors are too small",
+            err=True,
+        )
+    return windows, {"source": source, "tokens": len(found), "seed": seed}
 
 
 def _read_windows(path: Path, sequences: int | None, length: int | None) -> Any:
@@ -156,9 +193,10 @@ def _read_windows(path: Path, sequences: int | None, length: int | None) -> Any:
     if not isinstance(windows, np.ndarray) or windows.ndim != 2:
         found = f"has shape {windows.shape}" if isinstance(windows, np.ndarray) else "is an archive"
         raise DataError(f"{path} {found}: expected one (N, T) integer array")
-    for name, wanted, held in (("--sequences", sequences, len(windows)), ("--length", length, windows.shape[1])):
-        if wanted is not None and not 1 <= wanted <= held:
-            raise DataError(f"{name} {wanted}: {path} holds {held}, expected 1 to {held}")
+    options = (("--sequences", sequences, len(windows), 1), ("--length", length, windows.shape[1], 2))
+    for name, wanted, held, least in options:
+        if wanted is not None and not least <= wanted <= held:
+            raise DataError(f"{name} {wanted}: {path} holds {held}, expected {least} to {held}")
     return windows[:sequences, :length]
 
 
@@ -170,7 +208,7 @@ def _identity(
     eta: float,
     mask: str,
     gradients: int,
-    heads: Sequence[tuple[int, int]],
+    maps: str,
 ) -> dict[str, Any]:
     """Return what makes an analysis this one and no other."""
     import hashlib
@@ -186,7 +224,7 @@ def _identity(
         "eta": eta,
         "mask": mask,
         **({"gradients": gradients} if gradients else {}),
-        **({"maps": heads} if heads else {}),
+        **({"list of maps": maps} if maps else {}),
     }
 
 
@@ -219,6 +257,58 @@ def _show(model: str, result: Spectra | BothSpectra) -> None:
         counts = ", ".join(f"{classes.count(name)} {name}" for name in ("sink", "uniform", "potent"))
         typer.echo(f"Heads: {counts}.")
     typer.echo(f"Recommended: {recommend(result)}")
+
+
+def _show_more(
+    result: Spectra | BothSpectra, pictures: Sequence[dict[str, Any]], origin: dict[str, Any], file: Path
+) -> None:
+    """Print a line on the text and on each further thing that was asked for, and the files."""
+    from inheritune.records import IDENTITY
+    from inheritune.spectra import BothSpectra
+    from inheritune.spectra.reading import MAPS
+
+    parts = [result.causal, result.full] if isinstance(result, BothSpectra) else [result]
+    first = parts[0]
+    for tau in first.ranks:
+        if tau != first.tau:
+            typer.echo(
+                f"At tau {tau:g}: {' '.join(_summary(part.at(tau)) for part in parts)} Ranks: `ranks` in {file}."
+            )
+    if first.gradients is not None:
+        typer.echo(_gradients(first.gradients))
+    masks = [
+        f"{part.mask} {', '.join(_picture(drawn) for drawn in pictures if drawn['mask'] == part.mask)}"
+        for part in parts
+    ]
+    typer.echo(f"Maps (layer.head): {'; '.join(masks)}.")
+    size = f"{first.sequences} sequences of {first.length} tokens"
+    drawn = f"{origin['tokens']:,} tokens; {size} drawn with seed {origin['seed']}" if "tokens" in origin else size
+    typer.echo(f"Text: {origin['source']}, {drawn}.")
+    typer.echo(f"Written: {', '.join(str(file.with_name(name)) for name in (file.name, MAPS, IDENTITY))}")
+
+
+def _picture(drawn: dict[str, Any]) -> str:
+    place = f"{drawn['layer']}.{drawn['head']}"
+    return place if drawn["role"].startswith("layer") else f"{place} ({drawn['role']})"
+
+
+def _gradients(probe: GradientProbe) -> str:
+    """Return one line: how far the heads' gradients lie under the bounds of Theorem H.1."""
+    import numpy as np
+
+    found = []
+    for name, norms, bounds in (("query", probe.query, probe.query_bound), ("key", probe.key, probe.key_bound)):
+        known = (norms > 0) & (bounds > 0)  # NaN is neither
+        times = bounds[known] / norms[known]
+        least, middle, most = (_rounded(value) for value in np.quantile(times, [0, 0.5, 1])) if times.size else [""] * 3
+        spread = f"{least} to {most} times (median {middle}) under" if times.size else ""
+        found.append(f"{name} of {known.sum()} heads {spread or 'without'} the bound of Theorem H.1")
+    return f"Gradients on {probe.sequences} sequences, loss {probe.loss:.3f} nats a token: {'; '.join(found)}."
+
+
+def _rounded(value: float) -> str:
+    """Return three significant digits, thousands separated: `8,720`, `3.14`."""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _row(parts: Sequence[Spectra], layer: int) -> list[str]:

@@ -43,7 +43,8 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         status = STOPPED
     if status == STOPPED:
-        print("stopped; run the same command again to continue", file=sys.stderr)  # noqa: T201
+        hint = "it goes on from what is saved, or starts over where nothing is"
+        print(f"stopped; run the same command again: {hint}", file=sys.stderr)  # noqa: T201
     sys.exit(status)
 
 

@@ -26,11 +26,14 @@ def report(
 ) -> None:
     """Write one self-contained HTML page on finished runs and analyses; nothing is trained or loaded."""
     from inheritune.cli.console import console
-    from inheritune.report import load, opening, save_figures, write_report
+    from inheritune.report import check_page, load, opening, save_figures, write_report
 
+    found = load(paths)
+    check_page(out)
+    # The folder is claimed before the page is written: the page may lie in it, and a wrong folder must leave no page.
+    files = None if figures is None else save_figures(paths, figures)
     page = write_report(paths, out)
-    console.print(opening(load(paths)).sentence, markup=False)
+    console.print(opening(found).sentence, markup=False)
     console.print(f"page: {page}", markup=False)
-    if figures is not None:
-        files = save_figures(paths, figures)
+    if files is not None:
         console.print(f"figures: {len(files)} files in {figures}", markup=False)

@@ -5,15 +5,17 @@ from inheritune.data.prepare import prepare
 from inheritune.data.shards import Shards, open_shards
 from inheritune.data.sources import Document, read_documents
 from inheritune.data.tokenizer import resolve_tokenizer, train_tokenizer
-from inheritune.data.windows import sample_windows, validation_windows
+from inheritune.data.windows import draw_windows, read_tokens, sample_windows, validation_windows
 
 __all__ = [
     "Document",
     "Shards",
     "TrainingWindows",
+    "draw_windows",
     "open_shards",
     "prepare",
     "read_documents",
+    "read_tokens",
     "resolve_tokenizer",
     "sample_windows",
     "train_tokenizer",

@@ -36,7 +36,7 @@ def validation_windows(
     Raises:
         DataError: there are fewer tokens than one window.
     """
-    tokens = _tokens(source, tokenizer)
+    tokens = read_tokens(source, tokenizer)
     whole = (len(tokens) - 1) // length
     if whole < 1:
         raise DataError(
@@ -59,16 +59,20 @@ def sample_windows(
     """
     if sequences < 1 or length < 1:
         raise DataError(f"{sequences} sequences of {length} tokens: expected at least 1 of each")
-    tokens = _tokens(source, tokenizer)
+    return draw_windows(read_tokens(source, tokenizer), sequences, length, seed, _name(source))
+
+
+def draw_windows(tokens: np.ndarray, sequences: int, length: int, seed: int, name: str) -> np.ndarray:
+    """Return windows as `sample_windows` does, of tokens that `read_tokens` returned; `name` is what an error says."""
     places = len(tokens) - length + 1
     if places < 1:
-        raise DataError(f"{_name(source)} has {len(tokens)} tokens: expected at least {length}, one sequence")
+        raise DataError(f"{name} has {len(tokens)} tokens: expected at least {length}, one sequence")
     generator = np.random.default_rng(seed)
     starts = generator.choice(places, size=sequences, replace=sequences > places)
     return tokens[starts[:, None] + np.arange(length)]
 
 
-def _tokens(source: str | Path | Shards, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+def read_tokens(source: str | Path | Shards, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Return the validation tokens of shards, or the tokens of all of a text source, as int64.
 
     Of the standard library only the validation documents are read: the others are what models here are trained on.

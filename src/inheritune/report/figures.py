@@ -16,6 +16,9 @@ from inheritune.report.load import Sources, load
 if TYPE_CHECKING:
     import altair as alt
 
+IDENTITY = {"kind": "figures"}
+"""What a folder of figures says of itself."""
+
 _LONGEST = 40
 _DIGITS = 6
 """Significant digits of the numbers in the page; hover values show fewer."""
@@ -113,7 +116,7 @@ def save_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
 
     sources = load(paths)
     folder = Path(folder)
-    records.claim_folder(folder, {"kind": "figures"})
+    records.claim_folder(folder, IDENTITY, "--figures")
     figures = build(sources)[0]
     _add_maps(figures, sources)
     written = []

@@ -30,6 +30,8 @@ def opening(sources: Sources) -> Verdict:
         return Verdict("alone", statement(sources.studies[0]), _recommended(sources.studies[0]))
     labels = ", ".join(model.label for model in sources.studies)
     notes = [" ".join([statement(model), *_recommended(model)]) for model in sources.studies]
+    caution = unlike_lengths(sources.studies)
+    notes += [caution] if caution else []
     return Verdict("alone", f"Attention of {len(sources.studies)} models: {labels}.", notes)
 
 
@@ -38,19 +40,38 @@ def statement(model: Model) -> str:
     if model.analysis is None:
         return f"{model.label} was not analysed."
     analysis = model.analysis
-    shown = masks(analysis)
-    lazy = " and ".join(f"{_lazy(analysis, mask)} under the {mask} mask" for mask in shown)
-    heads = " and ".join(f"{_share(analysis, mask)} under the {mask} mask" for mask in shown)
-    layers, tau = len(analysis.spectra["layers"]), analysis.spectra["tau"]
-    return (
-        f"{model.label}: of {layers} layers with attention, lazy (MaxRank = 1 at τ = {tau:g}) are {lazy}; "
-        f"of {len(head_rows(analysis, shown[0]))} heads, collapsed are {heads}."
+    found = "; ".join(
+        f"under the {mask} mask {_lazy(analysis, mask)}, and {_collapsed(analysis, mask)}" for mask in masks(analysis)
     )
+    return f"{model.label} (τ = {analysis.spectra['tau']:g}): {found}."
 
 
 def _lazy(analysis: Analysis, mask: str) -> str:
-    layers = lazy_layers(analysis, mask)
-    return f"{len(layers)} ({fmt.ranges(layers)})" if layers else "none"
+    """Return `2 of 10 layers are lazy (2–3)`; layers without attention are not counted."""
+    layers, number = lazy_layers(analysis, mask), len(analysis.spectra["layers"])
+    noun = "layer" if len(layers) == 1 else "layers"
+    of = f"{fmt.plural(number, 'layer')}{'' if number == depth_of(analysis) else ' with attention'}"
+    if not layers:
+        return f"none of {of} is lazy"
+    return f"{len(layers)} of {of} {'is' if len(layers) == 1 else 'are'} lazy ({noun} {fmt.ranges(layers)})"
+
+
+def _collapsed(analysis: Analysis, mask: str) -> str:
+    rows = head_rows(analysis, mask)
+    count = sum(row["collapsed"] for row in rows)
+    verb = "is" if count == 1 else "are"
+    return f"{count} of {fmt.plural(len(rows), 'head')} ({100 * count / len(rows):.0f} %) {verb} collapsed"
+
+
+def unlike_lengths(models: Sequence[Model]) -> str | None:
+    """Say that models were analysed on sequences of different length, whose ranks have no one scale, or None."""
+    lengths = sorted({model.analysis.spectra["length"] for model in models if model.analysis is not None})
+    if len(lengths) < 2:
+        return None
+    return (
+        f"These models were analysed on sequences of different length ({', '.join(map(str, lengths))} tokens): a rank "
+        "or mass can be as high as the sequence is long, so their numbers cannot be compared as they stand."
+    )
 
 
 def _recommended(model: Model) -> list[str]:
@@ -66,7 +87,8 @@ class Advice:
         label: the model's name on the page.
         summary: one sentence; ranges of layers have both ends in them.
         reason: why, one sentence of the record.
-        facts: names and values: the layers to start with, to cut, to keep.
+        facts: names and values: the layers to start with, to cut, to keep where they are others, and what the
+            neighbours' measures would cut.
         commands: what to run, each with what it does.
     """
 
@@ -79,21 +101,23 @@ class Advice:
 
 def recommendation(model: Model) -> Advice | None:
     """Return the recommendation that the record of an analysis holds, or None."""
-    held = None if model.analysis is None else model.analysis.spectra.get("recommendation")
-    if not held:
+    held = None if model.analysis is None else model.analysis.recommendation
+    if held is None:
         return None
-    start, cut = int(held["start"]), [int(layer) for layer in held.get("cut") or []]
-    depth = int(held["depth"])
-    keep = [int(layer) for layer in held.get("keep") or [i for i in range(depth) if i not in set(cut)]]
+    start, cut, keep, depth = held.start, held.cut, held.keep, held.depth
     words = f"start Inheritune with the first {fmt.plural(start, 'layer')} ({fmt.ranges(range(start))})"
     if cut:
         words += f"; to cut without growing, leave out {fmt.plural(len(cut), 'layer')} ({fmt.ranges(cut)})"
-    facts = [("start with", _layers(range(start), depth)), ("cut", _layers(cut, depth)), ("keep", _layers(keep, depth))]
-    return Advice(model.label, f"{words}.", str(held.get("reason") or ""), facts, _commands(model, start, cut, keep))
+    facts = [("start with", _layers(range(start), depth)), ("cut", _layers(cut, depth))]
+    if keep != tuple(range(start)):
+        facts.append(("keep", _layers(keep, depth)))
+    facts += [(f"{name} would cut", _layers(layers, depth)) for name, layers in held.others]
+    reason = held.reason[:1].upper() + held.reason[1:]
+    return Advice(model.label, f"{words}.", reason, facts, _commands(model, start, cut, keep))
 
 
 def _layers(layers: Sequence[int], depth: int) -> str:
-    return f"{fmt.ranges(layers)} ({len(layers)} of {depth})" if layers else "none"
+    return f"layers {fmt.ranges(layers)} ({len(layers)} of {depth})" if layers else "none"
 
 
 def _commands(model: Model, start: int, cut: Sequence[int], keep: Sequence[int]) -> list[tuple[str, str]]:
@@ -114,11 +138,11 @@ def analysis_table(models: Sequence[Model]) -> Table:
     columns = ["model", "layers", "heads", *(f"lazy layers, {mask}" for mask in shown)]
     columns += [*(f"collapsed heads, {mask}" for mask in shown), "sink / uniform / potent"]
     rows = [_analysis_row(model, model.analysis, shown) for model in analysed if model.analysis]
-    advised = [(model.analysis.spectra.get("recommendation") if model.analysis else None) for model in analysed]
+    advised = [(model.analysis.recommendation if model.analysis else None) for model in analysed]
     if any(advised):
         columns.append("start with")
         for row, advice in zip(rows, advised, strict=True):
-            row.append(fmt.plural(int(advice["start"]), "layer") if advice else fmt.NOTHING)
+            row.append(fmt.plural(advice.start, "layer") if advice else fmt.NOTHING)
     return Table(columns, rows)
 
 
@@ -152,21 +176,27 @@ def agreement_sentence(model: Model) -> str:
         return "Too few layers have both measures to compare their orders."
     few = any(each.layers < _FEW_LAYERS for each in found)
     caution = "Correlation over so few layers is weak evidence" if few else "This is weak evidence"
+    said: dict[str, list[str]] = {}
+    for each in found:
+        words, evidence = _agreement(each)
+        said.setdefault(words, []).append(evidence)
+    sentence = "; ".join(f"{words} {' and '.join(evidence)}" for words, evidence in said.items())
     return (
-        f"MaxRank and Block Influence {'; '.join(map(_agreement, found))}. {caution}: neighbouring layers are alike, "
+        f"MaxRank and Block Influence {sentence}. {caution}: neighbouring layers are alike, "
         "so that p is smaller than it should be."
     )
 
 
-def _agreement(each: Agreement) -> str:
+def _agreement(each: Agreement) -> tuple[str, str]:
+    """Return what to say of two orders, and under which mask with which numbers."""
     where = f"under the {each.mask} mask"
     if each.correlation is None or each.p_value is None:
-        return f"cannot be compared {where}, since one of them is the same for all {each.layers} layers"
+        return "cannot be compared", f"{where}, since one of them is the same for all {each.layers} layers"
     clear = each.p_value < _SIGNIFICANT
     words = "show no clear agreement" if not clear else "agree" if each.correlation > 0 else "disagree"
     rho = f"{each.correlation:.2f}".replace("-", "−")
     p = "p < 0.001" if each.p_value < 0.001 else f"p = {each.p_value:.2g}"
-    return f"{words} {where} (Spearman rank correlation {rho}, n = {each.layers} layers, {p})"
+    return words, f"{where} (Spearman rank correlation {rho}, n = {each.layers} layers, {p})"
 
 
 def best_spans(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from inheritune import records
-from inheritune.errors import OutputError
-from inheritune.spectra.files import MAPS, check_schema
-from inheritune.spectra.recommend import SPECTRA
+from inheritune.errors import OutputError, nearest
+from inheritune.recipes.schema import BUNDLED_REFERENCE, resolve_reference
+from inheritune.spectra.reading import SPECTRA, read_maps, read_spectra
+from inheritune.spectra.recommend import Recommendation, load_recommendation
 
 SCHEMA = 1
 _NEEDED = ("name", "method", "rounds", "result")
-_NEEDED_SPECTRA = {"masks", "layers", "tau", "eta", "sequences", "length"}
 _RESULT_NEEDED = ("layers", "parameters", "tokens", "evaluation")
 
 
@@ -33,6 +33,12 @@ class Analysis:
 
     spectra: dict[str, Any]
     maps: list[dict[str, Any]]
+
+    @property
+    def recommendation(self) -> Recommendation | None:
+        """What the analysis recommends; None in an older record."""
+        held = self.spectra.get("recommendation")
+        return None if held is None else Recommendation.from_record(held)
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,11 @@ def _studies(folders: Sequence[Path], taken: set[str]) -> list[Model]:
     for folder in folders:
         analysis = _analysis(folder)
         name = str(analysis.spectra.get("model") or folder.name)
-        short = "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]).lstrip("/")
+        short = (
+            BUNDLED_REFERENCE
+            if name == resolve_reference(BUNDLED_REFERENCE)
+            else "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]).lstrip("/")
+        )
         label, number = short if short not in taken else f"{short} ({folder.name})", 2
         while label in taken:
             label, number = f"{short} ({folder.name}, {number})", number + 1
@@ -181,6 +191,11 @@ def _label(names: list[str], folders: list[Path], i: int) -> str:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / records.RECORD
+    if folder.is_file():
+        raise OutputError(f"{folder} is a file: expected its folder, {folder.parent}")
+    if not folder.exists():
+        beside = [each.name for each in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise OutputError(f"no folder {folder}: expected a finished run or an analysis{nearest(folder.name, beside)}")
     if not path.is_file():
         raise OutputError(
             f"{folder} is neither a finished run nor an analysis: it has no {records.RECORD} and no {SPECTRA}"
@@ -260,12 +275,10 @@ def _read_analysis(folder: Path, name: str | None, absent: list[str]) -> Analysi
 
 def _analysis(folder: Path) -> Analysis:
     """Read an analysis folder; maps.json may be missing."""
-    spectra, maps = folder / SPECTRA, folder / MAPS
-    content = records.read_json(spectra)
-    if not isinstance(content, dict) or not _NEEDED_SPECTRA.issubset(content) or not content["layers"]:
-        raise OutputError(f"{spectra} is not an analysis: expected the file that inheritune analyze writes")
-    check_schema(content, spectra)
-    return Analysis(content, records.read_json(maps)["maps"] if maps.is_file() else [])
+    content = read_spectra(folder)
+    if content.get("recommendation") is not None:
+        load_recommendation(folder)  # so that one which fits no model is refused under the file's name
+    return Analysis(content, read_maps(folder))
 
 
 def primary(runs: Sequence[Run]) -> Run:

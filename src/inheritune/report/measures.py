@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from inheritune.report.load import Analysis, Model, Run, finite
 from inheritune.report.series import Row, at, head_classes, masks, offsets
 
 _BLOCK = ("influence", "mlp_rank", "mlp_rank_error", "mlp_mass")
+_DWARFED = 3
+"""A value this many times the next one leaves less than a third of a linear axis to all others."""
+_APART = 1.5
+"""Epsilons whose extremes differ by a smaller factor are no axis to compare heads along."""
+
+ScaleType = Literal["linear", "log", "symlog"]
 
 
 def block_rows(model: Model) -> list[Row]:
@@ -32,6 +39,23 @@ def block_rows(model: Model) -> list[Row]:
         row |= {mask: layer[mask]["max_rank"] if layer else None for mask in spectra["masks"]}
         rows.append(row)
     return rows
+
+
+def influence_scale(values: Sequence[float]) -> ScaleType:
+    """Return how to draw Block Influence: linear, or logarithmic where one layer would flatten the others.
+
+    A block that only rescales has an influence of 0, or a rounding error below it, which a logarithm cannot show.
+    """
+    *others, highest = sorted(values)
+    if not others or highest <= _DWARFED * others[-1]:
+        return "linear"
+    return "log" if others[0] > 0 else "symlog"
+
+
+def gradient_axis(rows: Sequence[Row]) -> Literal["epsilon", "layer"]:
+    """Return what to draw gradients over: epsilon, or the layer where the epsilons are unknown or nearly the same."""
+    known = [row["epsilon"] for row in rows if row["epsilon"] is not None]
+    return "epsilon" if known and max(known) > _APART * min(known) else "layer"
 
 
 def agreement_rows(model: Model) -> list[Row]:

@@ -36,12 +36,17 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
         OutputError: a folder is neither, or cannot be read, or `out` is a folder or a file that is not a report.
     """
     out = Path(out)
-    _check_out(out)
+    check_page(out)
     records.write_text(out, render(load(paths)))
     return out
 
 
-def _check_out(out: Path) -> None:
+def check_page(out: Path) -> None:
+    """Refuse a place where no page can be written.
+
+    Raises:
+        OutputError: it is a folder, or a file that is not a report.
+    """
     if out.is_dir():
         raise OutputError(f"{out} is a folder: expected the name of a page, such as {out / 'report.html'}")
     if out.is_file() and GENERATOR not in out.read_text(encoding="utf-8", errors="replace")[:500]:

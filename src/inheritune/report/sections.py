@@ -13,7 +13,15 @@ from inheritune.report.images import ANCHORS, attention_png, data_uri, quantised
 from inheritune.report.load import Analysis, Model, Run, Sources, models
 from inheritune.spectra.result import COLLAPSED_RANK
 
-_ROLES = {"potent": "the head of highest rank", "laziest": "the laziest layer"}
+_ROLES = {
+    "potent": "the head of highest rank",
+    "laziest": "the lowest head of the laziest layer",
+    "collapsed": "the most collapsed head",
+}
+_UNLIKE = 3
+"""Masks whose highest values differ by more than this factor have a scale each: on one, the lower would be flat."""
+_SEEN = 0.02
+"""A standard error of a smaller share than this of the axis hides behind its point."""
 _BANDS = 2
 """Most models whose spread over the heads can be told apart in one chart."""
 
@@ -33,6 +41,7 @@ def build(sources: Sources) -> tuple[Figures, Context]:
         "not_analysed": [model.label for model in shown if model.analysis is None],
         "analyses": findings.analysis_table(shown),
         "conditions": _conditions(shown),
+        "caution": findings.unlike_lengths(shown),
         "profiles": _profiles(shown, palette, figures),
         "taus": _taus(shown, figures),
         "heads": _heads(shown, figures),
@@ -140,14 +149,29 @@ def _profile_group(
 ) -> Context:
     rows = {mask: [row for model in shown for row in series.layer_rows(model, mask)] for mask in _masks(shown)}
     field = quantity if not spread else "rank_high" if quantity == "max_rank" else "mass_high"
-    top = max((row[field] for each in rows.values() for row in each), default=1.0)
+    tops = _tops({mask: [row[field] for row in each] for mask, each in rows.items()})
     own, ids = f"-{key}" if key else "", []
     for mask, drawn in rows.items():
         title = f"{charts.QUANTITIES[quantity]}, {mask} mask, {_threshold(shown, quantity)}"
-        chart = charts.profile(drawn, quantity, palette, title, top, spread, relative=key == "depth")
+        chart = charts.profile(drawn, quantity, palette, title, tops[mask], spread, relative=key == "depth")
         name = f"{heading.replace('MaxRank', 'maxrank').replace('AvgMass', 'avgmass')[:60]}-{mask}"
         ids.append(figures.add(f"{quantity}{own}-{mask}", chart, name))
-    return {"quantity": quantity, "heading": heading, "charts": ids, "spread": spread, "first": not key}
+    return {
+        "quantity": quantity,
+        "heading": heading,
+        "charts": ids,
+        "spread": spread,
+        "first": not key,
+        "lazy": any(row["lazy"] for each in rows.values() for row in each),
+        "unlike": len(set(tops.values())) > 1,
+    }
+
+
+def _tops(values: dict[str, list[float]]) -> dict[str, float]:
+    """Return the highest value to draw under each mask: one for all, or each its own where they differ much."""
+    tops = {mask: max(each, default=1.0) for mask, each in values.items()}
+    highest = max(tops.values(), default=1.0)
+    return tops if highest > _UNLIKE * min(tops.values(), default=1.0) else dict.fromkeys(tops, highest)
 
 
 def _threshold(shown: Sequence[Model], quantity: str) -> str:
@@ -181,13 +205,13 @@ def _taus(shown: Sequence[Model], figures: Figures) -> list[Context]:
 
     def draw(i: int, model: Model, analysis: Analysis) -> Context | None:
         rows = {mask: series.tau_rows(analysis, mask) for mask in series.masks(analysis)}
-        top = max((row["max_rank"] for each in rows.values() for row in each), default=0.0)
+        tops = _tops({mask: [row["max_rank"] for row in each] for mask, each in rows.items() if each})
         ids = []
         for mask, drawn in rows.items():
             if drawn:
-                chart = charts.tau_sweep(drawn, f"{model.label[:28]}, {mask} mask", top)
+                chart = charts.tau_sweep(drawn, f"{model.label[:28]}, {mask} mask", tops[mask])
                 ids.append(figures.add(f"tau-{i}-{mask}", chart, f"tau-sweep-{short(model.label)}-{mask}"))
-        return {"charts": ids} if ids else None
+        return {"charts": ids, "unlike": len(set(tops.values())) > 1} if ids else None
 
     return _each(shown, draw)
 
@@ -235,11 +259,14 @@ def _importance(shown: Sequence[Model], palette: dict[str, str], figures: Figure
         rows = [row for row in measures.block_rows(model) if row["influence"] is not None]
         pairs = measures.agreement_rows(model)
         if rows:
-            chart = charts.influence(rows, palette, "Block Influence of each layer")
+            scale = measures.influence_scale([row["influence"] for row in rows])
+            found["logarithmic"] = scale != "linear"
+            chart = charts.influence(rows, palette, "Block Influence of each layer", scale)
             found["charts"] = [figures.add(f"influence-{i}", chart, f"block-influence-{short(model.label)}")]
             found["agreement"] = findings.agreement_sentence(model)
         if pairs:
-            chart = charts.agreement(pairs, f"{model.label[:24]}: influence over MaxRank")
+            title = f"{model.label[:24]}: influence over MaxRank"
+            chart = charts.agreement(pairs, palette[model.label], title, scale)
             found["charts"].append(
                 figures.add(f"agreement-{i}", chart, f"block-influence-over-maxrank-{short(model.label)}")
             )
@@ -266,22 +293,26 @@ def _mlp(shown: Sequence[Model], palette: dict[str, str], figures: Figures) -> C
         eta = _threshold(shown, "avg_mass")
         chart = charts.mlp_profile(rows, "mlp_mass", palette, f"MLP mass of each layer, {eta}")
         ids.append(figures.add("mlp-mass", chart, "mlp-mass-of-each-layer"))
-    return {"charts": ids} if ids else None
+    known = [row for row in rows if row["mlp_rank_low"] is not None]
+    top = max((row["mlp_rank"] for row in known), default=0.0)
+    seen = any(row["mlp_rank_error"] > _SEEN * top for row in known)
+    return {"charts": ids, "errors": bool(known), "seen": seen} if ids else None
 
 
 def _gradients(shown: Sequence[Model], figures: Figures) -> list[Context]:
     """Add the gradient probe beside the bounds of Theorem H.1, for each model that was probed."""
 
     def draw(i: int, model: Model, analysis: Analysis) -> Context | None:
-        ids, bounded = [], False
+        ids, bounded, over = [], False, "layer"
         for weight, letter in (("query", "Q"), ("key", "K")):
             rows = measures.gradient_rows(analysis, weight)
             rows = [row for row in rows if row["gradient"] is not None]
             if rows:
                 bounded = bounded or any(row["bound"] is not None for row in rows)
-                chart = charts.gradient_scatter(rows, f"{model.label[:24]}: ‖dL/dW_{letter}‖ of each head")
+                over = measures.gradient_axis(rows)
+                chart = charts.gradient_scatter(rows, f"{model.label[:24]}: ‖dL/dW_{letter}‖ of each head", over)
                 ids.append(figures.add(f"gradient-{i}-{weight}", chart, f"gradient-{weight}-{short(model.label)}"))
-        return {"charts": ids, "bounded": bounded} if ids else None
+        return {"charts": ids, "bounded": bounded, "over": over} if ids else None
 
     return _each(shown, draw)
 
@@ -292,7 +323,8 @@ def _maps(shown: Sequence[Model]) -> list[Context]:
     def draw(i: int, model: Model, analysis: Analysis) -> Context | None:
         maps = analysis.maps
         tokens = next((each["tokens"] for each in maps if each.get("tokens")), None)
-        return {"maps": [_map(f"map-{i}-{j}", each) for j, each in enumerate(maps)], "tokens": tokens} if maps else None
+        text = next((each["text"] for each in maps if each.get("text")), "".join(tokens or []))
+        return {"maps": [_map(f"map-{i}-{j}", each) for j, each in enumerate(maps)], "text": text} if maps else None
 
     return _each(shown, draw)
 

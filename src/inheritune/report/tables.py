@@ -126,6 +126,7 @@ def settings(run: Run) -> list[tuple[str, str]]:
 def study_settings(model: Model) -> list[tuple[str, str]]:
     """Return what it takes to make an analysis again, as names and values."""
     spectra = model.analysis.spectra if model.analysis else {}
+    data = spectra.get("data") or {}
     pairs: list[tuple[str, Any]] = [
         ("model", spectra.get("model")),
         ("τ", ", ".join(f"{tau:g}" for tau in spectra.get("taus") or [spectra.get("tau")] if tau is not None)),
@@ -133,6 +134,8 @@ def study_settings(model: Model) -> list[tuple[str, str]]:
         ("sequences, N", spectra.get("sequences")),
         ("tokens in each, T", spectra.get("length")),
         ("masks", ", ".join(spectra.get("masks") or [])),
+        *((f"data: {key}", _plain(value)) for key, value in data.items() if key != "seed"),
+        ("seed", data.get("seed")),
         ("created", spectra.get("created")),
         *_environment(spectra.get("environment") or {}),
     ]

@@ -157,8 +157,8 @@ def check_gradients(gradients: int, sequences: int, decoder: Decoder) -> None:
         raise InherituneError(f"gradients of {gradients} sequences: expected 0 to {sequences}, the sequences given")
     if gradients and isinstance(decoder, StreamedDecoder):
         raise InherituneError(
-            "the gradient probe needs the whole model in memory, which is read layer by layer here: pass gradients=0 "
-            "(leave out --gradients) or stream=False"
+            "the gradient probe needs the whole model in memory, which is read layer by layer here: leave out "
+            "gradients (--gradients), or pass stream=False (--no-stream)"
         )
 
 

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from inheritune.errors import OutputError
-from inheritune.records import environment, now, read_json, write_json, write_text
+from inheritune.records import environment, now, write_json, write_text
 from inheritune.spectra.blocks import BlockMeasures
 from inheritune.spectra.gradients import GradientProbe
-from inheritune.spectra.recommend import SPECTRA, recommend
+from inheritune.spectra.reading import MAPS, SCHEMA, SPECTRA, read_spectra
+from inheritune.spectra.recommend import recommend
 from inheritune.spectra.result import BothSpectra, Spectra
 
-MAPS = "maps.json"
-SCHEMA = 2
-"""The version of `spectra.json`; older ones have fewer fields and are read as well."""
 
-
-def save_spectra(result: Spectra | BothSpectra, folder: str | Path, model_name: str) -> Path:
+def save_spectra(
+    result: Spectra | BothSpectra, folder: str | Path, model_name: str, data: Mapping[str, Any] | None = None
+) -> Path:
     """Write `result` to `spectra.json` in `folder` and return the file's path.
 
     The file has `model`, `depth`, `tau`, `taus`, `eta`, `sequences`, `length`, `masks`, `layers` (for each `index` and,
     for each mask, the measures of `Spectra` per head, `max_rank`, `avg_mass`, `lazy`; `classes` of the heads where both
     masks were analysed; `gradients` where they were probed), `blocks` and `angular_distance` (`BlockMeasures`),
-    `recommendation`, `environment` and `created`. What is not defined is null.
+    `recommendation`, `data`, `environment` and `created`. What is not defined is null.
 
     Args:
         result: what `analyze` returned.
         folder: made where it is missing.
         model_name: what to call the model, a folder or hub id.
+        data: where the tokens are from, as plain values: `source`, `tokens` (in all of it) and `seed` of the draw.
 
     Raises:
         OutputError: the file cannot be written.
@@ -64,6 +65,7 @@ def save_spectra(result: Spectra | BothSpectra, folder: str | Path, model_name: 
         "layers": layers,
         **({} if first.blocks is None else first.blocks.as_record()),
         "recommendation": advice.as_record(),
+        **({} if data is None else {"data": dict(data)}),
         "environment": environment(),
         "created": now(),
     }
@@ -86,27 +88,17 @@ def load_spectra(folder: str | Path) -> Spectra | BothSpectra:
     """Read the result that `save_spectra` wrote in `folder`.
 
     Raises:
-        OutputError: there is no `spectra.json`, or it is not one of ours.
+        OutputError: there is no `spectra.json`, or it is not one of ours, or damaged.
     """
-    path = Path(folder) / SPECTRA
-    record = read_json(path)
-    check_schema(record, path)
+    record = read_spectra(folder)
     try:
-        parts = [_read_part(record, mask) for mask in record["masks"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise OutputError(f"{path} is not an analysis ({type(error).__name__}: {error})") from error
+        parts = [_read_part(record, mask) for mask in sorted(record["masks"])]
+    except (KeyError, TypeError) as error:  # a field that some layers have and others lack
+        path = Path(folder) / SPECTRA
+        raise OutputError(
+            f"{path} is not an analysis, its layers differ ({error}): run inheritune analyze again"
+        ) from error
     return parts[0] if len(parts) == 1 else BothSpectra(*parts)
-
-
-def check_schema(record: Any, path: Path) -> None:
-    """Refuse a file that a later version wrote: its fields may mean something else.
-
-    Raises:
-        OutputError: naming `path` and what this version reads.
-    """
-    schema = record.get("schema", 1) if isinstance(record, dict) else 1
-    if schema not in range(1, SCHEMA + 1):
-        raise OutputError(f"{path} has schema {schema!r}: this version reads schemas 1 to {SCHEMA}, update inheritune")
 
 
 _MEASURES = ("rank", "rank_error", "mass", "entropy", "stable_rank", "sink_column", "sink_epsilon")
@@ -141,10 +133,10 @@ def _read_part(record: dict[str, Any], mask: Any) -> Spectra:
     layers = record["layers"]
 
     def table(name: str) -> Any:
-        return _padded([layer[mask][name] for layer in layers]) if name in layers[0][mask] else None
+        return _padded([layer[mask][name] for layer in layers]) if layers[0][mask].get(name) is not None else None
 
     columns = table("sink_column")
-    taus = [float(tau) for tau in layers[0][mask].get("ranks", {})]
+    taus = layers[0][mask].get("ranks", {})
     return Spectra(
         rank=table("rank"),
         mass=table("mass"),
@@ -154,7 +146,7 @@ def _read_part(record: dict[str, Any], mask: Any) -> Spectra:
         sequences=record["sequences"],
         length=record["length"],
         layers_index=tuple(layer["index"] for layer in layers),
-        ranks={tau: _padded([layer[mask]["ranks"][f"{tau:g}"] for layer in layers]) for tau in taus},
+        ranks={float(tau): _padded([layer[mask]["ranks"][tau] for layer in layers]) for tau in taus},
         rank_error=table("rank_error"),
         entropy=table("entropy"),
         stable_rank=table("stable_rank"),

@@ -1,4 +1,4 @@
-"""Attention maps worth looking at: the most potent head and the most collapsed one (paper, Fig. 9 and 12)."""
+"""Attention maps worth looking at: the most potent head and the most collapsed ones (paper, Fig. 9 and 12)."""
 
 from __future__ import annotations
 
@@ -31,19 +31,21 @@ def attention_maps(
     tokenizer: PreTrainedTokenizerBase | None = None,
     heads: Sequence[tuple[int, int]] = (),
 ) -> list[dict[str, Any]]:
-    """Return the attention matrices, on the first sequence, of two heads for each mask, and of others asked for.
+    """Return the attention matrices, on the first sequence, of a few heads for each mask and of others asked for.
 
     Args:
         model: the model that was analysed.
         tokens: the tokens that were analysed; the map is of the first `MAP_TOKENS` tokens of the first sequence.
-        spectra: the result, which chooses the heads: `potent`, the head of the highest rank, and `laziest`, the head of
-            the lowest rank in the layer with the least MaxRank. Each mask chooses its own.
+        spectra: the result, which chooses the heads: `potent`, the head of the highest rank; `laziest`, the head of
+            the lowest rank in the layer with the least MaxRank; and, where a collapsed head of another layer has a
+            rank lower still, that head, `collapsed`. Each mask chooses its own.
         tokenizer: names the tokens; without one they have no names.
         heads: (layer, head) of more heads to show, 0-based, under every mask that was analysed.
 
     Returns:
         For each map `layer`, `head`, `mask`, `role`, `rank` (k* of this very matrix), `mean_rank` (over the
-        sequences), `tokens` and `values` (T x T, rounded to 4 decimals).
+        sequences), `tokens`, `text` (of the tokens together: a character may be split over several) and `values`
+        (T x T, rounded to 4 decimals).
 
     Raises:
         PlanError: a layer or head of `heads` was not analysed.
@@ -62,20 +64,30 @@ def attention_maps(
                 matrices[mask, layer, head] = piece.probabilities[0, local].cpu().clone()
 
     visit_attention(decoder, first, [part.mask for part in parts], keep)
-    names = None if tokenizer is None else [tokenizer.decode([token]) for token in first[0].tolist()]
+    ids = first[0].tolist()
+    names = None if tokenizer is None else [tokenizer.decode([token]) for token in ids]
+    text = None if tokenizer is None else tokenizer.decode(ids)
     maps = []
     for part in parts:
         for role, (row, head) in (choose_heads(part) | more).items():
             matrix = matrices[part.mask, part.layers_index[row], head]
-            maps.append(_entry(part, role, row, head, matrix) | {"tokens": names, "values": _rounded(matrix)})
+            read = {"tokens": names, "text": text, "values": _rounded(matrix)}
+            maps.append(_entry(part, role, row, head, matrix) | read)
     return maps
 
 
 def choose_heads(spectra: Spectra) -> dict[str, tuple[int, int]]:
-    """Return (row of `spectra.rank`, head) of the `potent` and the `laziest` head."""
+    """Return (row of `spectra.rank`, head) of the `potent`, the `laziest` and perhaps a `collapsed` head."""
     row = int(np.argmin(spectra.max_rank))
-    potent = np.unravel_index(int(np.nanargmax(spectra.rank)), spectra.rank.shape)
-    return {"potent": (int(potent[0]), int(potent[1])), "laziest": (row, int(np.nanargmin(spectra.rank[row])))}
+    potent, lowest = (
+        tuple(map(int, np.unravel_index(int(place), spectra.rank.shape)))
+        for place in (np.nanargmax(spectra.rank), np.nanargmin(spectra.rank))
+    )
+    laziest = (row, int(np.nanargmin(spectra.rank[row])))
+    chosen = {"potent": (potent[0], potent[1]), "laziest": laziest}
+    if spectra.collapsed_heads[lowest] and spectra.rank[lowest] < spectra.rank[laziest]:
+        chosen["collapsed"] = (lowest[0], lowest[1])
+    return chosen
 
 
 def check_heads(heads: Sequence[tuple[int, int]], spectra: Spectra) -> dict[str, tuple[int, int]]:

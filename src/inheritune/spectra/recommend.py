@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inheritune.errors import OutputError, PlanError
-from inheritune.records import read_json
+from inheritune.errors import InherituneError, OutputError, PlanError
+from inheritune.spectra.reading import SPECTRA as SPECTRA
+from inheritune.spectra.reading import read_spectra
 from inheritune.spectra.result import BothSpectra, Spectra
 
 if TYPE_CHECKING:
     from inheritune.spectra.blocks import BlockMeasures
 
-SPECTRA = "spectra.json"
 LAZY_BELOW = 2.0
 """floor(AvgRank) = 1 (Definition G.1): AvgRank is at least 1, so below 2."""
 LEAST_SHARE = 3
@@ -130,17 +130,16 @@ def load_recommendation(folder: str | Path) -> Recommendation:
     """Read the recommendation in the `spectra.json` that `inheritune analyze` wrote in `folder`.
 
     Raises:
-        OutputError: there is no such file, it is not JSON, or it holds no recommendation.
+        OutputError: there is no such file, it is not JSON or damaged, or it holds no recommendation.
     """
     path = Path(folder) / SPECTRA
-    record = read_json(path)
-    held = record.get("recommendation") if isinstance(record, dict) else None
+    held = read_spectra(folder, needed=()).get("recommendation")
     if held is None:
         raise OutputError(f"{path} holds no recommendation (an older analysis?): run inheritune analyze again")
     try:
         return Recommendation.from_record(held)
     except PlanError as error:
-        raise OutputError(f"{path}: {error}") from error
+        raise OutputError(f"{path}: {error}; run inheritune analyze again") from error
 
 
 def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recommendation:
@@ -153,8 +152,14 @@ def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recom
             analysed layer says (a hybrid's blocks behind it are then not known of).
 
     Raises:
+        InherituneError: `spectra` is something else.
         PlanError: `depth` is less than the analysed layers need.
     """
+    if not isinstance(spectra, Spectra | BothSpectra):
+        raise InherituneError(
+            f"cannot recommend from a {type(spectra).__name__}: expected what analyze returns; the advice "
+            "in an analysis folder is read by spectra.load_recommendation"
+        )
     parts = [spectra.causal, spectra.full] if isinstance(spectra, BothSpectra) else [spectra]
     depth = _depth(parts[0], depth)
     start, reason, profile = _decide([_Profile.of(part, depth) for part in parts])
@@ -252,8 +257,8 @@ def _asides(profile: _Profile, start: int) -> str:
     without = profile.depth - len(profile.ranks)
     asides = ""
     if lazy and not profile.all_lazy:
-        verb = "is" if len(lazy) == 1 else "are"
-        asides += f"; of the layers that stay, {ranges(lazy)} {verb} lazy too under the {profile.mask} mask"
+        verb, too = "is" if len(lazy) == 1 else "are", "" if profile.tail is None else " too"
+        asides += f"; of the layers that stay, {ranges(lazy)} {verb} lazy{too} under the {profile.mask} mask"
     if without and profile.ranks:
         asides += f"; {_layers(without)} without attention {'has' if without == 1 else 'have'} no rank"
     return asides

@@ -77,6 +77,29 @@ class Spectra:
     blocks: BlockMeasures | None = None
     gradients: GradientProbe | None = None
 
+    @property
+    def causal(self) -> Spectra:
+        """The spectra under the causal mask, as `BothSpectra` has them.
+
+        Raises:
+            InherituneError: these are of the other mask alone.
+        """
+        return self._under("causal")
+
+    @property
+    def full(self) -> Spectra:
+        """The spectra without the mask, as `BothSpectra` has them.
+
+        Raises:
+            InherituneError: these are of the other mask alone.
+        """
+        return self._under("full")
+
+    def _under(self, mask: Mask) -> Spectra:
+        if mask != self.mask:
+            raise InherituneError(f"no spectra under the {mask} mask, {self.mask} alone: pass mask='both' to analyze")
+        return self
+
     def at(self, tau: float) -> Spectra:
         """Return the spectra with the rank at another tau of those that were asked for; its error is not known.
 

@@ -6,26 +6,27 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from inheritune.report.charts.base import data, gradient_legend, layer_axis, model_colour, tips, title_of
+from inheritune.report.measures import ScaleType
 from inheritune.report.series import Row
 
 if TYPE_CHECKING:
     import altair as alt
 
-_MASK_COLOURS = {"causal": "#1b7fc4", "full": "#e69f00"}
+_MASK_SHAPES = {"causal": "circle", "full": "triangle-up"}
 _MLP = {"mlp_rank": "MLP rank", "mlp_mass": "MLP mass, tokens"}
 
 
-def influence(rows: Sequence[Row], palette: dict[str, str], title: str) -> alt.LayerChart:
+def influence(rows: Sequence[Row], palette: dict[str, str], title: str, scale: ScaleType = "linear") -> alt.LayerChart:
     """Draw Block Influence (ShortGPT: 1 - cosine of a block's input and output) of each block, a line for each model.
 
     Args:
         rows: of `measures.block_rows`.
         palette: a colour for each model.
         title: what stands above the chart.
+        scale: of the vertical axis, of `measures.influence_scale`.
     """
     import altair as alt
 
-    y = alt.Y("influence:Q", title="Block Influence", scale=alt.Scale(zero=True))
     shown: dict[str, tuple[str, str | None]] = {
         "model:N": ("model", None),
         "layer:Q": ("layer", "d"),
@@ -34,23 +35,38 @@ def influence(rows: Sequence[Row], palette: dict[str, str], title: str) -> alt.L
         "full:Q": ("MaxRank, full", ".2f"),
     }
     colour = model_colour(palette, [row["model"] for row in rows])
+    y = _influence_axis(rows, scale)
     base = alt.Chart(data(rows)).encode(x=layer_axis(), y=y, color=colour, tooltip=tips(rows, shown))
     layers = [base.mark_line(strokeWidth=2), base.mark_point(filled=True, opacity=1, size=36)]
     return alt.layer(*layers).properties(width="container", height=240, title=title_of(title))
 
 
-def agreement(rows: Sequence[Row], title: str) -> alt.Chart:
-    """Draw Block Influence over MaxRank, a point for each layer and mask.
+def _influence_axis(rows: Sequence[Row], scale: ScaleType) -> alt.Y:
+    """Return the axis of Block Influence; a symlog scale is logarithmic from the least value above 0 on."""
+    import altair as alt
+
+    if scale == "linear":
+        return alt.Y("influence:Q", title="Block Influence", scale=alt.Scale(zero=True))
+    constant = min(row["influence"] for row in rows if row["influence"] > 0)
+    axis = alt.Axis(tickCount=5, format="~g")
+    own = alt.Scale(type=scale, nice=False, padding=8, **({"constant": constant} if scale == "symlog" else {}))
+    return alt.Y("influence:Q", title="Block Influence (log scale)", scale=own, axis=axis)
+
+
+def agreement(rows: Sequence[Row], colour: str, title: str, scale: ScaleType = "linear") -> alt.Chart:
+    """Draw Block Influence over MaxRank, a point for each layer and mask; the mask is its shape.
 
     Args:
         rows: of `measures.agreement_rows`, of one model.
+        colour: of the model, which is its own in every chart.
         title: what stands above the chart.
+        scale: of the vertical axis, of `measures.influence_scale`.
     """
     import altair as alt
 
-    masks = [mask for mask in _MASK_COLOURS if any(row["mask"] == mask for row in rows)]
-    scale = alt.Scale(domain=masks, range=[_MASK_COLOURS[mask] for mask in masks])
-    legend = alt.Legend(orient="top", title=None, direction="horizontal")
+    masks = [mask for mask in _MASK_SHAPES if any(row["mask"] == mask for row in rows)]
+    shapes = alt.Scale(domain=masks, range=[_MASK_SHAPES[mask] for mask in masks])
+    legend = alt.Legend(orient="top", title=None, direction="horizontal", symbolStrokeColor=colour)
     shown: dict[str, tuple[str, str | None]] = {
         "layer:Q": ("layer", "d"),
         "mask:N": ("mask", None),
@@ -59,12 +75,11 @@ def agreement(rows: Sequence[Row], title: str) -> alt.Chart:
     }
     return (
         alt.Chart(data(rows))
-        .mark_point(filled=True, size=46, opacity=0.85)
+        .mark_point(size=46, opacity=0.9, color=colour)
         .encode(
-            x=alt.X("max_rank:Q", title="MaxRank", scale=alt.Scale(zero=False, padding=8)),
-            y=alt.Y("influence:Q", title="Block Influence", scale=alt.Scale(zero=True)),
-            color=alt.Color("mask:N", scale=scale, legend=legend),
-            shape=alt.Shape("mask:N", scale=alt.Scale(domain=masks, range=["circle", "triangle-up"][: len(masks)])),
+            x=alt.X("max_rank:Q", title="MaxRank", scale=alt.Scale(zero=True, nice=True)),
+            y=_influence_axis(rows, scale),
+            shape=alt.Shape("mask:N", scale=shapes, legend=legend),
             tooltip=tips(rows, shown),
         )
         .properties(width="container", height=240, title=title_of(title))

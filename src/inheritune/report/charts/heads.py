@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from inheritune.report.charts.base import BLUES, COLLAPSED_COLOUR, data, gradient_legend, tips, title_of
 from inheritune.report.series import Row
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import altair as alt
 
 CLASS_COLOURS = {"sink": COLLAPSED_COLOUR, "uniform": "#7b5ea7", "potent": "#b9cde0"}
+_BOUND = "bound (dash)"
 _LINED = 33
 """A map with more heads than this has no lines between its cells: they would be as wide as the cells."""
 
@@ -33,7 +34,7 @@ _TIPS: dict[str, tuple[str, str | None]] = {
 
 
 def rank_map(rows: Sequence[Row], highest: float, title: str) -> alt.Chart:
-    """Draw the Rank of each head, layers down and heads across, collapsed heads in red (the paper's Fig. 11, 21, 22).
+    """Draw the Rank of each head, layers down and heads across, collapsed heads in vermillion (Fig. 11, 21, 22).
 
     Args:
         rows: the heads of one model under one mask, of `series.head_rows`.
@@ -82,22 +83,19 @@ def _grid(rows: Sequence[Row], colour: object, title: str) -> alt.Chart:
     )
 
 
-def gradient_scatter(rows: Sequence[Row], title: str) -> alt.LayerChart:
+def gradient_scatter(rows: Sequence[Row], title: str, over: Literal["epsilon", "layer"] = "epsilon") -> alt.LayerChart:
     """Draw each head's gradient norm over its sink epsilon, and the bound of Theorem H.1 (iii) above it; logarithmic.
 
     Args:
         rows: of `measures.gradient_rows`, one weight (`query` or `key`) of one model.
         title: what stands above the chart.
+        over: the horizontal axis, of `measures.gradient_axis`.
     """
     import altair as alt
 
-    over = "epsilon" if any(row["epsilon"] is not None for row in rows) else "layer"
-    x = alt.X(
-        f"{over}:Q",
-        title="ε of the sink, causal (log scale)" if over == "epsilon" else "layer",
-        scale=alt.Scale(type="log") if over == "epsilon" else alt.Scale(nice=False, padding=8),
-        axis=alt.Axis(tickCount=4, format=".2~g"),
-    )
+    title_x, kind = ("ε of the sink, causal (log scale)", "log") if over == "epsilon" else ("layer", "linear")
+    scale_x = alt.Scale(type=kind, zero=False, nice=False, padding=8)
+    x = alt.X(f"{over}:Q", title=title_x, scale=scale_x, axis=alt.Axis(tickCount=4, format=".2~g", tickMinStep=1))
     axis = alt.Axis(tickCount=5, format=".1~e")
     scale = alt.Scale(type="log")
     shown: dict[str, tuple[str, str | None]] = {
@@ -111,15 +109,16 @@ def gradient_scatter(rows: Sequence[Row], title: str) -> alt.LayerChart:
     base = alt.Chart(data(rows)).encode(x=x, tooltip=tips(rows, shown))
     points_of = CLASS_COLOURS | {"potent": "#1b7fc4", "not classed": "#1b7fc4"}
     names = {name: colour for name, colour in points_of.items() if any(row["class"] == name for row in rows)}
+    bounded = any(row["bound"] is not None for row in rows)
+    names |= {_BOUND: "#8a8a8a"} if bounded else {}
     legend = alt.Legend(orient="bottom", title=None, direction="horizontal")
     colour = alt.Color("class:N", scale=alt.Scale(domain=list(names), range=list(names.values())), legend=legend)
     points = base.mark_point(filled=True, size=26, opacity=0.8).encode(
         y=alt.Y("gradient:Q", title="Frobenius norm (log scale)", axis=axis, scale=scale), color=colour
     )
-    if not any(row["bound"] is not None for row in rows):
+    if not bounded:
         return alt.layer(points).properties(width="container", height=240, title=title_of(title))
-    bounds = base.transform_filter("datum.bound != null").mark_tick(
-        thickness=1.5, size=7, color="#8a8a8a", orient="horizontal"
-    )
-    layers = [bounds.encode(y=alt.Y("bound:Q", title="Frobenius norm (log scale)", axis=axis, scale=scale)), points]
+    bounds = base.transform_filter("datum.bound != null").mark_tick(thickness=1.5, size=7, orient="horizontal")
+    y = alt.Y("bound:Q", title="Frobenius norm (log scale)", axis=axis, scale=scale)
+    layers = [bounds.encode(y=y, color=alt.datum(_BOUND)), points]
     return alt.layer(*layers).properties(width="container", height=240, title=title_of(title))
