@@ -7,8 +7,9 @@ Writes a Llama-shaped checkpoint of random bytes in several shards, then copies 
 once per round: `cp -r`; `cp -r` followed by `sync`; inherit_checkpoint; inherit_checkpoint(sync=True), which waits for
 the disk like the second. inherit_checkpoint runs in a fresh process each time. Its time is that of the call once its
 libraries are imported; what importing them takes, which does not depend on the size, stands beside it. The peak
-resident memory (VmHWM) is that of the whole process, libraries and all. `sync` is run, and the disk left alone for some
-seconds, before each measurement. Everything is deleted at the end.
+resident memory (VmHWM) is that of the whole process, libraries and all. Before each measurement `sync` is run, the disk
+is left alone for some seconds, and free memory is touched once, because a virtual machine may have given it back to its
+host, which makes whoever uses it first pay. Everything is deleted at the end.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import mmap
 import os
 import shutil
 import statistics
@@ -109,38 +111,52 @@ def _numel(shapes: dict[str, tuple[int, ...]]) -> int:
 
 def _measure(source: Path, out: Path, rounds: int, cold: bool) -> dict[str, list[Result]]:
     """Copy each way once per round, the order turned by one from round to round."""
-    ways: dict[str, Callable[[], Result]] = {
-        "cp": lambda: _timed(lambda: _cp(source, out)),
-        "inherit_checkpoint": lambda: _child(source, out, "plain"),
-        "cp, then sync": lambda: _timed(lambda: _cp(source, out, sync=True)),
-        "inherit_checkpoint(sync=True)": lambda: _child(source, out, "sync"),
+    ways: dict[str, Callable[[Callable[[], None]], Result]] = {
+        "cp": lambda settle: _cp(source, out, settle, sync=False),
+        "inherit_checkpoint": lambda settle: _child(source, out, settle, "plain"),
+        "cp, then sync": lambda settle: _cp(source, out, settle, sync=True),
+        "inherit_checkpoint(sync=True)": lambda settle: _child(source, out, settle, "sync"),
     }
     results: dict[str, list[Result]] = {name: [] for name in ways}
     order = list(ways)
     for number in range(rounds):
         for name in order[number % len(order) :] + order[: number % len(order)]:
-            shutil.rmtree(out, ignore_errors=True)
-            os.sync()
-            time.sleep(REST_SECONDS)
-            for path in source.iterdir():
-                _forget(path) if cold else _read(path)
-            result = ways[name]()
+            result = ways[name](lambda: _settle(source, out, cold))
             results[name].append(result)
             _say(f"round {number + 1}: {name}: {result['seconds']:.2f} s")
     _compare(source, out)
     return results
 
 
-def _cp(source: Path, out: Path, sync: bool = False) -> None:
+def _settle(source: Path, out: Path, cold: bool) -> None:
+    """Bring disk, page cache and memory into the state in which every way begins."""
+    shutil.rmtree(out, ignore_errors=True)
+    os.sync()
+    time.sleep(REST_SECONDS)
+    for path in source.iterdir():
+        _forget(path) if cold else _read(path)
+    _touch_memory(source)
+
+
+def _cp(source: Path, out: Path, settle: Callable[[], None], sync: bool) -> Result:
+    settle()
+    start = time.perf_counter()
     subprocess.run(["cp", "-r", source, out], check=True)
     if sync:
         os.sync()
-
-
-def _timed(work: Callable[[], object]) -> Result:
-    start = time.perf_counter()
-    work()
     return {"seconds": time.perf_counter() - start}
+
+
+def _touch_memory(source: Path) -> None:
+    """Use as much free memory as a copy of `source` will, half as much again, and give it back."""
+    import psutil
+
+    size = sum(path.stat().st_size for path in source.iterdir()) * 3 // 2
+    size = min(size, psutil.virtual_memory().available // 2)
+    page = b"x" * (1 << 20)
+    with mmap.mmap(-1, size) as memory:
+        for start in range(0, size - len(page), len(page)):
+            memory[start : start + len(page)] = page
 
 
 def _read(path: Path) -> None:
@@ -166,10 +182,15 @@ def _compare(source: Path, out: Path) -> None:
         raise SystemExit("the copy holds other tensors than the source")
 
 
-def _child(source: Path, out: Path, way: str) -> Result:
+def _child(source: Path, out: Path, settle: Callable[[], None], way: str) -> Result:
+    """Let a fresh process import its libraries, settle, and let it make the call."""
     command = [sys.executable, __file__, "--child", way, "--source", str(source), "--out", str(out)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdout.readline()
+        settle()
+        answer, _ = child.communicate("go\n")
+    return json.loads(answer)
 
 
 def _inherit(source: Path, out: Path, sync: bool) -> None:
@@ -182,10 +203,13 @@ def _inherit(source: Path, out: Path, sync: bool) -> None:
 
     import_module("transformers.models.llama.modeling_llama")
     layers = load_config(source).num_hidden_layers
-    ready = time.perf_counter()
+    imports = time.perf_counter() - start
+    _say("ready")
+    sys.stdin.readline()
+    start = time.perf_counter()
     inherit_checkpoint(source, out, layers, sync=sync)
-    end = time.perf_counter()
-    print(json.dumps({"seconds": end - ready, "imports": ready - start, "peak": _peak_memory()}))
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "imports": imports, "peak": _peak_memory()}))
 
 
 def _peak_memory() -> int:

@@ -129,5 +129,7 @@ def _analysis(workspace: Workspace, model: PreTrainedModel, role: str) -> str | 
     folder = workspace.folder / place
     spectra = analyze(model, tokens, tau=settings.tau, eta=settings.eta, mask="both")
     save_maps(attention_maps(model, tokens, spectra, workspace.tokenizer), folder)
-    save_spectra(spectra, folder, f"{workspace.recipe.name}: {role}")
+    source = workspace.recipe.data.validation or workspace.recipe.data.source
+    data = {"source": source, "tokens": workspace.shards.tokens("valid"), "seed": workspace.recipe.seed}
+    save_spectra(spectra, folder, f"{workspace.recipe.name}: {role}", data)
     return place
