@@ -18,6 +18,7 @@ from surgery_families import DEPTH, assert_same_weights, source
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import inheritune.surgery as surgery
+from inheritune.decoder.stored import read_folder
 from inheritune.errors import ModelError, OutputError, PlanError
 from inheritune.surgery import LayerPlan, copying
 from inheritune.surgery.copying import write_file
@@ -470,14 +471,36 @@ def test_neighbouring_tensors_are_copied_in_one_go(
     assert sizes == [sum(tensor.nbytes for tensor in load_file(out / "model.safetensors").values())]
 
 
-@pytest.mark.parametrize("block", [7, 300, 4096])
-def test_blocks_of_any_size_make_the_same_file(
-    block: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("answer", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, 0, "absent"])
+def test_where_the_system_does_not_copy_the_bytes_are_the_same(
+    answer: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = surgery.inherit_checkpoint(folder, tmp_path / "expected", [2, 0]) / "model.safetensors"
-    monkeypatch.setattr(copying, "_BLOCK", block)
+
+    def refuse(*_: Any) -> int:
+        if answer:
+            raise OSError(answer, "no")
+        return 0
+
+    if answer == "absent":
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    else:
+        monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    monkeypatch.setattr(copying, "_BLOCK", 1000)  # so that a tensor takes several reads
     out = surgery.inherit_checkpoint(folder, tmp_path / "out", [2, 0])
     assert (out / "model.safetensors").read_bytes() == expected.read_bytes()
+
+
+def test_a_copy_keeps_the_sources_shards_and_places_within_pages(
+    tiny_llama: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_STEP", 30_000)  # what is smaller is not padded
+    tiny_llama.save_pretrained(tmp_path / "source", max_shard_size="70KB")
+    out = surgery.inherit_checkpoint(tmp_path / "source", tmp_path / "out", 4)
+    before, after = read_folder(tmp_path / "source"), read_folder(out)
+    assert {key: tensor.path.name for key, tensor in after.items()} == {key: t.path.name for key, t in before.items()}
+    assert all((after[key].start - before[key].start) % (64 << 10) == 0 for key in before)
+    assert_same_weights(load(out).state_dict(), tiny_llama.state_dict())
 
 
 def test_a_file_that_shrinks_while_it_is_copied(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,8 @@ def test_the_card_names_the_command_without_the_places_on_this_machine(folder: P
         assert f"inheritune inherit source --layers 0:2 --parts {parts} --out {parts}" in card
         assert str(LayerPlan.from_layers([0, 1], 4, parts)) in card
         assert str(tmp_path) not in card
+    assert call(folder, "--width", "1/2", "--out", tmp_path / "narrow").exit_code == 0
+    assert "the first part was kept: heads 4 -> 2, KV heads 2 -> 1" in (tmp_path / "narrow" / "README.md").read_text()
 
 
 def test_upload(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

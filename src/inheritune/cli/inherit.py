@@ -239,7 +239,9 @@ class Order:
     def _build(self, out: Path, command: str) -> None:
         from inheritune import surgery
         from inheritune.decoder import load_tokenizer, save_model
-        from inheritune.surgery.card import place_of, write_card
+        from inheritune.records import write_text
+        from inheritune.surgery.card import CARD, model_card, place_of
+        from inheritune.surgery.width import describe_width
 
         built = surgery.inherit(
             self.model,
@@ -257,16 +259,18 @@ class Order:
             tokenizer = None
         sizes = self.parameters()
 
+        card = model_card(
+            name=out.name,
+            plan=self.plan,
+            source=place_of(self.model, self.revision),
+            target=None if self.target is None else place_of(self.target),
+            parameters=(sizes["before"], sizes["after"]),
+            command=command,
+            width="" if self.width is None else describe_width(self.config, self.width),
+        )
+
         def finish(folder: Path) -> None:
-            write_card(
-                folder,
-                name=out.name,
-                plan=self.plan,
-                source=place_of(self.model, self.revision),
-                target=None if self.target is None else place_of(self.target),
-                parameters=(sizes["before"], sizes["after"]),
-                command=command,
-            )
+            write_text(folder / CARD, card)
 
         save_model(built, out, tokenizer, max_shard_size=self.max_shard_size, finish=finish)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from inheritune.decoder.hub import cached_name, first_line, open_repository
 from inheritune.errors import ModelError
-from inheritune.records import write_text
 from inheritune.surgery.plan import LayerPlan
 
 CARD = "README.md"
@@ -40,25 +39,6 @@ def place_of(source: str | Path, revision: str | None = None) -> Place:
     return source, repository.folder
 
 
-def write_card(
-    folder: Path,
-    *,
-    name: str,
-    plan: LayerPlan,
-    source: Place,
-    parameters: tuple[int, int],
-    command: str,
-    target: Place | None = None,
-) -> None:
-    """Write the card of the model in `folder`; see `model_card`.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    text = model_card(name=name, plan=plan, source=source, parameters=parameters, command=command, target=target)
-    write_text(folder / CARD, text)
-
-
 def model_card(
     *,
     name: str,
@@ -67,6 +47,7 @@ def model_card(
     parameters: tuple[int, int],
     command: str,
     target: Place | None = None,
+    width: str = "",
 ) -> str:
     """Return a model card: metadata as YAML, then what there is to know, as Markdown.
 
@@ -77,6 +58,7 @@ def model_card(
         parameters: the numbers of parameters of the reference and of the new model.
         command: what made it.
         target: the model that was grown or stacked, if the plan takes layers from one.
+        width: what was done to the width, in words (`describe_width`); empty for nothing.
     """
     from huggingface_hub import ModelCardData
 
@@ -96,6 +78,7 @@ def model_card(
         f"# {name}",
         _summary(plan, origins[0], before, after),
         f"## Where each layer comes from\n\n```\n{plan}\n```\n\n{_outside(plan, origins)}",
+        *([f"Of the width, the first part was kept: {width}."] if width else []),
         f"## How to load it\n\n```python\n{_loading(name)}\n```",
         f"## How it was made\n\n```\n{made_by}\n```\n\nVersions: {_versions()}.",
         f"## Licence\n\n{_licence_line(licence)}",

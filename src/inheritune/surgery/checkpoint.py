@@ -7,8 +7,10 @@ whole. Of a model on the hub, only the files that hold such tensors are download
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,6 @@ from inheritune.decoder.stored import (
 )
 from inheritune.errors import ModelError, OutputError, PlanError
 from inheritune.progress import progress
-from inheritune.records import write_json, write_text
 from inheritune.surgery.card import CARD, LICENCES, describe_call, model_card
 from inheritune.surgery.config import depth_of
 from inheritune.surgery.copying import write_file
@@ -141,7 +142,8 @@ def inherit_checkpoint(
         plan: where each layer comes from, instead of `layers`; every row whole.
         target: the model being grown or stacked (a folder or a hub id), for plans with rows from `"target"`. A plan
             whose rows all come from there (stacking) may leave it out: `src_dir` is then stacked on itself.
-        max_shard_size: bytes, or text such as `"5GB"`; a tensor that is larger gets a shard of its own.
+        max_shard_size: bytes, or text such as `"5GB"`; a larger shard of the source is split, smaller ones stay as they
+            are; a tensor that is larger gets a shard of its own.
         revision: the branch, tag or commit of `src_dir` on the hub.
         trust_remote_code: run the code that the checkpoint brings along, if it needs any.
         command: what the model card says made the checkpoint; this call if None. Folders in it lose their paths.
@@ -187,7 +189,7 @@ def inherit_checkpoint(
             _write_shards(temporary, tensors, _plan_shards(tensors, max_shard_size))
         new_config.save_pretrained(temporary)
         _carry_files(sources[plan.rest].folder, temporary, _carried(new_config))
-        write_text(temporary / CARD, card)
+        (temporary / CARD).write_text(card, encoding="utf-8")
     return destination
 
 
@@ -280,19 +282,31 @@ def _check_space(folder: Path, tensors: Mapping[str, StoredTensor], destination:
 
 
 def _plan_shards(tensors: Mapping[str, StoredTensor], max_shard_size: int | str) -> dict[str, list[str]]:
-    """Return the shard files and the names of their tensors, as huggingface_hub would split them."""
+    """Return the shard files and the names of their tensors.
+
+    A shard takes its tensors from one file of the source, so that a copy keeps the source's shards (and its speed);
+    what exceeds `max_shard_size` is split as huggingface_hub does it.
+    """
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    try:
-        split = split_state_dict_into_shards_factory(
-            dict(tensors),
-            get_storage_size=lambda tensor: tensor.size,
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-    except ValueError as error:
-        raise OutputError(f"max_shard_size {max_shard_size!r}: expected bytes or a size such as '5GB'") from error
-    return split.filename_to_tensors
+    files: dict[Path, dict[str, StoredTensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        files[tensor.path][name] = tensor
+    shards: list[list[str]] = []
+    for path in sorted(files):
+        try:
+            split = split_state_dict_into_shards_factory(
+                files[path],
+                get_storage_size=lambda tensor: tensor.size,
+                filename_pattern="model{suffix}.safetensors",
+                max_shard_size=max_shard_size,
+            )
+        except ValueError as error:
+            raise OutputError(f"max_shard_size {max_shard_size!r}: expected bytes or a size such as '5GB'") from error
+        shards += split.filename_to_tensors.values()
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, start=1)}
 
 
 def _write_shards(folder: Path, tensors: Mapping[str, StoredTensor], shards: Mapping[str, list[str]]) -> None:
@@ -302,7 +316,9 @@ def _write_shards(folder: Path, tensors: Mapping[str, StoredTensor], shards: Map
             write_file(folder / name, {key: tensors[key] for key in keys}, advance)
     if len(shards) > 1:
         weight_map = {key: name for name, keys in shards.items() for key in keys}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        # Not records.write_json: its flush of one small file would make the disk write the shards first.
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _carried(config: Any) -> tuple[str, ...]:
