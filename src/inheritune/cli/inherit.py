@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.errors import ModelError, OutputError, PlanError
+from inheritune.errors import OutputError, PlanError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from inheritune.surgery import LayerPlan
-
-RECORD = "inherit.json"
 
 
 def register(app: typer.Typer) -> None:
@@ -92,6 +89,7 @@ def inherit(
     from inheritune.cli.console import console
     from inheritune.decoder import hub, load_config
     from inheritune.surgery.checkpoint import check_destination
+    from inheritune.surgery.order import RECORD, Order
 
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
     target = None if grow_from is None else load_config(grow_from, trust_remote_code=trust_remote_code)
@@ -107,7 +105,8 @@ def inherit(
     check_destination(Path(model), out, *([Path(grow_from)] if grow_from else []))
     if push_to is not None:
         hub.check_push(push_to)
-    order.fill(out, _spell(context))
+    if note := order.fill(out, _spell(context)):
+        typer.echo(f"note: {note}", err=True)
     console.print(f"saved: {out}", markup=False, soft_wrap=True)
     if push_to is not None:
         url = hub.push(out, push_to, private=private, leave_out=[RECORD])
@@ -151,146 +150,6 @@ def _revived(plan: LayerPlan, analysis: Path, config: PretrainedConfig) -> Layer
     from inheritune.surgery.revive import heads_to_revive
 
     return plan.revive(heads_to_revive(analysis, depth_of(config)))
-
-
-@dataclass(frozen=True)
-class Order:
-    """What is to be made, checked and ready: building it reads weights for the first time.
-
-    Attributes:
-        model: the reference, a folder or a hub id.
-        target: the model that grows, likewise, or None.
-        config: the reference's configuration.
-        target_config: the target's, or None.
-        plan: where each layer comes from.
-        width: the share of the width that stays, or None for all.
-        seed: of what is random.
-        max_shard_size: of the files that are written.
-        revision: of the reference on the hub.
-        trust_remote_code: whether a model may bring its own code.
-    """
-
-    model: str
-    target: str | None
-    config: PretrainedConfig
-    target_config: PretrainedConfig | None
-    plan: LayerPlan
-    width: str | None
-    seed: int
-    max_shard_size: str
-    revision: str | None
-    trust_remote_code: bool
-
-    def parameters(self) -> dict[str, int]:
-        """Return the number of parameters of the reference and of the model to be made.
-
-        Raises:
-            PlanError: the plan or the width does not fit.
-        """
-        from inheritune.decoder import count_parameters
-        from inheritune.surgery import blueprint, narrow_config
-        from inheritune.surgery.fit import draft
-
-        new_config, reference, new = draft(self.config, self.plan, self.target_config)
-        made = new.model if self.width is None else blueprint(narrow_config(new_config, self.width))
-        return {"before": count_parameters(reference.model), "after": count_parameters(made)}
-
-    def describe(self) -> str:
-        """Return the plan as text, with the number of parameters."""
-        from inheritune.surgery.width import describe_width
-
-        sizes = self.parameters()
-        share = sizes["after"] / sizes["before"]
-        narrowed = [] if self.width is None else [f"width: {describe_width(self.config, self.width)}"]
-        counted = f"parameters: {sizes['before']:,} -> {sizes['after']:,} ({share:.0%})"
-        return "\n".join([str(self.plan), *narrowed, counted])
-
-    def fill(self, out: Path, command: str) -> None:
-        """Write the model's folder and the record: from file to file where that can be, else through memory."""
-        from inheritune import records, surgery
-
-        if self.is_copy():
-            surgery.inherit_checkpoint(
-                self.model,
-                out,
-                plan=self.plan,
-                target=self.target,
-                max_shard_size=self.max_shard_size,
-                revision=self.revision,
-                trust_remote_code=self.trust_remote_code,
-                command=command,
-            )
-        else:
-            self._build(out, command)
-        records.write_json(out / RECORD, self.as_record())
-
-    def is_copy(self) -> bool:
-        """Return whether the files of the sources hold all there is to write, bit for bit."""
-        from inheritune.surgery.checkpoint import check_whole
-
-        if self.width is not None:
-            return False
-        try:
-            check_whole(self.config, self.plan, self.target_config)
-        except PlanError:  # the plan itself was found to fit: it needs a model in memory
-            return False
-        return True
-
-    def _build(self, out: Path, command: str) -> None:
-        from inheritune import surgery
-        from inheritune.decoder import load_tokenizer, save_model
-        from inheritune.records import write_text
-        from inheritune.surgery.card import CARD, model_card, place_of
-        from inheritune.surgery.width import describe_width
-
-        built = surgery.inherit(
-            self.model,
-            plan=self.plan,
-            target=self.target,
-            width=self.width,
-            seed=self.seed,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-        )
-        try:
-            tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        except ModelError as error:
-            typer.echo(f"note: saved without a tokenizer: {error}", err=True)
-            tokenizer = None
-        sizes = self.parameters()
-
-        card = model_card(
-            name=out.name,
-            plan=self.plan,
-            source=place_of(self.model, self.revision),
-            target=None if self.target is None else place_of(self.target),
-            parameters=(sizes["before"], sizes["after"]),
-            command=command,
-            width="" if self.width is None else describe_width(self.config, self.width),
-        )
-
-        def finish(folder: Path) -> None:
-            write_text(folder / CARD, card)
-
-        save_model(built, out, tokenizer, max_shard_size=self.max_shard_size, finish=finish)
-
-    def as_record(self) -> dict[str, Any]:
-        """Return what was made from what, as plain data."""
-        from inheritune import records
-
-        return {
-            "kind": "inherit",
-            "schema": 1,
-            "source": self.model,
-            "target": self.target,
-            "layers": len(self.plan),
-            "plan": self.plan.as_records(),
-            "width": self.width,
-            "seed": self.seed,
-            "parameters": self.parameters(),
-            "created": records.now(),
-            "environment": records.environment(),
-        }
 
 
 def _spell(context: typer.Context) -> str:

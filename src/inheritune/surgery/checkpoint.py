@@ -188,7 +188,7 @@ def inherit_checkpoint(
             _check_space(temporary, tensors, destination)
             _write_shards(temporary, tensors, _plan_shards(tensors, max_shard_size))
         new_config.save_pretrained(temporary)
-        _carry_files(sources[plan.rest].folder, temporary, _carried(new_config))
+        carry_files(sources[plan.rest].folder, temporary, _carried(new_config))
         (temporary / CARD).write_text(card, encoding="utf-8")
     return destination
 
@@ -326,7 +326,8 @@ def _carried(config: Any) -> tuple[str, ...]:
     return (*CARRIED, "*.py") if getattr(config, "auto_map", None) else CARRIED
 
 
-def _carry_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
+def carry_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
+    """Copy the files of `source` that fit `patterns` (globs) into `target`, in folders of the same names."""
     for pattern in patterns:
         for path in source.glob(pattern):
             if path.is_file():
