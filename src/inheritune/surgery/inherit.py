@@ -18,8 +18,8 @@ from inheritune.surgery.config import depth_of, target_config, unsayable
 from inheritune.surgery.fit import check_fit, packed_weights
 from inheritune.surgery.parts import PARTS, part_of
 from inheritune.surgery.plan import LayerPlan
-from inheritune.surgery.renewal import silence_rows
 from inheritune.surgery.revive import Revived, fresh_weights, heads_to_revive
+from inheritune.surgery.silence import silence_rows
 from inheritune.surgery.width import Width, narrow, narrow_sizes
 
 if TYPE_CHECKING:
