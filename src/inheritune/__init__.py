@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "InherituneError": "inheritune.errors",
     "LayerPlan": "inheritune.surgery",
     "analyze": "inheritune.spectra",
     "gradient_probe": "inheritune.spectra",
@@ -34,7 +35,17 @@ _HOME = {
     "run": "inheritune.recipes",
 }
 
-__all__ = ["LayerPlan", "analyze", "evaluate", "gradient_probe", "inherit", "inherit_checkpoint", "recommend", "run"]
+__all__ = [
+    "InherituneError",
+    "LayerPlan",
+    "analyze",
+    "evaluate",
+    "gradient_probe",
+    "inherit",
+    "inherit_checkpoint",
+    "recommend",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -94,6 +94,10 @@ def test_the_real_model_loads(stories: Path) -> None:
     assert (decoder.layers, decoder.heads, decoder.context, decoder.vocabulary) == (5, 8, 512, 512)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+"""What git leaves in place of a large file that was not fetched."""
+
+
 def mistakes(root: Path) -> dict[str, tuple[Path, str]]:
     """Make a folder of each wrong kind; return it with what the error has to say."""
     (root / "empty").mkdir()
@@ -103,13 +107,18 @@ def mistakes(root: Path) -> dict[str, tuple[Path, str]]:
     t5 = T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     T5ForConditionalGeneration(t5).save_pretrained(root / "t5")
     GPT2Model(make_gpt2(1).config).save_pretrained(root / "headless")
-    for name in ("corrupt", "lacking"):
-        make_gpt2(2).save_pretrained(root / name)
+    for name in ("corrupt", "lacking", "shape", "pointer", "index"):
+        make_gpt2(2).save_pretrained(root / name, max_shard_size="50KB" if name == "index" else "5GB")
     corrupt = root / "corrupt" / "model.safetensors"
     corrupt.write_bytes(corrupt.read_bytes()[:1000])
     weights = load_file(root / "lacking" / "model.safetensors")
     del weights["transformer.h.1.mlp.c_fc.weight"]
     save_file(weights, root / "lacking" / "model.safetensors", metadata={"format": "pt"})
+    weights = load_file(root / "shape" / "model.safetensors")
+    weights["transformer.ln_f.bias"] = torch.ones(5)
+    save_file(weights, root / "shape" / "model.safetensors", metadata={"format": "pt"})
+    (root / "pointer" / "model.safetensors").write_text(POINTER)
+    (root / "index" / "model.safetensors.index.json").write_text("{")
     return {
         "nothing there": (
             root / "emty",
@@ -120,7 +129,10 @@ def mistakes(root: Path) -> dict[str, tuple[Path, str]]:
         "encoder": (root / "bert", r"not a decoder language model \(BertForMaskedLM\): expected a \.\.\.ForCausalLM"),
         "encoder-decoder": (root / "t5", r"is an encoder-decoder \(t5\)"),
         "headless": (root / "headless", r"not a decoder language model \(GPT2Model\)"),
-        "corrupt": (root / "corrupt", r"cannot load the weights in .*corrupt"),
+        "corrupt": (root / "corrupt", r"corrupt.model\.safetensors is damaged or not a safetensors file$"),
+        "shape": (root / "shape", r"shape stores transformer\.ln_f\.bias as \[5\]: its config.json asks for \[32\]$"),
+        "pointer": (root / "pointer", r"model\.safetensors is a git-lfs pointer, .*: run git lfs pull in .*pointer$"),
+        "index": (root / "index", r"cannot read .*index\.json: expected a JSON object with a weight_map$"),
         "lacking": (root / "lacking", r"lacks 1 of the model's weights, 'transformer\.h\.1\.mlp\.c_fc\.weight' first"),
     }
 
@@ -137,6 +149,44 @@ def test_the_configuration_alone_is_enough_to_refuse(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=message):
         load_config(folder)
+
+
+CONFIGS = {
+    "text": ('{"model_type": "llama", "num_hidden_layers": "four"}', r"'num_hidden_layers' expected int, got str"),
+    "strict": (
+        '{"model_type": "llama", "hidden_size": 2.5}',
+        r"^the config.json of .*m is wrong: Field 'hidden_size' ",
+    ),
+    "heads": (
+        '{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 3}',
+        r"is wrong: The hidden size \(32\) is not a multiple of the number of attention heads \(3\)",
+    ),
+    "cut": ('{"model_type": ', r"m.config\.json is damaged or not JSON: Expecting value"),
+    "list": ("[1]", r"m.config\.json holds a JSON list: expected an object, a model's configuration$"),
+    "pointer": (POINTER, r"m.config\.json is a git-lfs pointer, not the file itself: run git lfs pull in .*m$"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_wrong_configuration_is_one_line(case: str, tmp_path: Path) -> None:
+    text, message = CONFIGS[case]
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_config(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_configuration_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ModelError, match=r"^no config.json in .*: expected a model in Hugging Face format$"):
+        load_config(tmp_path)
+
+
+def test_a_pointer_to_a_tokenizer_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(POINTER)
+    with pytest.raises(ModelError, match=r"tokenizer\.json is a git-lfs pointer, .*: run git lfs pull in "):
+        load_tokenizer(tmp_path)
 
 
 def test_a_folder_without_a_tokenizer_is_one_line(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, failure: type[Base
 
 def test_what_is_there_is_lost_only_when_the_new_folder_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "out", "old")
-    with pytest.raises(OutputError, match="Directory not empty"):
+    with pytest.raises(OutputError, match=r"out was filled meanwhile by another process: it stays as it is"):
         write(tmp_path / "out")
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out", replace=True):
         raise ZeroDivisionError
@@ -126,6 +126,45 @@ def test_a_saved_model_is_replaced_and_finished_before_it_is_seen(tmp_path: Path
         save_model(make_llama(2), tmp_path / "m", finish=fail)
     assert (tmp_path / "m" / "README.md").read_text() == "card"
     assert names(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_place_that_is_filled_while_a_model_is_saved_is_left_alone(kind: str, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+
+    def fill(folder: Path) -> None:
+        if kind == "folder":
+            out.mkdir()
+        (out / "thesis" if kind == "folder" else out).write_text("years of work")
+
+    line = r"^.*m was filled meanwhile by another process: it stays as it is, pass a new or empty folder$"
+    with pytest.raises(OutputError, match=line):
+        save_model(make_llama(2), out, finish=fill, replace=False)
+    assert (out / "thesis" if kind == "folder" else out).read_text() == "years of work"
+    assert names(tmp_path) == ["m"]
+
+
+def test_an_empty_folder_made_while_a_model_is_saved_becomes_the_model(tmp_path: Path) -> None:
+    save_model(make_llama(2), tmp_path / "m", finish=lambda folder: (tmp_path / "m").mkdir(), replace=False)
+    assert (tmp_path / "m" / "model.safetensors").is_file() and names(tmp_path) == ["m"]
+
+
+def test_a_model_that_fills_the_disk_is_one_line(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=60k") as disk:
+        with pytest.raises(OutputError, match=r"^cannot write .*m: No space left on device$"):
+            save_model(make_llama(4), disk / "m")
+        assert names(disk) == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_saved_files_have_the_modes_that_the_umask_asks_for(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        save_model(make_llama(4), tmp_path / "m", max_shard_size="50KB")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()}
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) > 1 and set(modes.values()) == {0o666 & ~mask}
 
 
 def test_a_read_only_place_is_one_line(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_what_a_card_says(folder: Path, tmp_path: Path, tiny_llama: PreTrainedMo
     }
     assert card.text.lstrip().startswith("# out\n")
     assert f"```\n{plan}\n```" in card.text
-    assert f"| source | {count_parameters(tiny_llama):,} |" in card.text
+    assert f"| before | {count_parameters(tiny_llama):,} |" in card.text
     assert f"| this model | {count_parameters(surgery.inherit(tiny_llama, plan=plan)):,} |" in card.text
     assert "```\ninheritune inherit X --layers 0,3\n```" in card.text
     assert "**Train it before use.**" in card.text

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from surgery_families import DEPTH, assert_same_weights, source
@@ -21,6 +22,7 @@ import inheritune.surgery as surgery
 from inheritune.decoder.stored import read_folder
 from inheritune.errors import ModelError, OutputError, PlanError
 from inheritune.surgery import LayerPlan, copying
+from inheritune.surgery.checkpoint import check_shard_size
 from inheritune.surgery.copying import write_file
 from mounting import mounted
 
@@ -261,6 +263,21 @@ def _wrong_shape(folder: Path) -> None:
     path.write_bytes(data[:8] + text + data[8 + length :])
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+def _pointer(folder: Path) -> None:
+    (folder / "model-00002-of-00003.safetensors").write_text(POINTER)
+
+
+def _tokenizer_pointer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(POINTER)
+
+
+def _index_leaves_out(folder: Path) -> None:
+    _edit_index(folder, lambda weights: weights.pop("model.norm.weight"))
+
+
 def _quantised(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
@@ -276,7 +293,16 @@ def _quantised(folder: Path) -> None:
         (_garbage, "model-00002-of-00003.safetensors is damaged or not a safetensors file"),
         (_empty, "model-00002-of-00003.safetensors is damaged or not a safetensors file"),
         (_wrong_index, "puts 'model.norm.weight' in model-00001-of-00003.safetensors, which does not hold it"),
-        (_short_index, "the checkpoint has no weights for all layers 0-3 that config.json says it has"),
+        (_short_index, r"source has weights of layers .* \(model.layers\): its config.json says it has layers 0-3$"),
+        (
+            _pointer,
+            r"00002-of-00003.safetensors is a git-lfs pointer, not the file itself: run git lfs pull in .*source$",
+        ),
+        (
+            _tokenizer_pointer,
+            r"tokenizer.json is a git-lfs pointer, not the file itself: run git lfs pull in .*source$",
+        ),
+        (_index_leaves_out, r"the checkpoint .*source lacks 1 of the weights asked for, 'model.norm.weight' first$"),
         (_unreadable_index, "expected a JSON object with a weight_map"),
         (_index_elsewhere, "names the file '../other.safetensors': expected names of files beside it"),
         (_overlapping, "model-00002-of-00003.safetensors is damaged or not a safetensors file: '.*' begins at byte"),
@@ -363,11 +389,40 @@ def test_plans_that_need_a_model_say_so(folder: Path, tmp_path: Path) -> None:
         surgery.inherit_checkpoint(folder, tmp_path / "out", 2, "heads")
     with pytest.raises(PlanError, match=r"asked for layer 4, the model has 4 \(0-3\)"):
         surgery.inherit_checkpoint(folder, tmp_path / "out", [4])
-    with pytest.raises(OutputError, match="max_shard_size 'five apples': expected bytes or a size such as '5GB'"):
-        surgery.inherit_checkpoint(folder, tmp_path / "out", 2, max_shard_size="five apples")
     shutil.rmtree(folder)
     with pytest.raises(ModelError, match="no folder"):
         surgery.inherit_checkpoint(folder, tmp_path / "out", 2)
+
+
+@pytest.mark.parametrize("size", ["five apples", "5", "-1GB", "0MB", "0.0001KB", "5GiB", 0, -7, 2.5, True])
+def test_what_is_no_size_of_a_file_is_refused_before_anything_is_read(size: Any, tmp_path: Path) -> None:
+    line = rf"^max_shard_size {size!r}: expected KB, MB, GB or TB as in '5GB', or a positive int of bytes$"
+    with pytest.raises(OutputError, match=line):
+        surgery.inherit_checkpoint(tmp_path / "not there", tmp_path / "out", 2, max_shard_size=size)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", ["5GB", "1.5 gb", "0.001kb", 1])
+def test_what_hugging_face_takes_for_a_size_is_one(size: int | str, folder: Path) -> None:
+    check_shard_size(size)
+    split_torch_state_dict_into_shards(load_file(folder / "model.safetensors"), max_shard_size=size)
+
+
+def test_of_two_processes_the_second_to_finish_leaves_the_first_ones_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = surgery.inherit_checkpoint(folder, tmp_path / "first", 1)
+
+    def write_late(*arguments: Any) -> None:
+        write_file(*arguments)
+        if not (tmp_path / "out").exists():
+            first.rename(tmp_path / "out")
+
+    monkeypatch.setattr("inheritune.surgery.checkpoint.write_file", write_late)
+    with pytest.raises(OutputError, match=r"^.*out was filled meanwhile by another process: it stays as it is, pass a"):
+        surgery.inherit_checkpoint(folder, tmp_path / "out", 2)
+    assert load(tmp_path / "out").config.num_hidden_layers == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
 # -- growth from a target folder --------------------------------------------------------------------------------------

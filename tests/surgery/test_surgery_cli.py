@@ -21,7 +21,7 @@ from inheritune.spectra.files import save_spectra
 from inheritune.spectra.recommend import Recommendation
 from inheritune.spectra.result import Spectra
 from inheritune.surgery import LayerPlan
-from tiny import perturbed
+from tiny import make_gpt2, perturbed
 
 
 def call(*arguments: object) -> Result:
@@ -163,6 +163,16 @@ def test_arrangements_width_and_revival(folder: Path, tmp_path: Path, tiny_llama
         assert f"parameters: {before:,} -> {after:,} ({after / before:.0%})" in result.stdout, name
 
 
+def test_an_analysis_of_another_model_is_noted(folder: Path, tmp_path: Path) -> None:
+    ranks = np.array([[1.0] * 4] + [[9.0] * 4] * 3)
+    spectra = Spectra(ranks, ranks, 0.9, 0.9, "causal", 3, 8, (0, 1, 2, 3))
+    for name, model in (("mine", str(folder)), ("other", "acme/llama")):
+        save_spectra(spectra, tmp_path / name, model)
+        result = call(folder, "--layers", 2, "--revive", tmp_path / name, "--out", tmp_path / f"{name}-out")
+        assert result.exit_code == 0, result.output
+        assert ("is the analysis of acme/llama, not of" in result.stderr) == (name == "other")
+
+
 def test_the_card_names_the_command_without_the_places_on_this_machine(folder: Path, tmp_path: Path) -> None:
     for parts in ("all", "mlp"):
         assert call(folder, "--layers", "0:2", "--parts", parts, "--out", tmp_path / parts).exit_code == 0
@@ -189,8 +199,17 @@ def test_options_that_contradict_each_other(folder: Path, tmp_path: Path) -> Non
     assert "pass --grow-from TARGET" in str(refusal(folder, "--layers", 2, "--zero-output", *out))
     grow = ["--grow-from", folder, "--layers", "3,"]
     assert "--parts mlp does not go with --grow-from" in str(refusal(folder, *grow, "--parts", "mlp", *out))
-    assert "cannot grow 4 layers to 4" in str(refusal(folder, "--grow-from", folder, "--layers", 4, *out))
+    assert "the reference has 4 (0-3): say which of them to append, for example '3,'" in str(
+        refusal(folder, "--grow-from", folder, "--layers", 4, *out)
+    )
+    assert "-5MB" in str(refusal(folder, "--layers", 2, "--plan-only", "--max-shard-size", "-5MB"))
     assert "2/3 of 4 heads" in str(refusal(folder, "--width", "2/3", *out))
     assert "did you mean 'middle'" in str(refusal(folder, "--layers", 2, "--arrange", "midle", *out))
+    assert "--private is for an upload" in str(refusal(folder, "--layers", 2, "--private", *out))
+    make_gpt2().save_pretrained(tmp_path / "gpt2")
+    other = refusal(folder, "--grow-from", tmp_path / "gpt2", "--layers", 2, *out)
+    assert "different families (gpt2 and llama)" in str(other)
+    too_large = refusal(folder, "--arrange", "random", "--layers", 2, "--seed", 2**64, *out)
+    assert str(too_large) == "seed 18446744073709551616: expected a whole number from 0 to 9223372036854775807"
     assert "is the source" in str(refusal(folder, *grow, "--out", folder))
     assert not (tmp_path / "out").exists()

@@ -92,7 +92,7 @@ def test_arrangements_by_name() -> None:
     assert arranged("last", " 4 ") == [8, 9, 10, 11]
     assert arranged("distilbert", 6) == [0, 2, 4, 6, 8, 10]
     assert LayerPlan.arranged("in-place", "10:12", 12) == LayerPlan.in_place([10, 11], 12)
-    assert LayerPlan.arranged("stacking", 6, 12) == LayerPlan.stacking(3)
+    assert arranged("stacking", 6) == [0, 1, 2, 0, 1, 2]
     assert LayerPlan.arranged("random", 2, 12) == LayerPlan.random(2)
     assert LayerPlan.arranged("last", 2, 12, "mlp") == LayerPlan.last(2, 12, "mlp")
 
@@ -210,7 +210,11 @@ def test_wrong_plans() -> None:
         LayerPlan.arranged("middle", "0:4", 12)
     with pytest.raises(PlanError, match="its 5 layers must be even; try 6"):
         LayerPlan.arranged("stacking", 5, 12)
-    with pytest.raises(PlanError, match=r"'random' cannot copy parts alone \(mlp\)"):
+    with pytest.raises(PlanError, match="stacking takes 13 layers twice, the model has 12: expected at most 24"):
+        LayerPlan.arranged("stacking", 26, 12)
+    with pytest.raises(PlanError, match="a plan has 'a' for a row: expected a LayerRow"):
+        LayerPlan(("a",))  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=r"random layers copy nothing, parts mlp neither"):
         LayerPlan.arranged("random", 5, 12, "mlp")
     with pytest.raises(PlanError, match=r"cannot revive heads \[0\] of a layer that takes \['mlp'\]"):
         LayerRow("reference", 0, ("mlp",), revived=(0,))
@@ -239,6 +243,9 @@ def test_parts() -> None:
     assert parse_parts("norms, attention") == ("attention", "norms")
     assert parse_parts({"mlp"}) == ("mlp",)
     assert parse_parts(["mlp", "mlp"]) == ("mlp",)
+    assert parse_parts("mlp,all") == ("attention", "mlp", "norms")
+    with pytest.raises(PlanError, match="parts 3: expected 'all' or some of"):
+        parse_parts(3)  # type: ignore[arg-type]
     for nothing in ("", [], ()):
         with pytest.raises(PlanError, match="no parts given: expected 'all' or some of attention, mlp, norms"):
             parse_parts(nothing)

@@ -145,10 +145,10 @@ def test_a_model_with_a_planted_sink(tiny_gpt2: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("revive", "line"),
     [
-        ({0: [4]}, r"asked to revive head 4, layer 0 of LlamaForCausalLM has heads 0-3"),
+        ({0: [4]}, r"asked to revive head 4, layer 0 of LlamaForCausalLM has 4 \(0 to 3\)"),
         ({9: [0]}, r"asked to revive heads of layer 9, the model has 4 layers \(0-3\)"),
         ({0: []}, r"no head to revive"),
-        ({3: [0]}, r"no layer of the plan takes the attention of the reference's layers 3"),
+        ({3: [0]}, r"the heads to revive \(3\.0, .* are in layers whose attention the plan does not take"),
         ({0: [-1]}, r"cannot revive heads \[-1\]"),
     ],
 )

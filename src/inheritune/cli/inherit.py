@@ -88,14 +88,19 @@ def inherit(
     """
     from inheritune.cli.console import console
     from inheritune.decoder import hub, load_config
-    from inheritune.surgery.checkpoint import check_destination
+    from inheritune.surgery.checkpoint import check_destination, check_shard_size
     from inheritune.surgery.order import RECORD, Order
 
+    check_shard_size(max_shard_size)
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
     target = None if grow_from is None else load_config(grow_from, trust_remote_code=trust_remote_code)
     plan = _plan(config, target, layers, arrange, parts, zero_output, width)
     if revive is not None:
         plan = _revived(plan, revive, config)
+    for analysis in (layers, revive):
+        _note_other_model(analysis, model)
+    if private and push_to is None:
+        raise OutputError("--private is for an upload: pass --push-to USER/NAME")
     order = Order(model, grow_from, config, target, plan, width, seed, max_shard_size, revision, trust_remote_code)
     console.print(order.describe(), markup=False, soft_wrap=True)
     if plan_only:
@@ -124,7 +129,7 @@ def _plan(
 ) -> LayerPlan:
     """Return the plan that the options stand for, which may contradict each other."""
     from inheritune.surgery import LayerPlan
-    from inheritune.surgery.config import depth_of
+    from inheritune.surgery.config import check_families, depth_of
 
     depth = depth_of(config)
     if layers is None:
@@ -135,6 +140,7 @@ def _plan(
         if zero_output:
             raise PlanError("--zero-output is for layers that a trained model grows by: pass --grow-from TARGET")
         return LayerPlan.arranged(arrange, layers, depth, parts)
+    check_families([config, target])
     for option, value, default in (
         ("--arrange", arrange, "first"),
         ("--parts", parts, "all"),
@@ -150,6 +156,17 @@ def _revived(plan: LayerPlan, analysis: Path, config: PretrainedConfig) -> Layer
     from inheritune.surgery.revive import heads_to_revive
 
     return plan.revive(heads_to_revive(analysis, depth_of(config)))
+
+
+def _note_other_model(analysis: str | Path | None, model: str) -> None:
+    """Say so where an analysis names another model than the one at hand: a copy of it, or a mistake."""
+    from inheritune.spectra.reading import SPECTRA, read_spectra
+
+    if analysis is None or not (Path(analysis) / SPECTRA).is_file():
+        return
+    analysed = str(read_spectra(analysis, needed=()).get("model", model))
+    if analysed != model and Path(analysed).resolve() != Path(model).resolve():
+        typer.echo(f"note: {analysis} is the analysis of {analysed}, not of {model}", err=True)
 
 
 def _spell(context: typer.Context) -> str:

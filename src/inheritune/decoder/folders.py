@@ -6,6 +6,7 @@ never one that is still being filled: the kernel holds a lock on it for as long 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -17,6 +18,9 @@ from inheritune.errors import InherituneError, OutputError
 
 _TEMPORARY = ".tmp"
 _ASIDE = ".old"
+
+_FILLED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+"""What the system answers to a rename to a place that is not an empty folder."""
 
 
 @contextmanager
@@ -30,7 +34,8 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
             that looks whole and is not.
 
     Raises:
-        OutputError: it cannot be written (no space, no permission); nothing is left behind, and what was there stays.
+        OutputError: it cannot be written (no space, no permission), or another process filled it meanwhile and it is
+            not to be replaced; nothing is left behind, and what was there stays.
     """
     place = destination.resolve()  # beside what a link points to, the rename stays within one file system
     for parent in place.parents:
@@ -60,11 +65,10 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
 
 def _take_place(temporary: Path, place: Path, replace: bool) -> None:
     """Rename `temporary` to `place`; a folder that is there is put aside first and comes back if that fails."""
-    if not place.exists():
-        temporary.rename(place)
-        return
     if not replace:
-        place.rmdir()
+        _take_free_place(temporary, place)
+        return
+    if not place.exists():
         temporary.rename(place)
         return
     aside = place.with_name(f".{place.name}{_ASIDE}")
@@ -75,6 +79,19 @@ def _take_place(temporary: Path, place: Path, replace: bool) -> None:
         aside.rename(place)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _take_free_place(temporary: Path, place: Path) -> None:
+    """Rename `temporary` to `place`, where nothing or an empty folder may be; the system itself refuses more."""
+    try:
+        if place.exists():
+            place.rmdir()
+        temporary.rename(place)
+    except OSError as error:
+        if error.errno in _FILLED:
+            line = f"{place} was filled meanwhile by another process: it stays as it is, pass a new or empty folder"
+            raise OutputError(line) from error
+        raise
 
 
 def _restore(place: Path) -> None:

@@ -5,6 +5,10 @@ Code that a checkpoint brings along (`auto_map` in its config.json) is run only 
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune.decoder.folders import whole_folder
 from inheritune.decoder.hub import HUB_ID, first_line, hub_can_answer, open_repository
 from inheritune.decoder.pickled import refusal
+from inheritune.decoder.stored import read_folder, refuse_pointer
 from inheritune.errors import ModelError, nearest
 
 if TYPE_CHECKING:
@@ -32,13 +37,19 @@ def load_config(
         trust_remote_code: run the code that the checkpoint brings along, if it needs any.
 
     Raises:
-        ModelError: there is no such model, it is not a decoder language model, or it needs code that is not trusted.
+        ModelError: there is no such model, its config.json is missing or wrong, it is not a decoder language model, or
+            it needs code that is not trusted.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     settings = _settings(source, revision, trust_remote_code)
+    _check_config_file(source)
     try:
         config = AutoConfig.from_pretrained(_place(source), **settings)
+    except StrictDataclassError as error:  # its last line says which field holds what
+        reason = str(error).splitlines()[-1].strip().partition("Error: ")[2]
+        raise ModelError(f"the config.json of {source} is wrong: {reason or first_line(error)}") from error
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
             raise ModelError(_untrusted(source)) from error
@@ -74,14 +85,20 @@ def load_model(
         return source
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     settings = _settings(source, revision, trust_remote_code)
+    # Else a shape that does not fit is an error that only points at a table; here it is said in a line.
+    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            _place(source), config=config, dtype=dtype, output_loading_info=True, **settings
-        )
+        model, info = AutoModelForCausalLM.from_pretrained(_place(source), config=config, dtype=dtype, **settings)
     except UnpicklingError as error:
+        _check_weight_files(source)
         raise ModelError(refusal(source)) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load the weights in {source}: {first_line(error)}") from error
+        _check_weight_files(source)
+        reason = "they do not fit its config.json" if "above report" in str(error) else first_line(error)
+        raise ModelError(f"cannot load the weights in {source}: {reason}") from error
+    if info["mismatched_keys"]:
+        name, found, expected = min(info["mismatched_keys"])
+        raise ModelError(f"{source} stores {name} as {list(found)}: its config.json asks for {list(expected)}")
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(f"the checkpoint {source} lacks {len(missing)} of the model's weights, {missing[0]!r} first")
@@ -110,6 +127,9 @@ def load_tokenizer(
     if path.is_dir() and not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
         # transformers would make an empty tokenizer of the model's class.
         raise ModelError(f"no tokenizer in {source}: expected one of {', '.join(TOKENIZER_FILES)} there")
+    if path.is_dir():
+        for file in (file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
+            refuse_pointer(file)
     settings = _manners(source, trust_remote_code)
     if revision is not None:
         settings["revision"] = revision
@@ -131,8 +151,9 @@ def save_model(
     *,
     max_shard_size: int | str = "5GB",
     finish: Callable[[Path], object] | None = None,
+    replace: bool = True,
 ) -> None:
-    """Save `model` (and `tokenizer`) in Hugging Face format, in the place of what `folder` held.
+    """Save `model` (and `tokenizer`) in Hugging Face format, by default in the place of what `folder` held.
 
     `folder` appears only when it is whole, and what it held is lost only then.
 
@@ -142,16 +163,32 @@ def save_model(
         tokenizer: is saved with it.
         max_shard_size: of a file of weights.
         finish: called with the folder before it gets its name, to add files of its own (a model card).
+        replace: put it in the place of what `folder` holds; if False, `folder` must be new or empty in the end.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or holds something and is not to be replaced.
     """
-    with whole_folder(folder, replace=True) as temporary:
-        model.save_pretrained(temporary, max_shard_size=max_shard_size)
+    with whole_folder(folder, replace=replace) as temporary:
+        _write_model(model, temporary, max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if finish is not None:
             finish(temporary)
+
+
+def _write_model(model: PreTrainedModel, folder: Path, max_shard_size: int | str) -> None:
+    """Save `model`; what the system refuses is an OSError, and every file may be read by whom the umask lets."""
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    except SafetensorError as error:  # safetensors puts the system's error into its text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    for path in folder.glob("*.safetensors"):  # safetensors keeps them to the user
+        shutil.copymode(folder / "config.json", path)
 
 
 def check_source(source: str | Path, revision: str | None = None) -> None:
@@ -173,6 +210,30 @@ def check_source(source: str | Path, revision: str | None = None) -> None:
     if isinstance(source, Path) or not HUB_ID.match(str(source)) or (path.parent.is_dir() and "/" in str(source)):
         siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ModelError(f"no folder {source}: expected a model folder or a hub id{nearest(str(path), siblings)}")
+
+
+def _check_config_file(source: str | Path) -> None:
+    """Refuse a folder without a configuration, or with one that is not even JSON, naming the file."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"no config.json in {source}: expected a model in Hugging Face format")
+    refuse_pointer(path)
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged or not JSON: {first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a JSON {type(config).__name__}: expected an object, a model's configuration")
+
+
+def _check_weight_files(source: str | Path) -> None:
+    """Say which of a folder's files is damaged or missing, if one is: the libraries' errors name none."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        read_folder(folder)
 
 
 def _settings(source: str | Path, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ TYPES = {
 }  # fmt: skip
 """PyTorch's name of each type that the format spells so."""
 
+_POINTER = b"version https://git-lfs"
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 _BYTES = {"64": 8, "32": 4, "16": 2, "8": 1}
 _LONGEST_HEADER = 100_000_000
@@ -167,6 +169,7 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         ModelError: the index cannot be read, or names a file elsewhere.
     """
+    refuse_pointer(path)
     try:
         named = {str(key): str(name) for key, name in json.loads(path.read_text("utf-8"))["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -177,6 +180,17 @@ def read_index(path: Path) -> dict[str, str]:
     return named
 
 
+def refuse_pointer(path: Path) -> None:
+    """Refuse the few lines that git leaves in place of a large file which `git lfs` has not fetched.
+
+    Raises:
+        ModelError: `path` holds such lines. What cannot be read at all is left to who reads it.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise ModelError(f"{path} is a git-lfs pointer, not the file itself: run git lfs pull in {path.parent}")
+
+
 def read_file(path: Path, scratch: Path | None = None) -> dict[str, StoredTensor]:
     """Return the tensors of one file by name, and confirm that it is whole.
 
@@ -185,8 +199,9 @@ def read_file(path: Path, scratch: Path | None = None) -> dict[str, StoredTensor
         scratch: a folder for copies of PyTorch files in which the tensors' bytes do not lie plainly.
 
     Raises:
-        ModelError: the file is cut short, damaged, or neither.
+        ModelError: the file is cut short, damaged, or neither; or it is a git-lfs pointer.
     """
+    refuse_pointer(path)
     if path.suffix == ".bin":
         from inheritune.decoder.pickled import read_pickle
 

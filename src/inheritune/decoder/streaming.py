@@ -45,8 +45,8 @@ class BlockWeights:
         self.source = source
         self._decoder = decoder
         self._stored = stored
-        self._mapping = _conversions(decoder.model)
-        self._names = _model_names(decoder.model, self._mapping, stored)
+        self._mapping = conversions(decoder.model)
+        self._names = model_names(decoder.model, self._mapping, stored)
 
     @contextmanager
     def loaded(self, layer: int) -> Iterator[None]:
@@ -128,7 +128,7 @@ class BlockWeights:
             dtype=model.dtype, dtype_plan=model._get_dtype_plan(model.config.dtype), weight_mapping=self._mapping
         )
         try:
-            with _no_progress_bar():
+            with no_progress_bar():
                 info, _ = load(model=model, state_dict={key: self._stored[key] for key in keys}, load_config=settings)
         except OSError as error:
             raise ModelError(f"cannot read {place} of {self.source}: {error.strerror or error}") from error
@@ -315,7 +315,7 @@ def _without_weights(config: Any, stored: Mapping[str, StoredTensor]) -> PreTrai
     return model.eval()
 
 
-def _conversions(model: PreTrainedModel) -> list[Any]:
+def conversions(model: PreTrainedModel) -> list[Any]:
     """Return transformers' rules from names and layouts in checkpoints to those of the model."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -325,7 +325,7 @@ def _conversions(model: PreTrainedModel) -> list[Any]:
     return list(get_model_conversion_mapping(model))
 
 
-def _model_names(model: PreTrainedModel, mapping: Sequence[Any], keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def model_names(model: PreTrainedModel, mapping: Sequence[Any], keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return, for each key of the checkpoint, the names of the model's weights that are made of it."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -385,7 +385,7 @@ def _check_values(place: str, name: str, weight: Tensor) -> None:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Keep transformers from drawing a bar for every block."""
     from transformers.utils import logging
 

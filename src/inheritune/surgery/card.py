@@ -55,7 +55,7 @@ def model_card(
         name: the new model's name.
         plan: where each of its layers came from.
         source: the reference. Its licence is carried over from its card or its licence file.
-        parameters: the numbers of parameters of the reference and of the new model.
+        parameters: the numbers of parameters of the reference (of the target, where one grew) and of the new model.
         command: what made it.
         target: the model that was grown or stacked, if the plan takes layers from one.
         width: what was done to the width, in words (`describe_width`); empty for nothing.
@@ -120,9 +120,9 @@ class _Origin:
 def _summary(plan: LayerPlan, source: _Origin, before: int, after: int) -> str:
     count = f"{len(plan)} layer" + ("s" if len(plan) > 1 else "")
     text = (
-        f"A model of {count}, made from {source} with [inheritune](https://arxiv.org/abs/2404.08634): its layers are "
-        f"those of trained models, as the table below says.\n\n"
-        f"| | parameters |\n|---|---|\n| source | {before:,} |\n| this model | {after:,} |"
+        f"A model of {count}, made from {source} with [inheritune](https://arxiv.org/abs/2404.08634): "
+        f"{'its layers are those of trained models' if plan.models else 'its layers are random'}, as the table below "
+        f"says.\n\n| | parameters |\n|---|---|\n| before | {before:,} |\n| this model | {after:,} |"
     )
     if after == before and plan.models == {"reference"} and [row.source for row in plan] == list(range(len(plan))):
         return text

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -29,15 +30,17 @@ from inheritune.decoder.stored import (
     StoredTensor,
     read_folder,
     read_index,
+    refuse_pointer,
     tensor_names,
     weight_file,
 )
 from inheritune.errors import ModelError, OutputError, PlanError
 from inheritune.progress import progress
 from inheritune.surgery.card import CARD, LICENCES, describe_call, model_card
+from inheritune.surgery.complete import Origins, check_complete
 from inheritune.surgery.config import depth_of
 from inheritune.surgery.copying import write_file
-from inheritune.surgery.fit import draft, packed_weights
+from inheritune.surgery.fit import blueprint, draft, packed_weights
 from inheritune.surgery.inherit import resolve_plan
 from inheritune.surgery.naming import Chosen, Layout, check_same_names, choose_tensors, tied_copies
 from inheritune.surgery.plan import LayerPlan
@@ -158,8 +161,10 @@ def inherit_checkpoint(
             looked for.
         ModelError: a source is not a decoder, is quantised, has no weights, cannot be had from the hub, or a file is
             missing, damaged or wrong.
-        OutputError: `dst_dir` is a source or inside one, holds files already, or cannot be written.
+        OutputError: `dst_dir` is a source or inside one, holds files already (also if another process filled it
+            meanwhile), or cannot be written; or `max_shard_size` is no size.
     """
+    check_shard_size(max_shard_size)
     destination = Path(dst_dir).expanduser()
     sources = {"reference": Source.open(src_dir, revision)}
     if target is not None:
@@ -174,23 +179,40 @@ def inherit_checkpoint(
     depths = {name: depth_of(config) for name, config in configs.items()}
     chosen = _choose({name: sources[name] for name in {*plan.models, plan.rest}}, depths, plan, new)
     _fetch_all(sources, plan, chosen, new_config)
+    before = reference.model if target is None else blueprint(configs["target"])
     card = model_card(
         name=destination.name,
         plan=plan,
         source=(src_dir, sources["reference"].folder),
         target=None if target is None else (target, sources["target"].folder),
-        parameters=(count_parameters(reference.model), count_parameters(new.model)),
+        parameters=(count_parameters(before), count_parameters(new.model)),
         command=command or describe_call(src_dir, destination, plan, target),
     )
     with whole_folder(destination, sync=sync) as temporary:
         with TemporaryDirectory(dir=temporary) as scratch:
             tensors = _read(sources, chosen, new, Path(scratch))
+            check_complete(tensors, Origins(plan, new, {name: each.name for name, each in sources.items()}))
             _check_space(temporary, tensors, destination)
             _write_shards(temporary, tensors, _plan_shards(tensors, max_shard_size))
         new_config.save_pretrained(temporary)
         carry_files(sources[plan.rest].folder, temporary, _carried(new_config))
         (temporary / CARD).write_text(card, encoding="utf-8")
     return destination
+
+
+def check_shard_size(size: int | str) -> None:
+    """Refuse what is no size of a file, as Hugging Face reads it: an int of bytes, or text with a unit (`"1.5GB"`).
+
+    Raises:
+        OutputError: it is of another type or form, negative, or less than a byte.
+    """
+    if isinstance(size, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])B\s*", size, re.IGNORECASE)
+        count = float(found[1]) * 1000 ** (1 + "KMGT".index(found[2].upper())) if found else 0
+    else:
+        count = size if isinstance(size, int) and not isinstance(size, bool) else 0
+    if count < 1:
+        raise OutputError(f"max_shard_size {size!r}: expected KB, MB, GB or TB as in '5GB', or a positive int of bytes")
 
 
 def check_destination(source: Path, destination: Path, *others: Path) -> None:
@@ -246,7 +268,7 @@ def _refuse_shared_layers(decoder: Decoder) -> None:
 
 def _choose(sources: Mapping[str, Source], depths: Mapping[str, int], plan: LayerPlan, new: Decoder) -> Chosen:
     """Return where each tensor of the new checkpoint comes from, if the sources name theirs alike."""
-    layouts = {name: Layout.of(source.list_tensors(), depths[name]) for name, source in sources.items()}
+    layouts = {name: Layout.of(source.list_tensors(), depths[name], source.name) for name, source in sources.items()}
     check_same_names(layouts, plan, new)
     return choose_tensors(layouts, plan)
 
@@ -294,15 +316,12 @@ def _plan_shards(tensors: Mapping[str, StoredTensor], max_shard_size: int | str)
         files[tensor.path][name] = tensor
     shards: list[list[str]] = []
     for path in sorted(files):
-        try:
-            split = split_state_dict_into_shards_factory(
-                files[path],
-                get_storage_size=lambda tensor: tensor.size,
-                filename_pattern="model{suffix}.safetensors",
-                max_shard_size=max_shard_size,
-            )
-        except ValueError as error:
-            raise OutputError(f"max_shard_size {max_shard_size!r}: expected bytes or a size such as '5GB'") from error
+        split = split_state_dict_into_shards_factory(
+            files[path],
+            get_storage_size=lambda tensor: tensor.size,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
         shards += split.filename_to_tensors.values()
     if len(shards) == 1:
         return {SINGLE: shards[0]}
@@ -327,10 +346,15 @@ def _carried(config: Any) -> tuple[str, ...]:
 
 
 def carry_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
-    """Copy the files of `source` that fit `patterns` (globs) into `target`, in folders of the same names."""
+    """Copy the files of `source` that fit `patterns` (globs) into `target`, in folders of the same names.
+
+    Raises:
+        ModelError: one of them is a git-lfs pointer.
+    """
     for pattern in patterns:
         for path in source.glob(pattern):
             if path.is_file():
+                refuse_pointer(path)
                 place = target / path.relative_to(source)
                 place.parent.mkdir(exist_ok=True)
                 shutil.copyfile(path, place)

@@ -67,8 +67,7 @@ def target_config(configs: Mapping[str, PretrainedConfig], plan: LayerPlan) -> P
     texts = {name: config.get_text_config(decoder=True) for name, config in configs.items()}
     for config in configs.values():
         refuse_quantised(config)
-    if len(kinds := sorted({text.model_type for text in texts.values()})) > 1:
-        raise PlanError(f"reference and target are of different families ({' and '.join(kinds)}): expected the same")
+    check_families(configs.values())
     for text in texts.values():
         _refuse_counted_twice(text)
     plan.check({name: depth_of(text) for name, text in texts.items()})
@@ -79,6 +78,16 @@ def target_config(configs: Mapping[str, PretrainedConfig], plan: LayerPlan) -> P
         _check_lenders(text, sources)
         _check_reload(new, fields)
     return new
+
+
+def check_families(configs: Iterable[PretrainedConfig]) -> None:
+    """Refuse models of different families, between which no layer can be moved.
+
+    Raises:
+        PlanError: naming the families.
+    """
+    if len(kinds := sorted({config.get_text_config(decoder=True).model_type for config in configs})) > 1:
+        raise PlanError(f"reference and target are of different families ({' and '.join(kinds)}): expected the same")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from inheritune.decoder import Decoder, compute_buffers, load_config, load_model, open_decoder
-from inheritune.errors import PlanError
+from inheritune.errors import ModelError, PlanError
 from inheritune.surgery.config import depth_of, target_config, unsayable
 from inheritune.surgery.fit import check_fit, packed_weights
 from inheritune.surgery.parts import PARTS, part_of
@@ -76,6 +76,8 @@ def inherit(
     revisions = {name: revision if source is model else None for name, source in sources.items()}
     configs = {name: _config(source, revisions[name], trust_remote_code) for name, source in sources.items()}
     depth = depth_of(configs["reference"])
+    if target is not None and plan is None and width is None:
+        raise PlanError("got target= and no plan that takes layers from it: pass plan=LayerPlan.append(...), say")
     if width is not None:
         _check_width(width, configs)
         layers = depth if layers is None and plan is None else layers
@@ -145,6 +147,8 @@ def _config(source: Source, revision: str | None = None, trust_remote_code: bool
 
     if isinstance(source, PreTrainedModel):
         return source.config
+    if not isinstance(source, str | Path):
+        raise ModelError(f"the model is a {type(source).__name__}: expected a PreTrainedModel, a folder or a hub id")
     return load_config(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
@@ -170,6 +174,8 @@ def _build(
     """Build a randomly initialised model on the CPU, so that a seed means the same weights on every machine."""
     import torch
 
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise PlanError(f"seed {seed!r}: expected a whole number from 0 to {2**63 - 1}")
     # Only the CPU generator is seeded; torch.manual_seed would reset the accelerators' as well.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), unsayable(config):
         torch.random.default_generator.manual_seed(seed)

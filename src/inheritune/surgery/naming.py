@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inheritune.errors import ModelError
@@ -37,14 +38,14 @@ class Layout:
     layers: Mapping[int, Mapping[str, str]]
 
     @classmethod
-    def of(cls, names: Iterable[str], depth: int) -> Layout:
-        """Sort the names of a checkpoint whose model has `depth` layers.
+    def of(cls, names: Iterable[str], depth: int, folder: str | Path) -> Layout:
+        """Sort the names of the checkpoint in `folder`, whose model has `depth` layers.
 
         Raises:
             ModelError: its layers cannot be found among the names.
         """
         names = list(names)
-        prefix = _layers_prefix(names, depth)
+        prefix = _layers_prefix(names, depth, folder)
         layers: dict[int, dict[str, str]] = defaultdict(dict)
         outside = []
         for name in names:
@@ -122,7 +123,7 @@ def _without_numbers(name: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".0", name)
 
 
-def _layers_prefix(names: Iterable[str], depth: int) -> str:
+def _layers_prefix(names: Iterable[str], depth: int, folder: str | Path) -> str:
     """Return the outermost name under which layers 0 .. depth-1 are stored, for example `model.layers`."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for name in names:
@@ -130,5 +131,18 @@ def _layers_prefix(names: Iterable[str], depth: int) -> str:
             numbers[name[: found.start()]].add(int(found[1]))
     lists = [prefix for prefix, found in numbers.items() if found.issuperset(range(depth))]
     if not lists:
-        raise ModelError(f"the checkpoint has no weights for all layers 0-{depth - 1} that config.json says it has")
+        outermost = min(numbers, key=lambda prefix: (prefix.count("."), -len(numbers[prefix]), prefix), default="")
+        there = f"of layers {_in_ranges(numbers[outermost])} ({outermost})" if outermost else "of no layer"
+        raise ModelError(f"{folder} has weights {there}: its config.json says it has layers 0-{depth - 1}")
     return min(lists, key=lambda prefix: (prefix.count("."), prefix))
+
+
+def _in_ranges(numbers: Iterable[int]) -> str:
+    """Return numbers as text, neighbours as a range: `0-3, 7`."""
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

@@ -53,14 +53,17 @@ class Order:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """The numbers of parameters of the reference and of the model to be made; the plan is checked on the way.
+        """The numbers of parameters before and after; the plan is checked on the way.
+
+        Before is the target where one grows, else the reference.
 
         Raises:
             PlanError: the plan or the width does not fit.
         """
         new_config, reference, new = draft(self.config, self.plan, self.target_config)
         made = new.model if self.width is None else blueprint(narrow_config(new_config, self.width))
-        return {"before": count_parameters(reference.model), "after": count_parameters(made)}
+        before = reference.model if self.target_config is None else blueprint(self.target_config)
+        return {"before": count_parameters(before), "after": count_parameters(made)}
 
     def describe(self) -> str:
         """Return the plan as text, with the number of parameters."""
@@ -143,7 +146,7 @@ class Order:
             carry_files(source[1], folder, LICENCES)
             records.write_text(folder / CARD, card)
 
-        save_model(built, out, tokenizer, max_shard_size=self.max_shard_size, finish=finish)
+        save_model(built, out, tokenizer, max_shard_size=self.max_shard_size, replace=False, finish=finish)
         return note
 
     def as_record(self) -> dict[str, Any]:

@@ -36,16 +36,15 @@ def parse_parts(parts: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         PlanError: a name is unknown, or there is none.
     """
-    names = parts.split(",") if isinstance(parts, str) else list(parts)
-    names = [str(name).strip().lower() for name in names]
-    if names == ["all"]:
-        return PARTS
+    if not isinstance(parts, Iterable):
+        raise PlanError(f"parts {parts!r}: expected 'all' or some of {', '.join(PARTS)}")
+    names = [str(name).strip().lower() for name in (parts.split(",") if isinstance(parts, str) else parts)]
     if not any(names):
         raise PlanError(f"no parts given: expected 'all' or some of {', '.join(PARTS)}")
     for name in names:
-        if name not in PARTS:
+        if name not in ("all", *PARTS):
             raise PlanError(unknown_name("part", name, ("all", *PARTS)))
-    return tuple(part for part in PARTS if part in names)
+    return PARTS if "all" in names else tuple(part for part in PARTS if part in names)
 
 
 def part_of(key: str) -> str:

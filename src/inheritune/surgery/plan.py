@@ -93,6 +93,8 @@ class LayerPlan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
+        if wrong := [row for row in self.rows if not isinstance(row, LayerRow)]:
+            raise PlanError(f"a plan has {wrong[0]!r} for a row: expected a LayerRow")
         if not self.rows:
             raise PlanError("the plan has no layers: expected at least 1")
 
@@ -103,6 +105,8 @@ class LayerPlan:
         return iter(self.rows)
 
     def __add__(self, other: LayerPlan) -> LayerPlan:
+        if not isinstance(other, LayerPlan):
+            return NotImplemented
         return LayerPlan(self.rows + other.rows)
 
     def __str__(self) -> str:
@@ -204,7 +208,9 @@ class LayerPlan:
             how: one of `ARRANGEMENTS`.
             layers: how many layers. `"first"` and `"in-place"` take all that `from_layers` takes.
             depth: number of layers of the reference.
-            parts: what to copy of each layer; `"stacking"` copies all of it, `"random"` nothing.
+            parts: what to copy of each layer; `"random"` copies nothing.
+
+        The rows of `"stacking"` come from the reference here, which is stacked on itself.
 
         Raises:
             PlanError: the name is unknown, or the layers or parts do not fit it.
@@ -214,11 +220,18 @@ class LayerPlan:
         if how in ("first", "in-place"):
             return (cls.from_layers if how == "first" else cls.in_place)(layers, depth, parts)
         if (count := count_of(layers)) is None:
-            raise PlanError(f"layers {layers!r} with {how!r}: expected a count, for example {(depth + 1) // 2}")
-        if how in ("stacking", "random"):
+            example = max(depth // 2, 1) * (2 if how == "stacking" else 1)
+            raise PlanError(f"layers {layers!r} with {how!r}: expected a count, for example {example}")
+        if how == "stacking":
+            if (half := _half(count)) > depth:
+                raise PlanError(
+                    f"stacking takes {half} layers twice, the model has {depth}: expected at most {2 * depth}"
+                )
+            return _take("reference", [*range(half)] * 2, parts)
+        if how == "random":
             if parse_parts(parts) != PARTS:
-                raise PlanError(f"{how!r} cannot copy parts alone ({parts}): leave the parts out")
-            return cls.random(count) if how == "random" else cls.stacking(_half(count))
+                raise PlanError(f"random layers copy nothing, parts {parts} neither: leave the parts out")
+            return cls.random(count)
         if how == "distilbert":
             return cls.distilbert(depth, count, parts)
         return (cls.middle if how == "middle" else cls.last)(count, depth, parts)
@@ -269,6 +282,11 @@ class LayerPlan:
             PlanError: the layers do not fit the reference, or there is nothing to grow by.
         """
         if (upto := count_of(layers)) is not None:
+            if depth <= positive_count(trained_layers):
+                raise PlanError(
+                    f"the target has {trained_layers} layers and the reference has {describe_depth(depth)}: say which "
+                    f"of them to append, for example '{depth - 1},'"
+                )
             return cls.append(trained_layers, layer_count(upto, depth), zero_output=zero_output)
         new = [LayerRow("reference", layer, PARTS, zero_output) for layer in parse_layers(layers, depth)]
         return _take("target", range(positive_count(trained_layers))) + cls(tuple(new))
@@ -294,8 +312,11 @@ class LayerPlan:
             for row in self.rows
         )
         if rows == self.rows and any(wanted.values()):
-            layers = ", ".join(map(str, sorted(wanted)))
-            raise PlanError(f"no layer of the plan takes the attention of the {model}'s layers {layers} to revive")
+            heads_named = ", ".join(f"{layer}.{head}" for layer in sorted(wanted) for head in wanted[layer])
+            raise PlanError(
+                f"the heads to revive ({heads_named}, as layer.head of the {model}) are in layers whose attention the "
+                "plan does not take"
+            )
         return LayerPlan(rows)
 
     # -- what the surgery asks a plan ---------------------------------------------------------------------------------

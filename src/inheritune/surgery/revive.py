@@ -22,7 +22,7 @@ from inheritune.errors import PlanError
 from inheritune.records import read_json
 from inheritune.spectra.capture import attention_implementation
 from inheritune.spectra.files import load_spectra
-from inheritune.spectra.recommend import SPECTRA, ranges
+from inheritune.spectra.recommend import SPECTRA
 from inheritune.spectra.result import BothSpectra, Spectra
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def heads_to_revive(revive: Revived, depth: int) -> dict[int, tuple[int, ...]]:
         PlanError: it names layers that the model does not have, or no head at all.
         OutputError: the folder holds no analysis.
     """
+    named = f"the analysis {revive}" if isinstance(revive, str | Path) else "the analysis"
     if isinstance(revive, str | Path):
         folder = Path(revive).expanduser()
         revive = load_spectra(folder)
@@ -66,7 +67,7 @@ def heads_to_revive(revive: Revived, depth: int) -> dict[int, tuple[int, ...]]:
     if beyond := [layer for layer in heads if not 0 <= layer < depth]:
         raise PlanError(f"asked to revive heads of layer {beyond[0]}, the model has {depth} layers (0-{depth - 1})")
     if not heads:
-        raise PlanError("no head to revive: the analysis names no collapsed head")
+        raise PlanError(f"no head to revive: {named} names no collapsed head")
     return heads
 
 
@@ -134,7 +135,7 @@ def _check_heads(wanted: Iterable[int], heads: int, place: str) -> None:
     if not heads:
         raise PlanError(f"cannot revive heads of {place}: it has no attention whose logits can be followed")
     if beyond := sorted(head for head in wanted if head >= heads):
-        raise PlanError(f"asked to revive head {beyond[0]}, {place} has heads {ranges(range(heads))}")
+        raise PlanError(f"asked to revive head {beyond[0]}, {place} has {heads} (0 to {heads - 1})")
 
 
 # -- Which outputs of which projections reach a head's logits ----------------------------------------------------------
