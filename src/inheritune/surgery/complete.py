@@ -57,8 +57,10 @@ def check_complete(tensors: Mapping[str, StoredTensor], origins: Origins) -> Non
         ModelError: a weight is missing, of another shape, or of another kind of number (another precision will do).
     """
     model = origins.new.model
-    _check_kinds(tensors, origins)
     tied = _same_weights(model)
+    if _is_plain(tensors, model, tied):
+        return
+    _check_kinds(tensors, origins)
     missing, mismatched = _load_shapes(model, tensors)
     if mismatched:
         name, found, expected = min(mismatched)
@@ -69,6 +71,17 @@ def check_complete(tensors: Mapping[str, StoredTensor], origins: Origins) -> Non
         first = min(missing, key=list(tied).index)
         folder, stored = origins.find(first)
         raise ModelError(f"the checkpoint {folder} lacks {len(missing)} of the weights asked for, {stored!r} first")
+
+
+def _is_plain(tensors: Mapping[str, StoredTensor], model: PreTrainedModel, tied: Mapping[str, set[str]]) -> bool:
+    """Return whether every weight is stored under its own name, as it is: transformers' rules cost more than a look."""
+    weights = model.state_dict()
+    return all(any(name in tensors for name in names) for names in tied.values()) and all(
+        key in weights
+        and tuple(weights[key].shape) == tensor.shape
+        and weights[key].dtype.is_floating_point == _is_float(tensor.kind)
+        for key, tensor in tensors.items()
+    )
 
 
 def _check_kinds(tensors: Mapping[str, StoredTensor], origins: Origins) -> None:
