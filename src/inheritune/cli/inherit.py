@@ -90,6 +90,7 @@ def inherit(
     from inheritune.decoder import hub, load_config
     from inheritune.surgery.checkpoint import check_destination, check_shard_size
     from inheritune.surgery.order import RECORD, Order
+    from inheritune.surgery.selection import recommended_layers
 
     check_shard_size(max_shard_size)
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -97,7 +98,7 @@ def inherit(
     plan = _plan(config, target, layers, arrange, parts, zero_output, width)
     if revive is not None:
         plan = _revived(plan, revive, config)
-    for analysis in (layers, revive):
+    for analysis in (layers if recommended_layers(layers) else None, revive):
         _note_other_model(analysis, model)
     if private and push_to is None:
         raise OutputError("--private is for an upload: pass --push-to USER/NAME")
@@ -160,9 +161,9 @@ def _revived(plan: LayerPlan, analysis: Path, config: PretrainedConfig) -> Layer
 
 def _note_other_model(analysis: str | Path | None, model: str) -> None:
     """Say so where an analysis names another model than the one at hand: a copy of it, or a mistake."""
-    from inheritune.spectra.reading import SPECTRA, read_spectra
+    from inheritune.spectra.reading import read_spectra
 
-    if analysis is None or not (Path(analysis) / SPECTRA).is_file():
+    if analysis is None:
         return
     analysed = str(read_spectra(analysis, needed=()).get("model", model))
     if analysed != model and Path(analysed).resolve() != Path(model).resolve():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inheritune.errors import ModelError
+from inheritune.spectra.recommend import ranges
 
 if TYPE_CHECKING:
     from inheritune.decoder import Decoder
@@ -132,17 +133,6 @@ def _layers_prefix(names: Iterable[str], depth: int, folder: str | Path) -> str:
     lists = [prefix for prefix, found in numbers.items() if found.issuperset(range(depth))]
     if not lists:
         outermost = min(numbers, key=lambda prefix: (prefix.count("."), -len(numbers[prefix]), prefix), default="")
-        there = f"of layers {_in_ranges(numbers[outermost])} ({outermost})" if outermost else "of no layer"
+        there = f"of layers {ranges(sorted(numbers[outermost]))} ({outermost})" if outermost else "of no layer"
         raise ModelError(f"{folder} has weights {there}: its config.json says it has layers 0-{depth - 1}")
     return min(lists, key=lambda prefix: (prefix.count("."), prefix))
-
-
-def _in_ranges(numbers: Iterable[int]) -> str:
-    """Return numbers as text, neighbours as a range: `0-3, 7`."""
-    ranges: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], number)
-        else:
-            ranges.append((number, number))
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
