@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import resource
 import shutil
 import subprocess
@@ -24,9 +23,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llama_checkpoint import write_llama
+
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import LlamaConfig
 
 GB = 10**9
 SHAPE = {
@@ -61,51 +61,13 @@ def main() -> None:
 
 
 def write_checkpoint(folder: Path, size: int, dtype: str) -> int:
-    """Write a Llama of about `size` bytes with one shard in memory at a time, and return its bytes."""
+    """Write a Llama of about `size` bytes and random weights, and return its bytes."""
     import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig
 
-    folder.mkdir()
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
-    config = LlamaConfig(**SHAPE, num_hidden_layers=1, dtype=dtype, architectures=["LlamaForCausalLM"])
-    outside, block = _numel(_outside_shapes(config)), _numel(_block_shapes(config, 0))
-    config.num_hidden_layers = max(1, round((size / kind.itemsize - outside) / block))
-    config.save_pretrained(folder)
-    groups = [_outside_shapes(config)]
-    for start in range(0, config.num_hidden_layers, 8):
-        layers = range(start, min(start + 8, config.num_hidden_layers))
-        groups.append({name: shape for layer in layers for name, shape in _block_shapes(config, layer).items()})
-    weight_map = {}
-    for number, shapes in enumerate(groups, start=1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file({key: _random(shape, kind) for key, shape in shapes.items()}, folder / name, {"format": "pt"})
-        weight_map |= dict.fromkeys(shapes, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    write_llama(folder, SHAPE, size, dtype, lambda shape: _random(shape, kind))
     return sum(path.stat().st_size for path in _shards(folder))
-
-
-def _outside_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    table = (config.vocab_size, config.hidden_size)
-    return {"model.embed_tokens.weight": table, "lm_head.weight": table, "model.norm.weight": (config.hidden_size,)}
-
-
-def _block_shapes(config: LlamaConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    wide, inner = config.hidden_size, config.intermediate_size
-    keys = config.head_dim * config.num_key_value_heads
-    shapes = {
-        "self_attn.q_proj": (wide, wide),
-        "self_attn.k_proj": (keys, wide),
-        "self_attn.v_proj": (keys, wide),
-        "self_attn.o_proj": (wide, wide),
-        "mlp.gate_proj": (inner, wide),
-        "mlp.up_proj": (inner, wide),
-        "mlp.down_proj": (wide, inner),
-        "input_layernorm": (wide,),
-        "post_attention_layernorm": (wide,),
-    }
-    return {f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes.items()}
 
 
 def _random(shape: tuple[int, ...], kind: object) -> Tensor:
@@ -113,10 +75,6 @@ def _random(shape: tuple[int, ...], kind: object) -> Tensor:
     import torch
 
     return torch.ones(shape, dtype=kind) if len(shape) == 1 else torch.randn(shape, dtype=kind) * shape[1] ** -0.5
-
-
-def _numel(shapes: dict[str, tuple[int, ...]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _shards(folder: Path) -> list[Path]:

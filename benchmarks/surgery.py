@@ -29,6 +29,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llama_checkpoint import write_llama
+
 GB = 10**9
 SHAPE = {
     "vocab_size": 32000,
@@ -58,55 +60,13 @@ def main() -> None:
 
 
 def write_checkpoint(folder: Path, size: int) -> int:
-    """Write a bfloat16 Llama of about `size` random bytes, a shard in memory at a time; return its number of layers."""
+    """Write a bfloat16 Llama of about `size` random bytes; return its number of layers."""
     import torch
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig
 
-    folder.mkdir()
-    config = LlamaConfig(**SHAPE, num_hidden_layers=1, dtype="bfloat16", architectures=["LlamaForCausalLM"])
-    table = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
-    outside = table | {"lm_head.weight": table["model.embed_tokens.weight"], "model.norm.weight": (config.hidden_size,)}
-    layers = max(1, round((size / 2 - _numel(outside)) / _numel(_layer_shapes(config, 0))))
-    config.num_hidden_layers = layers
-    config.save_pretrained(folder)
-    groups = [outside]
-    for start in range(0, layers, 8):
-        each = [_layer_shapes(config, layer) for layer in range(start, min(start + 8, layers))]
-        groups.append({name: shape for shapes in each for name, shape in shapes.items()})
-    weight_map: dict[str, str] = {}
-    for number, shapes in enumerate(groups, start=1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        data = {key: torch.randint(0, 256, (2 * math.prod(shape),), dtype=torch.uint8) for key, shape in shapes.items()}
-        save_file(
-            {key: data[key].view(torch.bfloat16).view(shape) for key, shape in shapes.items()},
-            folder / name,
-            {"format": "pt"},
-        )
-        weight_map |= dict.fromkeys(shapes, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return layers
+    def random_bytes(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randint(0, 256, (2 * math.prod(shape),), dtype=torch.uint8).view(torch.bfloat16).view(shape)
 
-
-def _layer_shapes(config: Any, layer: int) -> dict[str, tuple[int, ...]]:
-    wide, inner = config.hidden_size, config.intermediate_size
-    keys = config.head_dim * config.num_key_value_heads
-    shapes = {
-        "self_attn.q_proj": (wide, wide),
-        "self_attn.k_proj": (keys, wide),
-        "self_attn.v_proj": (keys, wide),
-        "self_attn.o_proj": (wide, wide),
-        "mlp.gate_proj": (inner, wide),
-        "mlp.up_proj": (inner, wide),
-        "mlp.down_proj": (wide, inner),
-        "input_layernorm": (wide,),
-        "post_attention_layernorm": (wide,),
-    }
-    return {f"model.layers.{layer}.{name}.weight": shape for name, shape in shapes.items()}
-
-
-def _numel(shapes: dict[str, tuple[int, ...]]) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())
+    return write_llama(folder, SHAPE, size, "bfloat16", random_bytes)
 
 
 def _measure(source: Path, out: Path, rounds: int, cold: bool) -> dict[str, list[Result]]:
