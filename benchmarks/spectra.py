@@ -26,8 +26,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import inheritune
 from inheritune.decoder import open_decoder
-from inheritune.spectra import approximate_rank, capture, kernels, rank_and_mass
-from inheritune.spectra.pieces import DEFAULT_MEMORY
+from inheritune.spectra import approximate_rank, rank_and_mass
+from inheritune.spectra.measure import kernels
+from inheritune.spectra.measure.pieces import DEFAULT_MEMORY
+from inheritune.spectra.watch import capture
 
 COLLAPSED = 0.6
 """Share of the matrices with k* = 1; the others spread evenly from 2 to T / 4."""

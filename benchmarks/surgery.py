@@ -135,7 +135,7 @@ def _forget(path: Path) -> None:
 
 def _compare(source: Path, out: Path) -> None:
     """Confirm that the last copy holds as many bytes of tensors as the source."""
-    from inheritune.decoder.stored import read_folder
+    from inheritune.checkpoints.folder import read_folder
 
     sizes = [{name: tensor.size for name, tensor in read_folder(folder).items()} for folder in (source, out)]
     if sizes[0] != sizes[1]:

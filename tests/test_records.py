@@ -11,15 +11,8 @@ import pytest
 from inheritune import progress as progress_module
 from inheritune.errors import OutputError, nearest, unknown_name
 from inheritune.progress import progress
-from inheritune.records import (
-    check_folder,
-    claim_folder,
-    environment,
-    read_json,
-    release_folder,
-    write_json,
-    write_text,
-)
+from inheritune.records.base import environment
+from inheritune.storage import check_folder, claim_folder, read_json, release_folder, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from inheritune.spectra.analysis import analyze
     from inheritune.spectra.gradients import gradient_probe
     from inheritune.spectra.recommend import recommend
-    from inheritune.surgery.checkpoint import inherit_checkpoint
+    from inheritune.surgery.files.checkpoint import inherit_checkpoint
     from inheritune.surgery.inherit import inherit
-    from inheritune.surgery.plan import LayerPlan
+    from inheritune.surgery.plan.layer_plan import LayerPlan
 
 __version__ = "0.1.0"
 

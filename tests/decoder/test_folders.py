@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from inheritune.decoder import save_model
-from inheritune.decoder.folders import whole_folder
 from inheritune.errors import OutputError
+from inheritune.storage import whole_folder
 from mounting import mounted
 from tiny import make_llama
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from inheritune.decoder.folders import whole_folder
+from inheritune.storage import whole_folder
 with whole_folder(Path(sys.argv[1])) as temporary:
     (temporary / "config.json").write_text("{}")
     print(temporary.name, flush=True)

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import inheritune as it
 from inheritune.decoder import open_decoder
+from inheritune.decoder.source import resolve_model
 from inheritune.errors import OutputError, RecipeError
 from inheritune.experiments import EXPERIMENTS, quickstart, reproduce
 from inheritune.experiments.quickstart import inheritune_recipe, scratch_recipe
 from inheritune.recipes import load_recipe
-from inheritune.recipes.schema import resolve_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [
@@ -98,7 +98,7 @@ def test_an_unknown_table_or_scale_is_one_line(name: str, scale: str, message: s
 
 
 def test_the_shipped_reference_is_the_one_its_recipe_makes() -> None:
-    folder = Path(resolve_reference("stdlib"))
+    folder = Path(resolve_model("stdlib"))
     record = json.loads((folder / "record.json").read_text())
     assert load_recipe(record["recipe"]) == load_recipe(ROOT / "recipes" / "stdlib-reference.yaml")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 5_000_000
@@ -110,7 +110,7 @@ def test_the_shipped_reference_is_the_one_its_recipe_makes() -> None:
 
 def test_the_shipped_reference_has_learned_python() -> None:
     """About 2.9 nats a token on its own validation text; 7.6 would be a uniform guess over 2,048 tokens."""
-    folder = resolve_reference("stdlib")
+    folder = resolve_model("stdlib")
     text = "def __init__(self, name):\n        self.name = name\n\n    def __repr__(self):\n        return self.name\n"
     tokens = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():

@@ -12,8 +12,8 @@ from inheritune.errors import PlanError, RecipeError
 from inheritune.recipes import Recipe, load_recipe
 from inheritune.recipes.schema import RecommendedLayers
 from inheritune.recipes.workspace import inherited_plan, recall_layers
-from inheritune.records import claim_folder
 from inheritune.spectra.recommend import Recommendation
+from inheritune.storage import claim_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = {"name": "x", "method": "inheritune", "reference": "stdlib", "training": {"steps": 10}}

@@ -15,10 +15,12 @@ import pytest
 from report_analyses import TAUS, analysis, collapse_lines, watch_run
 from report_records import spectra
 
+from inheritune.decoder.source import resolve_model
 from inheritune.errors import OutputError
-from inheritune.recipes.schema import resolve_reference
-from inheritune.report import findings, load, measures, series, tables
-from inheritune.report.load import Analysis, Model
+from inheritune.report import load
+from inheritune.report.read.load import Analysis, Model
+from inheritune.report.rows import measures, series
+from inheritune.report.text import findings, tables
 from inheritune.spectra import BothSpectra, Spectra, load_recommendation, load_spectra
 from inheritune.surgery import LayerPlan
 
@@ -319,9 +321,9 @@ def test_lengths_that_differ_are_said_to(study: Write) -> None:
 
 
 def test_the_shipped_model_is_called_by_its_name(study: Write) -> None:
-    folder = study(analysis(2, 2, model=resolve_reference("stdlib")))
+    folder = study(analysis(2, 2, model=resolve_model("stdlib")))
     [found] = load([folder]).studies
-    assert (found.label, found.name) == ("stdlib", resolve_reference("stdlib"))
+    assert (found.label, found.name) == ("stdlib", resolve_model("stdlib"))
 
 
 def test_equal_words_on_two_masks_are_said_once() -> None:

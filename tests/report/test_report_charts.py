@@ -14,8 +14,10 @@ import pytest
 from report_records import HEADS, attention_maps, spectra
 
 from inheritune.errors import OutputError
-from inheritune.report import charts, images, series
-from inheritune.report.load import load_runs, models
+from inheritune.report import charts
+from inheritune.report.charts import images
+from inheritune.report.read.load import load_runs, models
+from inheritune.report.rows import series
 
 Record = dict[str, Any]
 Write = Callable[..., Path]

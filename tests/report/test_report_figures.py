@@ -19,11 +19,12 @@ from report_records import attention_maps
 from test_report_page import HOSTILE, Page, data, specs
 from typer.testing import CliRunner
 
-from inheritune import records
+from inheritune import storage
 from inheritune.cli import report as command
 from inheritune.errors import OutputError
-from inheritune.report import charts, load, save_figures, sections, write_report
-from inheritune.report.figures import Figures, page_data, slug
+from inheritune.report import charts, load, save_figures, write_report
+from inheritune.report.page import sections
+from inheritune.report.page.figures import Figures, page_data, slug
 
 Record = dict[str, Any]
 Write = Callable[..., Path]
@@ -215,7 +216,7 @@ def test_a_wrong_folder_for_figures_leaves_no_page(study: Write, tmp_path: Path)
         study({key: record[key] for key in record if key not in ("angular_distance", "blocks")}),
         tmp_path / "p.html",
     )
-    records.claim_folder(tmp_path / "other", {"kind": "analysis", "eta": 0.9})
+    storage.claim_folder(tmp_path / "other", {"kind": "analysis", "eta": 0.9})
     lines = {
         folder / "maps.json": "--figures .*maps.json is a file, expected a folder",
         folder: "pass a new or empty --figures folder",

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from inheritune.cli import report as command
 from inheritune.errors import OutputError
 from inheritune.report import write_report
-from inheritune.report.page import embed_json
+from inheritune.report.page.save import embed_json
 
 Record = dict[str, Any]
 Write = Callable[..., Path]

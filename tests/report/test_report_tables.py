@@ -11,9 +11,9 @@ import pytest
 from report_records import taken
 
 from inheritune.errors import OutputError
-from inheritune.report import format as fmt
-from inheritune.report import tables
-from inheritune.report.load import load_runs, models
+from inheritune.report.read.load import load_runs, models
+from inheritune.report.text import format as fmt
+from inheritune.report.text import tables
 
 Record = dict[str, Any]
 Write = Callable[..., Path]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from report_records import comparison
 
-from inheritune.report.load import load_runs
-from inheritune.report.verdict import judge, sentence, verdict
+from inheritune.report.read.load import load_runs
+from inheritune.report.text.verdict import judge, sentence, verdict
 
 Record = dict[str, Any]
 Write = Callable[..., Path]

@@ -11,8 +11,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from inheritune.decoder import open_decoder
-from inheritune.spectra.capture import visit_attention
-from inheritune.spectra.probe import Piece
+from inheritune.spectra.measure.pieces import Piece
+from inheritune.spectra.watch.capture import visit_attention
 
 T = 20
 WINDOW = 7

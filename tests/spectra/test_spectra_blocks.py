@@ -14,8 +14,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from inheritune.decoder import open_decoder
 from inheritune.errors import ModelError
-from inheritune.spectra import blocks
-from inheritune.spectra.blocks import BlockMeasures, BlockObserver, mlp_modules
+from inheritune.spectra.measure import blocks
+from inheritune.spectra.measure.blocks import BlockMeasures, BlockObserver, mlp_modules
 from tiny import VOCABULARY, make_gpt2, make_llama, perturbed
 
 DEPTH = 4

@@ -16,10 +16,10 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from inheritune.decoder import open_decoder
 from inheritune.errors import ModelError
-from inheritune.spectra import capture
-from inheritune.spectra.attention import _own_eager
-from inheritune.spectra.capture import visit_attention
-from inheritune.spectra.probe import Piece
+from inheritune.spectra.measure.pieces import Piece
+from inheritune.spectra.watch import capture
+from inheritune.spectra.watch.attention import _own_eager
+from inheritune.spectra.watch.capture import visit_attention
 from tiny import make_gpt2, make_llama
 
 

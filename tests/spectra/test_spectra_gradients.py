@@ -13,8 +13,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GPT2Config, GPT2L
 
 from inheritune.decoder import open_decoder
 from inheritune.errors import DataError, ModelError
-from inheritune.spectra import recording
 from inheritune.spectra.gradients import GradientProbe, gradient_probe, layer_gradients
+from inheritune.spectra.watch import recording
 from tiny import make_gpt2, make_llama, perturbed
 
 SMALL: dict[str, Any] = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from inheritune.spectra import kernels
-from inheritune.spectra.certificate import rounding
+from inheritune.spectra.measure import kernels
+from inheritune.spectra.measure.certificate import rounding
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="Numba is not installed")
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from inheritune.errors import InherituneError
-from inheritune.spectra import kernels, pieces, row_entropy
-from inheritune.spectra import rank as rank_module
-from inheritune.spectra.certificate import certify
-from inheritune.spectra.pieces import plan_work
-from inheritune.spectra.rank import (
+from inheritune.spectra import row_entropy
+from inheritune.spectra.measure import kernels, pieces
+from inheritune.spectra.measure import rank as rank_module
+from inheritune.spectra.measure.certificate import certify
+from inheritune.spectra.measure.pieces import plan_work
+from inheritune.spectra.measure.rank import (
     approximate_rank,
     column_mass,
     rank_and_mass,

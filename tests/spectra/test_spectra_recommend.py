@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from inheritune.errors import InherituneError, OutputError, PlanError
-from inheritune.spectra.blocks import BlockMeasures
-from inheritune.spectra.recommend import Recommendation, load_recommendation, ranges, recommend
+from inheritune.layers import ranges
+from inheritune.spectra.measure.blocks import BlockMeasures
+from inheritune.spectra.recommend import Recommendation, load_recommendation, recommend
 from inheritune.spectra.result import BothSpectra, Spectra
 
 SINK = "where rank 1 is a sink"

@@ -19,11 +19,12 @@ from surgery_families import DEPTH, assert_same_weights, source
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import inheritune.surgery as surgery
-from inheritune.decoder.stored import read_folder
+from inheritune.checkpoints import copying
+from inheritune.checkpoints.copying import write_file
+from inheritune.checkpoints.folder import read_folder
 from inheritune.errors import ModelError, OutputError, PlanError
-from inheritune.surgery import LayerPlan, copying
-from inheritune.surgery.checkpoint import check_shard_size
-from inheritune.surgery.copying import write_file
+from inheritune.surgery import LayerPlan
+from inheritune.surgery.files.checkpoint import check_shard_size
 from mounting import mounted
 
 
@@ -348,7 +349,7 @@ def test_where_it_may_not_write(folder: Path, tmp_path: Path) -> None:
 def test_an_interrupted_or_failing_copy_leaves_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inheritune.surgery import checkpoint
+    from inheritune.surgery.files import checkpoint
 
     for failure, shown in (
         (KeyboardInterrupt(), KeyboardInterrupt),
@@ -368,7 +369,7 @@ def test_an_interrupted_or_failing_copy_leaves_nothing(
 def test_layers_that_share_weights_are_refused() -> None:
     from transformers import CONFIG_MAPPING
 
-    from inheritune.surgery.checkpoint import check_whole
+    from inheritune.surgery.files.checkpoint import check_whole
 
     with pytest.raises(PlanError, match=r"layers of ZambaForCausalLM share weights \(.* and .*\): use inherit"):
         check_whole(CONFIG_MAPPING["zamba"](), LayerPlan.first(76, 76))
@@ -418,7 +419,7 @@ def test_of_two_processes_the_second_to_finish_leaves_the_first_ones_model(
         if not (tmp_path / "out").exists():
             first.rename(tmp_path / "out")
 
-    monkeypatch.setattr("inheritune.surgery.checkpoint.write_file", write_late)
+    monkeypatch.setattr("inheritune.surgery.files.checkpoint.write_file", write_late)
     with pytest.raises(OutputError, match=r"^.*out was filled meanwhile by another process: it stays as it is, pass a"):
         surgery.inherit_checkpoint(folder, tmp_path / "out", 2)
     assert load(tmp_path / "out").config.num_hidden_layers == 1
@@ -563,7 +564,7 @@ def test_a_file_that_shrinks_while_it_is_copied(folder: Path, tmp_path: Path, mo
         os.truncate(folder / "model.safetensors", 5000)
         write_file(*arguments)
 
-    monkeypatch.setattr("inheritune.surgery.checkpoint.write_file", shrink)
+    monkeypatch.setattr("inheritune.surgery.files.checkpoint.write_file", shrink)
     with pytest.raises(ModelError, match=r"model.safetensors ends early: it changed while it was read"):
         surgery.inherit_checkpoint(folder, tmp_path / "out", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from typer.testing import CliRunner, Result
 
 import inheritune.surgery as surgery
+from inheritune.checkpoints import hub
 from inheritune.cli import inherit as command
-from inheritune.decoder import count_parameters, hub
+from inheritune.decoder import count_parameters
 from inheritune.errors import InherituneError, ModelError, OutputError, PlanError
 from inheritune.spectra.files import save_spectra
 from inheritune.spectra.recommend import Recommendation

@@ -30,7 +30,7 @@ from inheritune import surgery
 from inheritune.decoder import count_parameters, open_decoder
 from inheritune.errors import ModelError, PlanError
 from inheritune.surgery import LayerPlan, LayerRow
-from inheritune.surgery.fit import draft
+from inheritune.surgery.config.blueprint import draft
 
 ALL = sorted(FAMILIES)
 

@@ -17,8 +17,8 @@ from surgery_families import assert_same_weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import inheritune.surgery as surgery
+from inheritune.checkpoints.hub import check_push, push
 from inheritune.decoder import load_config, load_model, load_tokenizer
-from inheritune.decoder.hub import check_push, push
 from inheritune.errors import ModelError, OutputError, PlanError
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import model_card, place_of

@@ -240,7 +240,7 @@ def test_a_head_that_was_untied_by_hand_is_not_overwritten_in_silence(tiny_gpt2:
 
 
 def test_a_configuration_that_would_not_load_again_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from inheritune.surgery import config
+    from inheritune.surgery.config import target as config
 
     target = copy.deepcopy(source("qwen3").config)
     monkeypatch.setattr(type(target), "to_dict", lambda self: {**self.__dict__, "layer_types": ["full_attention"] * 4})

@@ -14,7 +14,8 @@ from surgery_families import assert_same_weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import inheritune.surgery as surgery
-from inheritune.decoder import load_model, pickled
+from inheritune.checkpoints import pickled
+from inheritune.decoder import load_model
 from inheritune.errors import ModelError
 from tiny import make_gpt2, make_llama
 

@@ -72,15 +72,15 @@ def analyze(
     """Measure every attention head, MLP and block, say which layers are lazy, and recommend a cut."""
     from inheritune import spectra
     from inheritune.decoder import load_config
-    from inheritune.recipes.schema import resolve_reference
-    from inheritune.records import check_folder, claim_folder, release_folder
+    from inheritune.decoder.source import resolve_model
+    from inheritune.storage import check_folder, claim_folder, release_folder
 
     if data is not None and tokens is not None:
         raise InherituneError("both --data and --tokens are given: expected one of them")
     if seed < 0:
         raise InherituneError(f"--seed {seed}: expected 0 or more")
     taus, heads = _read_taus(tau), _read_heads(maps)
-    place = resolve_reference(model)
+    place = resolve_model(model)
     load_config(place)  # what is no decoder is refused before any text is read
     if tokens is not None:
         windows, origin = _read_windows(tokens, sequences, length), {"source": str(tokens)}
@@ -111,7 +111,7 @@ def _read_taus(text: str) -> tuple[float, ...]:
     Raises:
         InherituneError: one of them is not a number, or not between 0 and 1.
     """
-    from inheritune.spectra.rank import check_taus
+    from inheritune.spectra.measure.rank import check_taus
 
     try:
         return check_taus([float(part) for part in text.split(",")])
@@ -263,9 +263,9 @@ def _show_more(
     result: Spectra | BothSpectra, pictures: Sequence[dict[str, Any]], origin: dict[str, Any], file: Path
 ) -> None:
     """Print a line on the text and on each further thing that was asked for, and the files."""
-    from inheritune.records import IDENTITY
     from inheritune.spectra import BothSpectra
     from inheritune.spectra.reading import MAPS
+    from inheritune.storage import IDENTITY
 
     parts = [result.causal, result.full] if isinstance(result, BothSpectra) else [result]
     first = parts[0]

@@ -42,7 +42,7 @@ def evaluate(
     """
     from inheritune.evaluation import check_output
     from inheritune.evaluation import evaluate as evaluate_model
-    from inheritune.records import write_json
+    from inheritune.storage import write_json
 
     check_output(out, model, data, against)
     record = evaluate_model(

@@ -86,11 +86,12 @@ def inherit(
 
     The plan is printed first: where each layer comes from, what is copied, what is random.
     """
+    from inheritune.checkpoints import hub
     from inheritune.cli.console import console
-    from inheritune.decoder import hub, load_config
-    from inheritune.surgery.checkpoint import check_destination, check_shard_size
-    from inheritune.surgery.order import RECORD, Order
-    from inheritune.surgery.selection import recommended_layers
+    from inheritune.decoder import load_config
+    from inheritune.surgery.files.checkpoint import check_destination, check_shard_size
+    from inheritune.surgery.plan.selection import recommended_layers
+    from inheritune.surgery.request import RECORD, Order
 
     check_shard_size(max_shard_size)
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -130,7 +131,7 @@ def _plan(
 ) -> LayerPlan:
     """Return the plan that the options stand for, which may contradict each other."""
     from inheritune.surgery import LayerPlan
-    from inheritune.surgery.config import check_families, depth_of
+    from inheritune.surgery.config.target import check_families, depth_of
 
     depth = depth_of(config)
     if layers is None:
@@ -153,7 +154,7 @@ def _plan(
 
 
 def _revived(plan: LayerPlan, analysis: Path, config: PretrainedConfig) -> LayerPlan:
-    from inheritune.surgery.config import depth_of
+    from inheritune.surgery.config.target import depth_of
     from inheritune.surgery.revive import heads_to_revive
 
     return plan.revive(heads_to_revive(analysis, depth_of(config)))

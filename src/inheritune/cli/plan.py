@@ -24,7 +24,7 @@ def plan(
     from inheritune.cli.console import console, print_table
     from inheritune.recipes import load_recipe
     from inheritune.recipes.preflight import preflight
-    from inheritune.records import write_json
+    from inheritune.storage import write_json
 
     cost = preflight(load_recipe(recipe, set_ or []))
     rows = [

@@ -26,7 +26,7 @@ def quickstart(
     from inheritune.cli.console import console
     from inheritune.cli.run import print_run
     from inheritune.experiments import quickstart as tell
-    from inheritune.records import read_json
+    from inheritune.storage import read_json
 
     record = tell(out, set_ or [])
     for name in record["runs"]:

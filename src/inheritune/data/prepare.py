@@ -15,7 +15,7 @@ from inheritune.data.tokenizer import TRAIN_PREFIX, encode, resolve_tokenizer
 from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, OutputError
 from inheritune.progress import Advance, progress
-from inheritune.records import read_json
+from inheritune.storage import read_json
 
 
 def prepare(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from inheritune.errors import DataError, OutputError
-from inheritune.records import read_json, write_json
+from inheritune.storage import read_json, write_json
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"

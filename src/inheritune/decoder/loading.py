@@ -14,11 +14,12 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from inheritune.decoder.folders import whole_folder
-from inheritune.decoder.hub import HUB_ID, first_line, hub_can_answer, open_repository
-from inheritune.decoder.pickled import refusal
-from inheritune.decoder.stored import read_folder, refuse_pointer
+from inheritune.checkpoints.folder import read_folder
+from inheritune.checkpoints.hub import HUB_ID, first_line, hub_can_answer, open_repository
+from inheritune.checkpoints.pickled import refusal
+from inheritune.checkpoints.stored import refuse_pointer
 from inheritune.errors import ModelError, nearest
+from inheritune.storage import whole_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.decoder.hub import hub_can_answer
+from inheritune.checkpoints.folder import INDEX, SINGLE, checkpoint_bytes, read_folder
+from inheritune.checkpoints.hub import hub_can_answer
+from inheritune.checkpoints.stored import IN_MEMORY, StoredTensor, StreamError
 from inheritune.decoder.loading import load_config, load_model
-from inheritune.decoder.stored import IN_MEMORY, INDEX, SINGLE, StoredTensor, StreamError, checkpoint_bytes, read_folder
 from inheritune.decoder.view import Decoder, check_finite, compute_buffers, open_decoder
 from inheritune.errors import ModelError
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from inheritune import records
 from inheritune.decoder import count_parameters, load_config, load_model, open_decoder
+from inheritune.decoder.device import on_accelerator
 from inheritune.errors import OutputError
 from inheritune.evaluation.loss import Evaluation, check_windows, evaluate_windows
 from inheritune.evaluation.paired import CONFIDENCE, MARGIN, check_settings, compare
 from inheritune.evaluation.speed import measure_speed
 from inheritune.evaluation.tasks import find_tasks, run_tasks
 from inheritune.evaluation.windows import NamedTokenizer, check_same_vocabulary, open_tokenizer, resolve_windows
+from inheritune.records.base import environment, now
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,8 +92,8 @@ def evaluate(
         "comparison": comparison,
         "data": {"source": name, "windows_sha256": _digest(tokens)},
         "settings": {"length": length, "windows": windows, "batch": batch, "margin": margin, "confidence": confidence},
-        "environment": records.environment(),
-        "created": records.now(),
+        "environment": environment().as_json(),
+        "created": now(),
     }
 
 
@@ -154,7 +155,7 @@ def _examine(
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Load one model and measure all that is asked; return its evaluation and its part of the record."""
     name = str(source) if isinstance(source, str | Path) else source.name_or_path or type(source).__name__
-    model = _on_accelerator(load_model(source)) if isinstance(source, str | Path) else source
+    model = on_accelerator(load_model(source)) if isinstance(source, str | Path) else source
     evaluation = evaluate_windows(model, tokens, data_name, batch, f"evaluating {Path(name).name}")
     part: dict[str, Any] = {
         "model": name,
@@ -167,14 +168,6 @@ def _examine(
     if tasks:
         part["tasks"] = run_tasks(model, tasks, task_limit, batch)
     return evaluation, part
-
-
-def _on_accelerator(model: PreTrainedModel) -> PreTrainedModel:
-    import torch
-
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    return model
 
 
 def _digest(windows: np.ndarray) -> str:

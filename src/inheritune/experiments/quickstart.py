@@ -12,8 +12,9 @@ from typing import Any
 
 from inheritune.errors import RecipeError
 from inheritune.recipes import load_recipe, run
-from inheritune.records import RECORD, claim_folder, environment, now, write_json
+from inheritune.records.base import environment, now
 from inheritune.report import load_runs, verdict, write_report
+from inheritune.storage import RECORD, claim_folder, write_json
 
 TRAINING: dict[str, Any] = {
     "steps": 300,
@@ -88,7 +89,7 @@ def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ())
         "kind": "quickstart",
         "schema": 1,
         "created": now(),
-        "environment": environment(),
+        "environment": environment().as_json(),
         "runs": ["inheritune", "scratch"],
         "report": report.name,
         "verdict": verdict(load_runs(folders)).sentence,

@@ -10,8 +10,9 @@ from typing import Any
 from inheritune.errors import RecipeError, unknown_name
 from inheritune.experiments.quickstart import FROM_RANDOM, TRAINING
 from inheritune.recipes import run
-from inheritune.records import RECORD, claim_folder, environment, now, read_json, write_json
+from inheritune.records.base import environment, now
 from inheritune.report import write_report
+from inheritune.storage import RECORD, claim_folder, read_json, write_json
 
 PUBLISHED = Path(__file__).with_name("published.json")
 SCALES = ("tiny", "small", "paper")
@@ -100,7 +101,7 @@ def reproduce(name: str, scale: str = "tiny", out: str | Path | None = None) -> 
         "experiment": name,
         "scale": scale,
         "created": now(),
-        "environment": environment(),
+        "environment": environment().as_json(),
         "published": read_json(PUBLISHED)[name],
         "ours": {key: {**value["result"], "reference": value["reference"]} for key, value in runs.items()},
     }

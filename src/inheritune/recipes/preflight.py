@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from inheritune.decoder import count_parameters, load_config
-from inheritune.recipes.schema import Recipe, resolve_reference
+from inheritune.decoder.source import resolve_model
+from inheritune.recipes.schema import Recipe
 from inheritune.recipes.workspace import check_against, inherited_plan
 from inheritune.surgery import LayerPlan, blueprint
 from inheritune.surgery.width import HALF, narrow_config
@@ -74,7 +75,7 @@ def _plans(recipe: Recipe) -> tuple[list[int], PretrainedConfig]:
 
         config = AutoConfig.for_model(**(recipe.architecture or {}))
         return [int(config.num_hidden_layers)], config
-    config = load_config(resolve_reference(recipe.reference))
+    config = load_config(resolve_model(recipe.reference))
     check_against(recipe, config)
     depth = int(config.get_text_config(decoder=True).num_hidden_layers)
     count = len(inherited_plan(recipe, depth))
@@ -88,7 +89,7 @@ def _plans(recipe: Recipe) -> tuple[list[int], PretrainedConfig]:
 
 
 def _with_depth(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    from inheritune.surgery.config import target_config
+    from inheritune.surgery.config.target import target_config
 
     return target_config({"reference": config}, LayerPlan.random(layers))
 

@@ -13,7 +13,7 @@ from inheritune.data import TrainingWindows, validation_windows
 from inheritune.decoder import count_parameters, load_model, open_decoder, save_model
 from inheritune.distributed import from_main, is_main
 from inheritune.recipes.workspace import TRAINING_RECORD, Workspace, check_context
-from inheritune.records import read_json, write_json
+from inheritune.storage import read_json, write_json
 from inheritune.surgery import LayerPlan
 from inheritune.training import next_token_loss, train
 from inheritune.training.collapse import COLLAPSE

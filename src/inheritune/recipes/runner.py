@@ -16,8 +16,9 @@ from inheritune.recipes.methods import METHODS
 from inheritune.recipes.rounds import load_round
 from inheritune.recipes.schema import Recipe
 from inheritune.recipes.workspace import Workspace, open_workspace, recall_layers
-from inheritune.records import RECORD, claim_folder, environment, now, read_json, release_folder, write_json
+from inheritune.records.base import environment, now
 from inheritune.spectra import analyze, attention_maps, save_maps, save_spectra
+from inheritune.storage import RECORD, claim_folder, read_json, release_folder, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +75,7 @@ def _record(workspace: Workspace, rounds: list[dict[str, Any]]) -> dict[str, Any
         "method": recipe.method,
         "recipe": _settings(recipe),
         "seed": recipe.seed,
-        "environment": environment(),
+        "environment": environment().as_json(),
         "created": now(),
         "data": {
             "source": recipe.data.source,

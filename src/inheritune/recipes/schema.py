@@ -9,14 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from inheritune.errors import InherituneError, PlanError
-from inheritune.surgery.selection import recommended_layers
+from inheritune.surgery.plan.selection import recommended_layers
 from inheritune.surgery.width import HALF, parse_width
 from inheritune.training.settings import TrainingSettings
 
 Method = Literal["inheritune", "scratch", "stacking", "hybrid-stacking", "half-width", "distill"]
 Share = Annotated[float, Field(gt=0, lt=1)]
-BUNDLED_REFERENCE = "stdlib"
-"""The name of the reference model that the package ships."""
 
 
 class _Part(BaseModel):
@@ -229,10 +227,3 @@ def _recorded_layers(settings: Mapping[str, Any]) -> RecommendedLayers:
     except ValidationError as error:
         names = ", ".join(RecommendedLayers.model_fields)
         raise ValueError(f"expected a count, a range, a list, the folder of an analysis, or {names}") from error
-
-
-def resolve_reference(name: str) -> str:
-    """Return where the reference is: the package's own folder for `stdlib`, else `name` itself."""
-    if name == BUNDLED_REFERENCE and not Path(name).exists():
-        return str(Path(__file__).resolve().parent.parent / "assets" / "reference")
-    return name

@@ -11,12 +11,13 @@ import numpy as np
 
 from inheritune.data import Shards, open_shards, prepare, validation_windows
 from inheritune.decoder import count_parameters, load_config, load_model, load_tokenizer, open_decoder
+from inheritune.decoder.source import resolve_model
 from inheritune.distributed import from_main
 from inheritune.errors import DataError, PlanError, RecipeError
 from inheritune.evaluation import Comparison, Evaluation, compare, evaluate_windows
 from inheritune.evaluation.loss import window_losses
-from inheritune.recipes.schema import Recipe, RecommendedLayers, resolve_reference
-from inheritune.records import IDENTITY, read_json
+from inheritune.recipes.schema import Recipe, RecommendedLayers
+from inheritune.storage import IDENTITY, read_json
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.width import HALF, narrow_sizes
 
@@ -51,7 +52,7 @@ class Workspace:
         """Where the reference is."""
         if self.recipe.reference is None:
             raise RecipeError(f"method {self.recipe.method} needs a reference: expected a model folder or a hub id")
-        return resolve_reference(self.recipe.reference)
+        return resolve_model(self.recipe.reference)
 
     @cached_property
     def depth(self) -> int:
@@ -122,9 +123,9 @@ def open_workspace(recipe: Recipe, folder: Path) -> Workspace:
     settings = recipe.data
     config = None
     if recipe.reference is not None:
-        config = load_config(resolve_reference(recipe.reference))
+        config = load_config(resolve_model(recipe.reference))
         check_against(recipe, config)
-    tokenizer = settings.tokenizer or resolve_reference(str(recipe.reference))
+    tokenizer = settings.tokenizer or resolve_model(str(recipe.reference))
     shards_folder = Path(settings.folder) if settings.folder else folder / "data"
 
     def make() -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from inheritune.report.figures import save_figures
-from inheritune.report.findings import opening
-from inheritune.report.load import Run, Sources, load, load_runs
-from inheritune.report.page import check_page, write_report
-from inheritune.report.verdict import Verdict, verdict
+from inheritune.report.page.save import check_page, save_figures, write_report
+from inheritune.report.read.load import Run, Sources, load, load_runs
+from inheritune.report.text.findings import opening
+from inheritune.report.text.verdict import Verdict, verdict
 
 __all__ = [
     "Run",

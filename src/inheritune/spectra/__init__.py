@@ -4,13 +4,12 @@
 """
 
 from inheritune.spectra.analysis import analyze, check_gradients, prepare
-from inheritune.spectra.blocks import BlockMeasures, BlockObserver
-from inheritune.spectra.capture import visit_attention
 from inheritune.spectra.files import load_spectra, save_maps, save_spectra
 from inheritune.spectra.gradients import GradientProbe, gradient_probe
-from inheritune.spectra.heads import row_entropy
 from inheritune.spectra.maps import attention_maps
-from inheritune.spectra.rank import (
+from inheritune.spectra.measure.blocks import BlockMeasures, BlockObserver
+from inheritune.spectra.measure.heads import row_entropy
+from inheritune.spectra.measure.rank import (
     approximate_rank,
     column_mass,
     rank_and_mass,
@@ -20,6 +19,7 @@ from inheritune.spectra.rank import (
 )
 from inheritune.spectra.recommend import Recommendation, load_recommendation, recommend
 from inheritune.spectra.result import BothSpectra, Spectra
+from inheritune.spectra.watch.capture import visit_attention
 
 __all__ = [
     "BlockMeasures",

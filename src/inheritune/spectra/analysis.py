@@ -13,15 +13,15 @@ from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import StreamedDecoder, load_decoder
 from inheritune.errors import InherituneError, ModelError
 from inheritune.progress import progress
-from inheritune.spectra.blocks import BlockObserver
-from inheritune.spectra.capture import visit_attention
+from inheritune.records.analysis import Mask
 from inheritune.spectra.checks import check_fit, check_mask, check_tokens, check_weights
 from inheritune.spectra.gradients import gradient_probe
-from inheritune.spectra.heads import HeadTable, measure_heads
-from inheritune.spectra.pieces import DEFAULT_MEMORY, plan_work
-from inheritune.spectra.probe import Mask, Piece
-from inheritune.spectra.rank import check_fraction, check_taus
+from inheritune.spectra.measure.blocks import BlockObserver
+from inheritune.spectra.measure.heads import HeadTable, measure_heads
+from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Piece, plan_work
+from inheritune.spectra.measure.rank import check_fraction, check_taus
 from inheritune.spectra.result import BothSpectra, Spectra
+from inheritune.spectra.watch.capture import visit_attention
 
 if TYPE_CHECKING:
     from torch import Tensor

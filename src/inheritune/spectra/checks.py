@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from inheritune.decoder import Decoder, check_finite
 from inheritune.errors import DataError, InherituneError, ModelError, unknown_name
-from inheritune.spectra.probe import Mask
+from inheritune.records.analysis import Mask
 
 if TYPE_CHECKING:
     from torch import Tensor

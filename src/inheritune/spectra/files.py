@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from inheritune.errors import OutputError
-from inheritune.records import environment, now, write_json, write_text
-from inheritune.spectra.blocks import BlockMeasures
+from inheritune.records.base import environment, now
 from inheritune.spectra.gradients import GradientProbe
+from inheritune.spectra.measure.blocks import BlockMeasures
 from inheritune.spectra.reading import MAPS, SCHEMA, SPECTRA, read_spectra
 from inheritune.spectra.recommend import recommend
 from inheritune.spectra.result import BothSpectra, Spectra
+from inheritune.storage import write_json, write_text
 
 
 def save_spectra(
@@ -66,7 +67,7 @@ def save_spectra(
         **({} if first.blocks is None else first.blocks.as_record()),
         "recommendation": advice.as_record(),
         **({} if data is None else {"data": dict(data)}),
-        "environment": environment(),
+        "environment": environment().as_json(),
         "created": now(),
     }
     write_json(path, record)

@@ -22,8 +22,8 @@ import numpy as np
 from inheritune.decoder import Decoder, load_model, open_decoder
 from inheritune.errors import ModelError
 from inheritune.spectra.checks import check_fit, check_tokens, check_weights
-from inheritune.spectra.rank import sink_collapse
-from inheritune.spectra.recording import SIDES, Call, Gradients, Side, as_float64, run_with_gradients
+from inheritune.spectra.measure.rank import sink_collapse
+from inheritune.spectra.watch.recording import SIDES, Call, Gradients, Side, as_float64, run_with_gradients
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,11 +10,12 @@ import numpy as np
 
 from inheritune.decoder import Decoder
 from inheritune.errors import PlanError
+from inheritune.records.analysis import Mask
 from inheritune.spectra.analysis import prepare
-from inheritune.spectra.capture import visit_attention
-from inheritune.spectra.probe import Mask, Piece
-from inheritune.spectra.rank import approximate_rank
+from inheritune.spectra.measure.pieces import Piece
+from inheritune.spectra.measure.rank import approximate_rank
 from inheritune.spectra.result import BothSpectra, Spectra
+from inheritune.spectra.watch.capture import visit_attention
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from inheritune.errors import OutputError
-from inheritune.records import read_json
-from inheritune.spectra.probe import Mask
+from inheritune.records.analysis import Mask
+from inheritune.storage import read_json
 
 SPECTRA = "spectra.json"
 MAPS = "maps.json"

@@ -18,7 +18,7 @@ near-even averaging. Where no layer stands out (no lazy tail, or all layers lazy
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inheritune.errors import InherituneError, OutputError, PlanError
+from inheritune.layers import ranges, runs
 from inheritune.spectra.reading import SPECTRA as SPECTRA
 from inheritune.spectra.reading import read_spectra
 from inheritune.spectra.result import BothSpectra, Spectra
 
 if TYPE_CHECKING:
-    from inheritune.spectra.blocks import BlockMeasures
+    from inheritune.spectra.measure.blocks import BlockMeasures
 
 LAZY_BELOW = 2.0
 """floor(AvgRank) = 1 (Definition G.1): AvgRank is at least 1, so below 2."""
@@ -81,7 +82,7 @@ class Recommendation:
     @property
     def option(self) -> str:
         """What `--layers` and a recipe's `layers` take to say the same, the end of a range excluded: `0:12`."""
-        return ",".join(f"{run[0]}:{run[-1] + 1}" for run in _runs(self.keep))
+        return ",".join(f"{run[0]}:{run[-1] + 1}" for run in runs(self.keep))
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return what to do, the layers as ranges and the layers as a list, one row for each thing to print."""
@@ -274,22 +275,6 @@ def _others(blocks: BlockMeasures | None, count: int, depth: int) -> tuple[tuple
     if not np.isnan(blocks.angular_distance[: depth - count + 1, count]).any():
         others.append(("angular distance", tuple(blocks.nearest_span(count))))
     return tuple(others)
-
-
-def ranges(layers: Iterable[int]) -> str:
-    """Return layers as ranges with both ends included: `0-11, 14`; `-` for none."""
-    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in _runs(layers)) or "-"
-
-
-def _runs(layers: Iterable[int]) -> list[list[int]]:
-    """Return the longest runs of consecutive layers, in the order given."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return runs
 
 
 def _layers(count: int) -> str:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inheritune.errors import InherituneError, PlanError
-from inheritune.spectra.probe import Mask
+from inheritune.records.analysis import Mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from inheritune.spectra.blocks import BlockMeasures
     from inheritune.spectra.gradients import GradientProbe
+    from inheritune.spectra.measure.blocks import BlockMeasures
 
     Heads = NDArray[np.float64]
 

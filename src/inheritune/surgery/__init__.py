@@ -1,10 +1,10 @@
 """Surgery on decoders: a `LayerPlan` says where each layer comes from; a new model or a new checkpoint results."""
 
-from inheritune.surgery.checkpoint import inherit_checkpoint
-from inheritune.surgery.fit import blueprint
+from inheritune.surgery.config.blueprint import blueprint
+from inheritune.surgery.files.checkpoint import inherit_checkpoint
 from inheritune.surgery.inherit import inherit, scratch
-from inheritune.surgery.parts import PARTS, parse_parts, part_of
-from inheritune.surgery.plan import LayerPlan, LayerRow
+from inheritune.surgery.plan.layer_plan import LayerPlan, LayerRow
+from inheritune.surgery.plan.parts import PARTS, parse_parts, part_of
 from inheritune.surgery.width import narrow, narrow_config
 
 __all__ = [

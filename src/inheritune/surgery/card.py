@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from inheritune.decoder.hub import cached_name, first_line, open_repository
+from inheritune.checkpoints.hub import cached_name, first_line, open_repository
 from inheritune.errors import ModelError
-from inheritune.surgery.plan import LayerPlan
+from inheritune.surgery.plan.layer_plan import LayerPlan
 
 CARD = "README.md"
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from inheritune.decoder import Decoder, compute_buffers, load_config, load_model, open_decoder
 from inheritune.errors import ModelError, PlanError
-from inheritune.surgery.config import depth_of, target_config, unsayable
-from inheritune.surgery.fit import check_fit, packed_weights
-from inheritune.surgery.parts import PARTS, part_of
-from inheritune.surgery.plan import LayerPlan
+from inheritune.surgery.config.blueprint import check_fit, packed_weights
+from inheritune.surgery.config.target import depth_of, target_config, unsayable
+from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.plan.parts import PARTS, part_of
 from inheritune.surgery.revive import Revived, fresh_weights, heads_to_revive
-from inheritune.surgery.silence import silence_rows
 from inheritune.surgery.width import Width, narrow, narrow_sizes
+from inheritune.surgery.zero_output import silence_rows
 
 if TYPE_CHECKING:
     import torch

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from inheritune.decoder import Decoder, evaluating
 from inheritune.errors import PlanError
-from inheritune.records import read_json
-from inheritune.spectra.capture import attention_implementation
 from inheritune.spectra.files import load_spectra
 from inheritune.spectra.recommend import SPECTRA
 from inheritune.spectra.result import BothSpectra, Spectra
+from inheritune.spectra.watch.capture import attention_implementation
+from inheritune.storage import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from inheritune.surgery.plan import LayerPlan
+    from inheritune.surgery.plan.layer_plan import LayerPlan
 
 Revived: TypeAlias = Spectra | BothSpectra | str | Path | Mapping[int, Iterable[int]]
 """Which heads to revive: what `analyze` returned, the folder it was saved in, or heads by layer."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from inheritune.decoder import load_config, load_model, open_decoder
 from inheritune.errors import PlanError
-from inheritune.surgery.config import refuse_quantised, unsayable
-from inheritune.surgery.fit import blueprint
+from inheritune.surgery.config.blueprint import blueprint
+from inheritune.surgery.config.target import refuse_quantised, unsayable
 
 if TYPE_CHECKING:
     import torch

@@ -26,11 +26,12 @@ from typing_extensions import override
 
 from inheritune.decoder import Decoder, open_decoder
 from inheritune.errors import InherituneError, ModelError
+from inheritune.records.analysis import Mask
 from inheritune.spectra import approximate_rank, visit_attention
 from inheritune.spectra.checks import check_fit, check_tokens
 from inheritune.spectra.gradients import layer_gradients
-from inheritune.spectra.probe import Mask, Piece
-from inheritune.spectra.rank import check_fraction
+from inheritune.spectra.measure.pieces import Piece
+from inheritune.spectra.measure.rank import check_fraction
 from inheritune.spectra.result import COLLAPSED_RANK
 from inheritune.training.settings import WATCH_EVERY
 

@@ -23,7 +23,7 @@ from typing_extensions import override
 from inheritune.data import TrainingWindows
 from inheritune.distributed import has_accelerator
 from inheritune.errors import RecipeError
-from inheritune.records import write_json
+from inheritune.storage import write_json
 from inheritune.training.callbacks import MetricsLog, ProgressLine, StopAtSignal, Validate
 from inheritune.training.collapse import COLLAPSE, WatchCollapse
 from inheritune.training.losses import Loss, next_token_loss

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import OutputError
-from inheritune.report.series import Row
+from inheritune.report.rows.series import Row
 
 if TYPE_CHECKING:
     import altair as alt

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from inheritune.report.charts.base import data, gradient_legend, layer_axis, model_colour, tips, title_of
-from inheritune.report.measures import ScaleType
-from inheritune.report.series import Row
+from inheritune.report.rows.measures import ScaleType
+from inheritune.report.rows.series import Row
 
 if TYPE_CHECKING:
     import altair as alt

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from inheritune.report.charts.base import BLUES, COLLAPSED_COLOUR, data, gradient_legend, tips, title_of
 from inheritune.report.charts.curves import round_marks
-from inheritune.report.series import Row
+from inheritune.report.rows.series import Row
 
 if TYPE_CHECKING:
     import altair as alt

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from inheritune.report.charts.base import data, model_colour
-from inheritune.report.series import Row
+from inheritune.report.rows.series import Row
 
 if TYPE_CHECKING:
     import altair as alt

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from inheritune.report.charts.base import COLLAPSED_COLOUR, data, layer_axis, model_colour, tips, title_of
-from inheritune.report.series import Row
+from inheritune.report.rows.series import Row
 
 if TYPE_CHECKING:
     import altair as alt

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from inheritune.report.charts.base import data, title_of
-from inheritune.report.images import ANCHORS, attention_png, data_uri
+from inheritune.report.charts.images import ANCHORS, attention_png, data_uri
 
 if TYPE_CHECKING:
     import altair as alt

@@ -1,0 +1,153 @@
+"""Write safetensors files by copying bytes out of other files.
+
+Copying byte ranges takes no memory to speak of whatever the size of a tensor or a shard, and cannot change a bit,
+whatever the type; `safetensors.torch.save_file` would hold a shard. Where the system copies between files by itself
+(copy_file_range on Linux, which `cp` uses too), the bytes do not pass through this process. It is fastest where it
+moves whole pages, many at a time, so the header of a large file is padded until most bytes keep their place within
+them. A second thread was tried and was slower; so were plain writes, whose speed falls by half and more where free
+memory is in small pieces.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from inheritune.checkpoints.stored import StoredTensor
+from inheritune.errors import ModelError
+
+_STEP = 64 << 20
+"""Bytes the system copies in one call, whose ends are multiples of it; small enough for a Ctrl-C and progress."""
+
+_BLOCK = 256 << 10
+"""Bytes copied at once where they pass through this process; what stays in the processor's cache is copied fastest."""
+
+_UNIT = 64 << 10
+"""Bytes Linux moves at a time within a call (a pipe's); a header is padded for files of more than `_STEP`."""
+
+_NOT_BY_SYSTEM = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+"""Answers of a system or file system that does not copy between these two files by itself."""
+
+
+def write_file(path: Path, tensors: Mapping[str, StoredTensor], done: Callable[[int], object] | None = None) -> None:
+    """Write a safetensors file whose tensor `name` is a copy of `tensors[name]`.
+
+    Args:
+        path: the new file.
+        tensors: what to copy, by the names in the new file.
+        done: called with the number of bytes after every few that were copied.
+
+    Raises:
+        ModelError: a source file ends early or cannot be read.
+        OSError: the file cannot be written.
+    """
+    # Widest types first, as safetensors does, so that every tensor is aligned for its type; then as they lie in the
+    # source, so that neighbours are copied in one go.
+    order = sorted(
+        tensors, key=lambda name: (-_width(tensors[name]), str(tensors[name].path), tensors[name].start, name)
+    )
+    ranges = list(_merged(tensors[name] for name in order))
+    with path.open("wb", buffering=0) as file:
+        _write_all(file, memoryview(_header({name: tensors[name] for name in order}, ranges)))
+        for source, start, size in ranges:
+            _copy(source, start, size, file, done or (lambda count: None))
+
+
+def _header(tensors: Mapping[str, StoredTensor], ranges: Iterable[tuple[Path, int, int]]) -> bytes:
+    """Return the bytes in front of the tensors, which follow in the order given, copied from these ranges."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": tensor.kind,
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + tensor.size],
+        }
+        end += tensor.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    start, unit = (_best_start(ranges), _UNIT) if end > _STEP else (0, 8)
+    text += b" " * ((start - 8 - len(text)) % unit)  # spaces are nothing in JSON
+    return len(text).to_bytes(8, "little") + text
+
+
+def _best_start(ranges: Iterable[tuple[Path, int, int]]) -> int:
+    """Return where, within a unit, the first range should begin so that most bytes stay where they are in theirs.
+
+    It is a multiple of 8, which keeps every tensor aligned for its type.
+    """
+    bytes_for: dict[int, int] = {0: 0}
+    place = 0
+    for _, start, size in ranges:
+        if (start - place) % 8 == 0:
+            first = (start - place) % _UNIT
+            bytes_for[first] = bytes_for.get(first, 0) + size
+        place += size
+    return max(bytes_for, key=lambda first: bytes_for[first])
+
+
+def _width(tensor: StoredTensor) -> float:
+    """Return the number of bytes of one element; infinity if there is none, so that empty tensors come first."""
+    count = math.prod(tensor.shape)
+    return tensor.size / count if count else math.inf
+
+
+def _merged(tensors: Iterable[StoredTensor]) -> Iterator[tuple[Path, int, int]]:
+    """Yield (file, start, size) of the ranges that hold these tensors, neighbours as one range."""
+    path, start, size = Path(), 0, 0
+    for tensor in tensors:
+        if (tensor.path, tensor.start) == (path, start + size):
+            size += tensor.size
+            continue
+        if size:
+            yield path, start, size
+        path, start, size = tensor.path, tensor.start, tensor.size
+    if size:
+        yield path, start, size
+
+
+def _copy(path: Path, start: int, size: int, target: FileIO, done: Callable[[int], object]) -> None:
+    """Copy `size` bytes from offset `start` of a file to where the open one stands."""
+    try:
+        source = path.open("rb", buffering=0)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    with source:
+        end = start + size
+        while start < end:
+            count = _copy_by_system(source, target, start, min(_STEP - start % _STEP, end - start))
+            count = count or _copy_block(source, target, start, end - start)
+            if not count:
+                raise ModelError(f"{path} ends early: it changed while it was read")
+            start += count
+            done(count)
+
+
+def _copy_by_system(source: FileIO, target: FileIO, start: int, size: int) -> int:
+    """Let the system copy; return how many bytes it did, 0 if it does not do this."""
+    if not hasattr(os, "copy_file_range"):
+        return 0
+    try:
+        return os.copy_file_range(source.fileno(), target.fileno(), size, start)
+    except OSError as error:
+        if error.errno in _NOT_BY_SYSTEM:
+            return 0
+        raise
+
+
+def _copy_block(source: FileIO, target: FileIO, start: int, size: int) -> int:
+    source.seek(start)
+    # Up to the next multiple of a block, so that the system gets whole pages to write.
+    data = source.read(min(_BLOCK - target.tell() % _BLOCK, size))
+    _write_all(target, memoryview(data))
+    return len(data)
+
+
+def _write_all(file: FileIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]

@@ -1,0 +1,113 @@
+"""The weights of a checkpoint folder: its index, its shards, and all tensors by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from inheritune.checkpoints.pickled import read_pickle
+from inheritune.checkpoints.stored import StoredTensor, read_safetensors, refuse_pointer
+from inheritune.errors import ModelError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+WEIGHTS = (SINGLE, INDEX, PICKLED, PICKLED_INDEX)
+"""Where weights are looked for, in the order in which `from_pretrained` does."""
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Return the bytes of the weights in `folder`; 0 if there are none that can be listed."""
+    try:
+        place = weight_file(folder)
+        names = set(read_index(place).values()) if place.suffix == ".json" else {place.name}
+        return sum((folder / name).stat().st_size for name in names)
+    except (ModelError, OSError):
+        return 0
+
+
+def weight_file(folder: Path) -> Path:
+    """Return the one file that holds all weights in `folder`, or the index that says which file holds which.
+
+    Raises:
+        ModelError: there is neither.
+    """
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    kinds = sorted({path.suffix for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")})
+    found = f"only {', '.join(kinds)} files" if kinds else "no weights"
+    raise ModelError(f"{folder} holds {found}: expected {SINGLE} or {INDEX}, or {PICKLED} or {PICKLED_INDEX}")
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """Return the names of all tensors of the checkpoint in `folder`, from its index if there is one.
+
+    Raises:
+        ModelError: there are no weights, or the file that has to say it is damaged.
+    """
+    place = weight_file(folder)
+    return list(read_index(place) if place.suffix == ".json" else read_file(place))
+
+
+def read_folder(
+    folder: Path, names: Collection[str] | None = None, scratch: Path | None = None
+) -> dict[str, StoredTensor]:
+    """Return tensors of the checkpoint in `folder` by name, from the headers of the files that hold them.
+
+    Args:
+        folder: a checkpoint of safetensors or PyTorch files.
+        names: the tensors that are wanted; files that hold none of them are not looked at. None for all.
+        scratch: see `read_file`.
+
+    Raises:
+        ModelError: there are no weights, a file is missing or damaged, or the index is wrong.
+    """
+    place = weight_file(folder)
+    if place.suffix != ".json":
+        return {key: tensor for key, tensor in read_file(place, scratch).items() if names is None or key in names}
+    wanted = {key: name for key, name in read_index(place).items() if names is None or key in names}
+    files = {}
+    for name in sorted(set(wanted.values())):
+        if not (folder / name).is_file():
+            raise ModelError(f"the shard {folder / name} is missing: {place.name} names it")
+        files[name] = read_file(folder / name, scratch)
+    for key, name in wanted.items():
+        if key not in files[name]:
+            raise ModelError(f"{place} puts {key!r} in {name}, which does not hold it")
+    return {key: files[name][key] for key, name in wanted.items()}
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return which file of the folder holds each tensor.
+
+    Raises:
+        ModelError: the index cannot be read, or names a file elsewhere.
+    """
+    refuse_pointer(path)
+    try:
+        named = {str(key): str(name) for key, name in json.loads(path.read_text("utf-8"))["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"cannot read {path}: expected a JSON object with a weight_map") from error
+    for name in named.values():
+        if Path(name).name != name:
+            raise ModelError(f"{path} names the file {name!r}: expected names of files beside it")
+    return named
+
+
+def read_file(path: Path, scratch: Path | None = None) -> dict[str, StoredTensor]:
+    """Return the tensors of one file by name, and confirm that it is whole.
+
+    Args:
+        path: a safetensors or a PyTorch file.
+        scratch: a folder for copies of PyTorch files in which the tensors' bytes do not lie plainly.
+
+    Raises:
+        ModelError: the file is cut short, damaged, or neither; or it is a git-lfs pointer.
+    """
+    refuse_pointer(path)
+    if path.suffix == ".bin":
+        return read_pickle(path, scratch)
+    return read_safetensors(path)

@@ -1,0 +1,178 @@
+"""Types of what is on disk, and the one reader.
+
+A `Record` is a part of a file, a `Document` a whole file: it has a `kind` and a `schema`, the version of its fields.
+`read_record` is the one reader. A field that version 0.1 did not write has a default, so its files stay readable; a
+field that this version does not know is passed over. Numbers are finite: what is not defined is null.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from inheritune.errors import OutputError
+from inheritune.storage import read_json, write_json
+
+VERSIONED = ("inheritune", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy")
+
+
+class Record(BaseModel):
+    """Plain data with types; a field can also be had as `record["name"]`, as in version 0.1, where it was a dict."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in type(self).model_fields:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in type(self).model_fields
+
+    def keys(self) -> Iterable[str]:
+        """Return the names of the fields."""
+        return type(self).model_fields.keys()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a field by its name, `default` where there is none."""
+        return getattr(self, name) if name in type(self).model_fields else default
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the record as JSON holds it."""
+        return self.model_dump(mode="json")
+
+
+class Document(Record):
+    """A record that is a file of its own."""
+
+    KIND: ClassVar[str]
+    """What the file says it is."""
+    SCHEMA: ClassVar[int] = 1
+    """The version of its fields that this version writes; older ones are read as well."""
+    AGAIN: ClassVar[str]
+    """How to get a whole one."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the file's content."""
+        return {"kind": self.KIND, "schema": self.SCHEMA, **super().as_json()}
+
+    def write(self, path: Path) -> Self:
+        """Write the file, atomically, and return the record.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_json(path, self.as_json())
+        return self
+
+
+AnyDocument = TypeVar("AnyDocument", bound=Document)
+
+
+def read_record(path: Path, kind: type[AnyDocument]) -> AnyDocument:
+    """Read a file that an inheritune command wrote.
+
+    Args:
+        path: the file.
+        kind: what it must hold.
+
+    Raises:
+        OutputError: it is missing, not JSON, of another kind, of a later version, or damaged; the line says which, and
+            for a damaged one where.
+    """
+    try:
+        held = read_json(path)
+    except OutputError as error:
+        raise OutputError(f"{error}; {kind.AGAIN}" if path.is_file() else str(error)) from error
+    if not isinstance(held, dict) or held.get("kind", kind.KIND) != kind.KIND:
+        found = f"a record of kind {held['kind']!r}" if isinstance(held, dict) else f"a {type(held).__name__}"
+        raise OutputError(f"{path} holds {found}: expected one of kind {kind.KIND!r}; {kind.AGAIN}")
+    schema = held.get("schema", 1)
+    if isinstance(schema, bool) or schema not in range(1, kind.SCHEMA + 1):
+        raise OutputError(f"{path} has schema {schema!r}: this version reads 1 to {kind.SCHEMA}, update inheritune")
+    try:
+        return kind.model_validate(held)
+    except ValidationError as error:
+        raise OutputError(f"{path} is damaged or was changed by hand ({first_problem(error)}): {kind.AGAIN}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a record: its place in the file, what it is, what was expected."""
+    problem = error.errors(include_url=False)[0]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    value = repr(problem["input"])
+    if problem["type"] == "missing":
+        return f"{place} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    text = f"{message[:1].lower()}{message[1:]}"
+    return f"{place} is {value if len(value) <= 40 else f'{value[:36]} ...'}, {text}" if place else text
+
+
+class Environment(Record):
+    """Versions, hardware, the code's commit and the command."""
+
+    python: str | None = None
+    platform: str | None = None
+    versions: dict[str, str | None] = {}
+    processor_count: int | None = None
+    memory_bytes: int | None = None
+    torch_threads: int | None = None
+    accelerators: tuple[str, ...] = ()
+    commit: str | None = None
+    command: str | None = None
+
+
+@functools.cache
+def environment() -> Environment:
+    """Return the environment of this process."""
+    import psutil
+    import torch
+
+    return Environment(
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        versions={name: _version(name) for name in VERSIONED},
+        processor_count=os.cpu_count(),
+        memory_bytes=psutil.virtual_memory().total,
+        torch_threads=torch.get_num_threads(),
+        accelerators=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
+        commit=_commit(),
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    )
+
+
+def now() -> str:
+    """Return the present time, UTC, ISO 8601, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the git commit of the source tree this package runs from, or None for an installed package."""
+    source = Path(__file__).resolve().parents[1]
+    root = source.parent.parent
+    if source.parent.name != "src" or not (root / ".git").exists():
+        return None  # a repository around the virtual environment is not the package's own
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

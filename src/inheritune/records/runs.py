@@ -1,0 +1,172 @@
+"""What a recipe would take, what a run and its rounds wrote, and what is made of several runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inheritune.records.base import Document, Environment, Record
+from inheritune.records.evaluation import Comparison, LossSummary, Speed, SpeedRatio
+from inheritune.records.surgery import PlanRow
+
+
+class Sample(Record):
+    """What a model writes."""
+
+    prompt: str
+    text: str
+
+
+class TrainedOn(Document):
+    """`training.json`, beside a model's weights: what it was trained on."""
+
+    KIND = "training"
+    AGAIN = "run inheritune run again"
+
+    tokens: int
+    recipe: str | None = None
+    method: str | None = None
+
+
+class RunData(Record):
+    """The tokens of a run."""
+
+    source: str
+    tokenizer: str | None = None
+    vocabulary: int
+    train_tokens: int
+    valid_tokens: int
+    digest: str
+
+
+class ReferenceRecord(Record):
+    """The model that a run is measured against."""
+
+    model: str
+    name: str | None = None
+    layers: int
+    parameters: int
+    tokens: int | None = None
+    evaluation: LossSummary
+    speed: Speed | None = None
+    sample: Sample | None = None
+    analysis: str | None = None
+    identity: str | None = None
+
+
+class RoundRecord(Document):
+    """`round.json`, the last file of a round; its paths are relative to the run's folder."""
+
+    KIND = "round"
+    AGAIN = "delete its folder and run the recipe again"
+
+    name: str
+    layers: int
+    parameters: int
+    plan: tuple[PlanRow, ...] | None = None
+    steps: int
+    tokens: int
+    seconds: float
+    start_evaluation: LossSummary | None = None
+    evaluation: LossSummary
+    comparison: Comparison | None = None
+    metrics: str | None = None
+    collapse: str | None = None
+    losses: str | None = None
+    model: str
+
+
+class ResultRecord(Record):
+    """The model that a run ends with."""
+
+    model: str | None = None
+    losses: str | None = None
+    layers: int
+    parameters: int
+    tokens: int
+    seconds: float | None = None
+    evaluation: LossSummary
+    comparison: Comparison | None = None
+    matched: bool | None = None
+    speed: Speed | None = None
+    speed_ratio: SpeedRatio | None = None
+    sample: Sample | None = None
+    analysis: str | None = None
+
+
+class RunRecord(Document):
+    """`record.json` of a finished run."""
+
+    KIND = "run"
+    AGAIN = "run the recipe again"
+
+    name: str
+    method: str
+    recipe: dict[str, Any]
+    """The settings of the recipe, which is checked where it is read as one."""
+    seed: int
+    environment: Environment = Environment()
+    created: str = ""
+    data: RunData | None = None
+    reference: ReferenceRecord | None = None
+    rounds: tuple[RoundRecord, ...]
+    result: ResultRecord
+
+
+class PlannedRound(Record):
+    """What one round would take."""
+
+    layers: int
+    parameters: int
+    tokens: int
+    seconds: float
+
+
+class PlanRecord(Document):
+    """What a recipe would take."""
+
+    KIND = "plan"
+    AGAIN = "run inheritune plan again"
+
+    name: str
+    method: str
+    rounds: tuple[PlannedRound, ...]
+    tokens: int
+    seconds: float
+    memory_bytes: int
+    memory_available_bytes: int
+
+
+class QuickstartRecord(Document):
+    """`record.json` of the quickstart."""
+
+    KIND = "quickstart"
+    AGAIN = "run inheritune quickstart again"
+
+    created: str
+    environment: Environment = Environment()
+    runs: tuple[str, ...]
+    report: str
+    verdict: str
+    result: ResultRecord
+    scratch: ResultRecord
+
+
+class ReproducedRun(ResultRecord):
+    """A run beside the published numbers."""
+
+    reference: ReferenceRecord | None = None
+
+
+class ReproductionRecord(Document):
+    """`record.json` of a reproduced table."""
+
+    KIND = "reproduce"
+    AGAIN = "run inheritune reproduce again"
+
+    experiment: str
+    scale: str
+    created: str
+    environment: Environment = Environment()
+    published: dict[str, Any]
+    """The table as the paper prints it; each has columns of its own."""
+    ours: dict[str, ReproducedRun]

@@ -1,0 +1,1 @@
+"""The page: its sections, figures and templates, and how it is saved."""

@@ -1,0 +1,183 @@
+"""Put the page together: records in, one HTML file out that needs neither a network nor a server.
+
+Text from models, data and records reaches the page in three ways, each escaped for its place: HTML by Jinja2's
+autoescaping, chart data as JSON in a data block (`embed_json`), recipes as YAML inside escaped HTML. A content security
+policy allows only the page's own two scripts, by their hashes, and no address at all to load anything from.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from inheritune import storage
+from inheritune.errors import OutputError
+from inheritune.records.base import now
+from inheritune.report import charts
+from inheritune.report.charts import attention_picture, save_picture, svg_of
+from inheritune.report.page import sections
+from inheritune.report.page.figures import Figures, page_data, short
+from inheritune.report.read.load import Model, Run, Sources, load, models
+from inheritune.report.text import tables
+from inheritune.report.text.findings import opening
+
+GENERATOR = "inheritune report"
+FIGURES = {"kind": "figures"}
+"""What a folder of figures says of itself."""
+
+
+def write_report(paths: Sequence[Path], out: Path) -> Path:
+    """Write the page on finished runs and analyses, one or more, and return its path.
+
+    Args:
+        paths: folders with a `record.json` of kind `run`, or with a `spectra.json` of `inheritune analyze`.
+        out: the HTML file; an earlier report there is replaced, any other file is left alone.
+
+    Raises:
+        OutputError: a folder is neither, or cannot be read, or `out` is a folder or a file that is not a report.
+    """
+    out = Path(out)
+    check_page(out)
+    storage.write_text(out, render(load(paths)))
+    return out
+
+
+def check_page(out: Path) -> None:
+    """Refuse a place where no page can be written.
+
+    Raises:
+        OutputError: it is a folder, or a file that is not a report.
+    """
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder: expected the name of a page, such as {out / 'report.html'}")
+    if out.is_file() and GENERATOR not in out.read_text(encoding="utf-8", errors="replace")[:500]:
+        raise OutputError(
+            f"{out} exists and is not a report: pass another --out file, such as {out.parent / 'report.html'}"
+        )
+
+
+def save_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Write every chart of a report, and every attention map, as an SVG and a PNG file on a white ground.
+
+    Nothing is loaded from a network. The folder is made, or must be one that this function made: files of the same
+    names are replaced, others are left.
+
+    Args:
+        paths: folders of finished runs or analyses, as `write_report` takes them.
+        folder: where the files go; their names say what is drawn and of which model.
+
+    Returns:
+        The files that were written, in the order of the page.
+
+    Raises:
+        OutputError: a path is neither a run nor an analysis, or the folder holds other files or cannot be written.
+    """
+    sources = load(paths)
+    folder = Path(folder)
+    storage.claim_folder(folder, FIGURES, "--figures")
+    figures = sections.build(sources)[0]
+    _add_maps(figures, sources)
+    written = []
+    for name, chart in figures.charts.items():
+        svg = svg_of(chart)
+        for ending in ("svg", "png"):
+            written.append(folder / f"{figures.files[name]}.{ending}")
+            save_picture(svg, written[-1])
+    return written
+
+
+def _add_maps(figures: Figures, sources: Sources) -> None:
+    for i, model in enumerate(sources.shown):
+        for j, drawn in enumerate(model.analysis.maps if model.analysis else []):
+            place = f"layer {drawn['layer']}, head {drawn['head']}, {drawn['mask']} mask"
+            name = f"attention-{short(model.label)}-{drawn['mask']}-{drawn['role']}"
+            figures.add(f"map-{i}-{j}", attention_picture(drawn["values"], f"{model.label[:24]}: {place}"), name)
+
+
+def render(sources: Sources) -> str:
+    """Return the page on these runs and analyses as HTML."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("inheritune.report.page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    scripts = [_safe_script(charts.script()), _safe_script(_template("page.js"))]
+    figures, context = sections.build(sources)
+    data = page_data(figures) | {"lenses": sections.lenses(context["maps"])}
+    return environment.get_template("report.html.j2").render(
+        **context,
+        **_frame(sources),
+        generator=GENERATOR,
+        style=Markup(_template("page.css")),
+        policy=_policy(scripts),
+        scripts=[Markup(text) for text in scripts],
+        chart_data=Markup(embed_json(data)),
+    )
+
+
+def embed_json(data: Any) -> str:
+    """Return JSON that can stand inside a `<script>` element: no character of it can end or open anything.
+
+    `<`, `>` and `&` become escapes, so neither `</script>` nor `<!--` can appear; so does all that is not ASCII, with
+    U+2028 and U+2029 among it.
+    """
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _safe_script(text: str) -> str:
+    """Return a script that cannot end its own element; inside strings and patterns the escapes mean the same."""
+    return text.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "\\x3c!--")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Return the content security policy: the page's own scripts by hash, its inline style, pictures it holds."""
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:"
+
+
+def _template(name: str) -> str:
+    return (files("inheritune.report.page") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _frame(sources: Sources) -> dict[str, Any]:
+    """Return what the template shows around the charts."""
+    runs, trained = sources.runs, models(sources.runs)
+    labels = [run.label for run in runs] + [model.label for model in sources.studies]
+    return {
+        "title": f"Inheritune report: {', '.join(labels)}",
+        "verdict": opening(sources),
+        "trained": bool(runs),
+        "models": tables.model_table(trained),
+        "rounds": tables.rounds_table(runs) if any(run.rounds for run in runs) else None,
+        "grown": any(len(run.rounds) > 1 for run in runs),
+        "margins": sorted({f"{each['margin']:g}" for each in _comparisons(runs)}),
+        "samples": _samples(trained),
+        "settings": sections.settings(sources),
+        "created": now(),
+    }
+
+
+def _comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    found = [part.get("comparison") for run in runs for part in (run.result, *run.rounds)]
+    return [each for each in found if each is not None]
+
+
+def _samples(shown: Sequence[Model]) -> list[dict[str, str]]:
+    """Return the generated text of each model that has one; a text that repeats its prompt is shown without it."""
+    found = []
+    for model in shown:
+        sample = model.record.get("sample")
+        if sample:
+            text = str(sample["text"]).removeprefix(str(sample["prompt"]))
+            found.append({"label": model.label, "prompt": str(sample["prompt"]), "text": text})
+    return found

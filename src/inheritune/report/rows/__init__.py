@@ -1,0 +1,1 @@
+"""Records to the rows that charts and tables draw."""

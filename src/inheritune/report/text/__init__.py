@@ -1,0 +1,1 @@
+"""Records to words: the verdict, findings, tables and the format of numbers."""

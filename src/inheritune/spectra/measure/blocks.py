@@ -1,0 +1,342 @@
+"""How much each block changes the hidden state, and how many directions its MLP's output fills.
+
+Three measures of whole blocks from the forward pass that attention is watched in, so that a user sees whether they
+agree with the rank of attention:
+
+- Block Influence: Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect".
+- Angular distance over spans of blocks: Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers".
+- MLP rank and MLP mass: ours. The rank and mass that Sanyal et al. (arXiv 2404.08634, section 2 and appendix C) define
+  for attention matrices, taken of the (T, D) matrix of an MLP's outputs. The paper leaves MLPs open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inheritune.decoder import Decoder
+from inheritune.errors import ModelError
+from inheritune.spectra.measure.pieces import map_in_threads
+from inheritune.spectra.measure.rank import approximate_rank, column_mass, rank_and_mass
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    Values = NDArray[np.float64]
+
+PIECE_BYTES = 4 * 2**20
+"""Size of a float64 copy of hidden states or MLP outputs that is worked on at a time: it stays in a core's cache."""
+
+_MLP_NAME = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward|moe)(_block)?$")
+_MLP_CLASS = re.compile(r"(MLP|Mlp|MoE|Moe|FeedForward)$")
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMeasures:
+    """What an analysis says of every block of the model, also of those without attention; no mask has a part in it.
+
+    Attributes:
+        influence: (L,) float64, Block Influence: 1 - the mean over tokens and sequences of the cosine of a block's
+            input and its output; 0 for a block that only rescales, NaN where the hidden state is not (n, T, D).
+        angular_distance: (L, L + 1) float64; [l, n] is the mean over sequences of arccos(cos(x_l, x_(l + n))) / pi for
+            the last token, x_l the input of block l and x_L the last block's output, n from 1 to L - l; 0 for the same
+            direction, 0.5 for a right angle. All other places are NaN.
+        mlp_rank: (L,) float64, mean over sequences of the least k for which the k largest squared singular values of
+            the (T, D) matrix of the MLP's outputs reach tau of the sum of all; NaN where a block has no MLP of its own.
+        mlp_rank_error: (L,) float64, standard error of `mlp_rank`: sample standard deviation / sqrt(N); NaN for N = 1.
+        mlp_mass: (L,) float64, mean over sequences of the least number of tokens whose MLP outputs, largest first, hold
+            eta of the squared Frobenius norm of that matrix; NaN as above.
+    """
+
+    influence: Values
+    angular_distance: Values
+    mlp_rank: Values
+    mlp_rank_error: Values
+    mlp_mass: Values
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks L."""
+        return len(self.influence)
+
+    def least_influential(self, count: int) -> list[int]:
+        """Return the `count` blocks that ShortGPT would cut, in the order of the model; the earlier of equals."""
+        return sorted(np.argsort(self.influence, kind="stable")[:count].tolist())
+
+    def nearest_span(self, count: int) -> list[int]:
+        """Return the `count` contiguous blocks that Gromov et al. would cut: the least angular distance across them."""
+        distance = self.angular_distance[: self.depth - count + 1, count]
+        start = int(np.nanargmin(distance))
+        return list(range(start, start + count))
+
+    def as_record(self) -> dict[str, Any]:
+        """Return plain data: `blocks`, one entry for each block, and the rows of `angular_distance` from n = 1 on."""
+        names = ("influence", "mlp_rank", "mlp_rank_error", "mlp_mass")
+        blocks = [
+            {"index": index} | {name: _plain(getattr(self, name)[index]) for name in names}
+            for index in range(self.depth)
+        ]
+        rows = [
+            [_plain(value) for value in row[1 : self.depth - layer + 1]]
+            for layer, row in enumerate(self.angular_distance)
+        ]
+        return {"blocks": blocks, "angular_distance": rows}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> BlockMeasures:
+        """Read back what `as_record` wrote; a KeyError, TypeError or ValueError says that it is something else."""
+        blocks = record["blocks"]
+        distance = np.full((len(blocks), len(blocks) + 1), np.nan)
+        for layer, row in enumerate(record["angular_distance"]):
+            distance[layer, 1 : len(row) + 1] = np.array(row, dtype=np.float64)
+
+        def column(name: str) -> Values:
+            return np.array([block[name] for block in blocks], dtype=np.float64)
+
+        return cls(
+            influence=column("influence"),
+            angular_distance=distance,
+            mlp_rank=column("mlp_rank"),
+            mlp_rank_error=column("mlp_rank_error"),
+            mlp_mass=column("mlp_mass"),
+        )
+
+
+class BlockObserver:
+    """Watches every block of a decoder during forward passes; `measures()` says afterwards what was seen.
+
+    An instance is an observer of `visit_attention`: called with a decoder it gives a context manager that holds the
+    hooks. Each block must see all sequences in the same order; whether a chunk of sequences goes through all blocks
+    before the next, or all chunks through a block before the next block, makes no difference to the result.
+
+    Memory: pieces of the hidden states, the float32 Gram matrices of the MLP outputs (min(T, D) squared, for the
+    sequences that the workers have in hand), and the
+    last token's hidden state at each of the L + 1 block boundaries for the sequences
+    that have not passed the last block. In the usual order those are the sequences of one chunk; block by block they
+    are all N, because the distance across a span needs both ends of it. They stay in the model's own dtype, in which
+    they are exact: 131 MB for N = 100, L = 80, D = 8192 in bfloat16, a hundredth of all tokens' states at T = 100.
+    """
+
+    def __init__(self, tau: float = 0.9, eta: float = 0.9) -> None:
+        """Observe with these thresholds of the MLP rank (`tau`) and the MLP mass (`eta`), both between 0 and 1."""
+        self.tau, self.eta = tau, eta
+        self._blocks: list[_Tally] = []
+        self._ends = _LastTokens(0)
+        self._running: int | None = None
+        self._outputs: list[Tensor] = []
+
+    @contextmanager
+    def __call__(self, decoder: Decoder) -> Iterator[None]:
+        """Observe `decoder` as long as the context is open; what was seen before is forgotten."""
+        self._blocks = [_Tally() for _ in decoder.blocks]
+        self._ends = _LastTokens(decoder.layers)
+        with ExitStack() as stack:
+            for layer, block in enumerate(decoder.blocks):
+                for module in mlp_modules(block):
+                    stack.enter_context(module.register_forward_hook(partial(self._keep_output, layer)))
+                stack.enter_context(block.register_forward_pre_hook(partial(self._enter, layer)))
+                stack.enter_context(block.register_forward_hook(partial(self._leave, layer), with_kwargs=True))
+            yield
+
+    def measures(self) -> BlockMeasures:
+        """Return the measures over all sequences that were seen.
+
+        Raises:
+            ValueError: no forward pass was observed.
+        """
+        if not any(block.calls for block in self._blocks):
+            raise ValueError("no forward pass was observed")
+        ranks = [block.spread(block.ranks) for block in self._blocks]
+        masses = [block.spread(block.masses) for block in self._blocks]
+        return BlockMeasures(
+            influence=np.array([block.influence for block in self._blocks]),
+            angular_distance=self._ends.means(),
+            mlp_rank=np.array([mean for mean, _ in ranks]),
+            mlp_rank_error=np.array([error for _, error in ranks]),
+            mlp_mass=np.array([mean for mean, _ in masses]),
+        )
+
+    def _enter(self, layer: int, *_: Any) -> None:
+        self._running = layer
+        self._outputs.clear()
+
+    def _keep_output(self, layer: int, module: nn.Module, args: Any, output: Any) -> None:
+        """Keep an MLP's output until its block ends: a copy, because Falcon's blocks add to it in place."""
+        tensor = _first_tensor(output)
+        if self._running == layer and tensor is not None:  # one MLP may be shared by several blocks
+            self._outputs.append(tensor.reshape(-1, tensor.shape[-1]).clone())
+
+    def _leave(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Measure a block that has run, and let go of what it left."""
+        self._running = None
+        outputs, self._outputs = self._outputs, []
+        before = _first_tensor(args[0] if args else kwargs.get("hidden_states"))
+        after = _first_tensor(output)
+        tally = self._blocks[layer]
+        tally.calls += 1
+        if before is None or after is None or before.ndim != 3 or before.shape != after.shape:
+            return  # several streams of hidden states, or none that could be found: no number rather than a wrong one
+        tally.cosines += _cosine_sum(before, after)
+        tally.tokens += before.shape[0] * before.shape[1]
+        self._ends.put(layer, before[:, -1])
+        if layer == len(self._blocks) - 1:
+            self._ends.put(layer + 1, after[:, -1])
+            self._ends.settle(len(after))
+        if outputs and all(len(rows) == before.shape[0] * before.shape[1] for rows in outputs):
+            self._measure_mlp(layer, _sum(outputs).reshape(*before.shape[:2], -1))
+
+    def _measure_mlp(self, layer: int, outputs: Tensor) -> None:
+        """Note rank and mass of each sequence's (T, D) matrix of MLP outputs."""
+        import torch
+
+        if not outputs.sum(dtype=torch.float32).isfinite():
+            raise ModelError(f"the MLP output of layer {layer} is not finite (NaN or overflow)")
+        columns = outputs.mT  # (n, D, T): a column for each token
+        if outputs.shape[1] <= outputs.shape[2]:
+            ranks, masses = rank_and_mass(columns, self.tau, self.eta)
+        else:  # the same singular values, from the smaller Gram matrix
+            ranks, masses = approximate_rank(outputs, self.tau), column_mass(columns, self.eta)
+        self._blocks[layer].ranks += ranks.tolist()
+        self._blocks[layer].masses += masses.tolist()
+
+
+@dataclass
+class _Tally:
+    """What has been seen of one block: its calls, the sum of cosines and the tokens in it, k* and mass per sequence."""
+
+    calls: int = 0
+    cosines: float = 0.0
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.ranks: list[float] = []
+        self.masses: list[float] = []
+
+    @property
+    def influence(self) -> float:
+        """Block Influence, NaN where no token was seen."""
+        return 1.0 - self.cosines / self.tokens if self.tokens else float("nan")
+
+    @staticmethod
+    def spread(values: list[float]) -> tuple[float, float]:
+        """Return the mean and its standard error; NaN for what too few values leave open."""
+        mean = float(np.mean(values)) if values else float("nan")
+        error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+        return mean, error
+
+
+class _LastTokens:
+    """The last token's states at the block boundaries, kept until a sequence has passed the last block."""
+
+    def __init__(self, layers: int) -> None:
+        self._waiting: list[list[Tensor]] = [[] for _ in range(layers + 1)]
+        self._total = np.zeros((layers, layers + 1))
+        self._sequences = 0
+
+    def put(self, boundary: int, states: Tensor) -> None:
+        """Keep (n, D) states at a boundary: l is the input of block l."""
+        self._waiting[boundary].append(states.detach().to("cpu", copy=True))
+
+    def settle(self, count: int) -> None:
+        """Add the distances of the first `count` sequences that wait, and forget their states."""
+        import torch
+
+        states = []
+        for queue in self._waiting:
+            rows = torch.cat(queue) if len(queue) > 1 else queue[0] if queue else torch.empty(0, 0)
+            queue[:] = [rows[count:]] if len(rows) > count else []
+            states.append(rows[:count])
+        self._sequences += count
+        if len({rows.shape for rows in states}) > 1:  # a boundary was not seen, or the width changes
+            self._total[:] = np.nan
+            return
+        for sequence in range(count):
+            self._add(torch.stack([rows[sequence] for rows in states]))
+
+    def _add(self, states: Tensor) -> None:
+        """Add the distances between all boundaries of one sequence, (L + 1, D)."""
+        states = states.double()
+        states /= states.norm(dim=-1, keepdim=True).clamp(min=_TINY)
+        distance = ((states @ states.mT).clamp(-1, 1).arccos() / np.pi).numpy()
+        for layer, row in enumerate(self._total):
+            row[1 : len(row) - layer] += distance[layer, layer + 1 :]
+
+    def means(self) -> Values:
+        """Return (L, L + 1) means over the sequences, NaN where there is no such span."""
+        layers = len(self._total)
+        spans = np.add.outer(np.arange(layers), np.arange(layers + 1))
+        missing = (spans > layers) | (np.arange(layers + 1) == 0)
+        if not self._sequences:
+            return np.full(self._total.shape, np.nan)
+        return np.where(missing, np.nan, self._total / self._sequences)
+
+
+_TINY = 1e-300
+"""Stands for the norm of a zero vector, whose cosine with any other is then 0."""
+
+
+def mlp_modules(block: nn.Module) -> list[nn.Module]:
+    """Return the modules in a block whose outputs, added up, are its MLP's output: none, one, or (Granite-MoE) two.
+
+    They are the block's direct children with the name of a feed-forward part (`mlp`, `ffn`, `feed_forward`,
+    `block_sparse_moe`, `shared_mlp`, RecurrentGemma's `mlp_block`), else `fc2` where `fc1` and `fc2` lie directly in
+    the block (OPT, XGLM, BioGPT), else those whose class is a feed-forward one (Nemotron-H calls every mixer `mixer`).
+    A block whose experts lie directly in it (Gemma 4 with experts) mixes their output with another in a way that names
+    do not tell: it has no module that gives the MLP's output.
+    """
+    children = dict(block.named_children())
+    if "experts" in children:
+        return []
+    named = [module for name, module in children.items() if _MLP_NAME.search(name)]
+    if named:
+        return named
+    if {"fc1", "fc2"} <= children.keys():
+        return [children["fc2"]]
+    return [module for module in children.values() if _MLP_CLASS.search(type(module).__name__)]
+
+
+def _first_tensor(value: Any) -> Tensor | None:
+    """Return a module's main output: the value itself or the first of several (MoE: hidden states, router logits)."""
+    import torch
+
+    if isinstance(value, tuple | list) and value:
+        value = value[0]
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _sum(tensors: list[Tensor]) -> Tensor:
+    """Return the sum in float32 of the outputs of the MLPs of one block; the usual single one as it is."""
+    total, *others = tensors
+    for other in others:
+        total = total.float() + other.float()
+    return total
+
+
+def _cosine_sum(one: Tensor, two: Tensor) -> float:
+    """Return the sum of the cosines of the (n, T, D) tokens' states before and after.
+
+    The products and their sums are float32 (float64 for a float64 model): a cosine is right to about 1e-7.
+    """
+    import torch
+
+    dtype = torch.promote_types(one.dtype, torch.float32)
+    step = max(1, PIECE_BYTES // (32 * one.shape[-1]))
+
+    def cosines(pair: tuple[Tensor, Tensor]) -> float:
+        first, second = (states.to(dtype) for states in pair)
+        norms = torch.linalg.vector_norm(first, dim=-1).double() * torch.linalg.vector_norm(second, dim=-1).double()
+        return float((torch.linalg.vecdot(first, second).double() / norms.clamp_(min=_TINY)).sum())
+
+    pairs = zip(one.flatten(0, 1).split(step), two.flatten(0, 1).split(step), strict=True)
+    return sum(map_in_threads(cosines, pairs, torch.get_num_threads() if one.device.type == "cpu" else 1))
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,1 @@
+"""Watching a model compute its attention: its attention interface, hooks, or block by block."""

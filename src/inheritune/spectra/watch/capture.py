@@ -1,0 +1,185 @@
+"""Watch a decoder compute its attention, one layer at a time, and hand out the probabilities in bounded pieces.
+
+Most families call the function that transformers' AttentionInterface holds under the name in their configuration
+(`interface.py`); the others are watched by hooks (`hooks.py`). What is done with the probabilities is no concern of
+this file: see `rank.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from inheritune.decoder import Decoder, evaluating
+from inheritune.decoder.streaming import StreamedDecoder
+from inheritune.errors import ModelError
+from inheritune.records.analysis import Mask
+from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Consumer, plan_work
+from inheritune.spectra.watch import hooks
+from inheritune.spectra.watch.interface import IMPLEMENTATION, active
+from inheritune.spectra.watch.probe import Probe
+from inheritune.spectra.watch.streaming import run_by_layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+
+CHUNK_BYTES = 96 * 2**20
+"""Memory for the activations of the model's own forward pass: it decides how many sequences run at a time."""
+
+Observer = Callable[[Decoder], AbstractContextManager[None]]
+
+
+def visit_attention(
+    decoder: Decoder,
+    tokens: Tensor,
+    masks: Sequence[Mask],
+    consumer: Consumer,
+    advance: Callable[[int], None] = lambda count: None,
+    observers: Sequence[Observer] = (),
+    memory: int = DEFAULT_MEMORY,
+) -> None:
+    """Run `tokens` through the decoder and hand every layer's attention probabilities to `consumer`, piece by piece.
+
+    The probabilities are those the model mixes its values with, computed in float32: grouped and single key heads,
+    rotary and ALiBi positions, soft-caps, sliding windows and attention sinks included. The model runs without
+    gradients in evaluation mode and comes back as it was, also on error.
+
+    Args:
+        decoder: the model.
+        tokens: (N, T) int64, valid for the model, T >= 2.
+        masks: which softmaxes are wanted.
+        consumer: called with each piece, from several threads at once; the layers of one chunk of sequences in order,
+            then the next chunk. A streamed model does all chunks of one layer before the next layer.
+        advance: called with the number of sequences that have passed one more block.
+        observers: called with the decoder, each gives a context that is open during the forward passes, for hooks of
+            its own on the blocks.
+        memory: bytes that the attention probabilities and the work of `consumer` on them may take, beside the forward
+            pass itself; `consumer` is taken to need ten times the memory of the piece it is handed.
+
+    Raises:
+        ModelError: the model cannot be probed, by name and reason.
+        InherituneError: `memory` is too small for one attention matrix.
+    """
+    import torch
+
+    tokens = tokens.to(decoder.model.get_input_embeddings().weight.device)
+    plan_work(tokens.shape[1], memory, tokens.device)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluating(decoder.model))
+        probe = Probe(decoder, masks, consumer, memory=memory)
+        watch, trial = _way_to_watch(decoder, tokens[:1, :2])
+        whole_heads = 0
+        if watch is _watched_hooks:
+            whole_heads = trial.heads
+        stack.enter_context(watch(probe))
+        for observer in observers:
+            stack.enter_context(observer(decoder))
+        size = CHUNK_BYTES // _bytes_per_sequence(decoder, tokens.shape[1], whole_heads)
+        _run_chunks(probe, tokens, max(1, size), advance)
+
+
+def _way_to_watch(decoder: Decoder, tokens: Tensor) -> tuple[Callable[[Probe], AbstractContextManager[None]], Probe]:
+    """Find out by trial runs on (1, 2) tokens how the model can be watched, and return the trial too.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    for watch in (_watched_interface, _watched_hooks):
+        trial = Probe(decoder, (), lambda piece: None)
+        with watch(trial):
+            _run_chunks(trial, tokens, 1, lambda count: None)
+        if trial.heads > 0:
+            return watch, trial
+    raise ModelError(f"cannot analyse {trial.family}: none of its layers computes or returns attention weights")
+
+
+def _run_chunks(probe: Probe, tokens: Tensor, size: int, advance: Callable[[int], None]) -> None:
+    """Run the base model (without the head, whose logits nobody needs) on `size` sequences at a time."""
+    decoder, chunks = probe.decoder, tokens.split(size)
+
+    def begin(number: int, layer: int = 0) -> None:
+        probe.begin_chunk(number * size)
+
+    def run(number: int) -> None:
+        decoder.model.base_model(input_ids=chunks[number], use_cache=False)
+
+    with _watched_blocks(probe, lambda: advance(len(chunks[probe.sequence // size]))):
+        if isinstance(decoder, StreamedDecoder):
+            run_by_layer(decoder, len(chunks), run, begin, trial=not probe.masks)
+            return
+        for number in range(len(chunks)):
+            begin(number)
+            run(number)
+
+
+@contextmanager
+def _watched_interface(probe: Probe) -> Iterator[None]:
+    with active(probe), attention_implementation(probe.decoder.model, IMPLEMENTATION):
+        yield
+
+
+@contextmanager
+def _watched_hooks(probe: Probe) -> Iterator[None]:
+    name = probe.decoder.config._attn_implementation
+    plain = name if name in ("eager", "sdpa") else "eager"  # no other says how it comes by its probabilities
+    with hooks.watched_modules(probe), attention_implementation(probe.decoder.model, plain):
+        yield
+
+
+@contextmanager
+def _watched_blocks(probe: Probe, passed: Callable[[], None]) -> Iterator[None]:
+    """Tell `probe` which block is running, and call `passed` after each block."""
+
+    def leave(*_: Any) -> None:
+        probe.leave()
+        passed()
+
+    with ExitStack() as stack:
+        for layer, block in enumerate(probe.decoder.blocks):
+            stack.enter_context(block.register_forward_pre_hook(lambda *_, layer=layer: probe.enter(layer)))
+            stack.enter_context(block.register_forward_hook(leave))
+        stack.callback(probe.leave)
+        yield
+
+
+@contextmanager
+def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Let every configuration in the model name the attention implementation `name`, and restore the old names."""
+    configs = _configs(model)
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = name
+        yield
+    finally:
+        for config, old in zip(configs, before, strict=True):  # a configuration sets its parts, which come later here
+            config._attn_implementation = old
+
+
+def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+    """Return the different configuration objects in the model, a whole before its parts."""
+    from transformers import PretrainedConfig
+
+    found: dict[int, PretrainedConfig] = {}
+
+    def add(config: Any) -> None:
+        if isinstance(config, PretrainedConfig) and id(config) not in found:
+            found[id(config)] = config
+            for name in config.sub_configs:
+                add(getattr(config, name, None))
+
+    for module in model.modules():
+        add(getattr(module, "config", None))
+    return list(found.values())
+
+
+def _bytes_per_sequence(decoder: Decoder, length: int, whole_heads: int) -> int:
+    """Return a rough size of what one sequence of `length` tokens holds in a forward pass.
+
+    That is 16 float32 vectors a token (residual, norms, queries, keys, values, two MLP layers of four times the width),
+    the mask, and, where the model itself computes the weights of `whole_heads` heads at once, three matrices for each.
+    """
+    return length * (16 * 4 * int(decoder.config.hidden_size) + 8 * length + 12 * length * whole_heads)

@@ -1,0 +1,250 @@
+"""Attention probabilities by forward hooks, for families that do not go through transformers' AttentionInterface.
+
+Falcon, BLOOM, MPT, GPT-J, GPT-Neo, CodeGen, XGLM and a few others compute their logits inside their attention modules
+and keep them to themselves. When such a module has run, it is run once more on the same inputs up to its softmax (or
+its call of PyTorch's fused attention), whose logits are noted; the products are carried out in float32, also in a model
+of half precision. For the softmax without the mask the module's mask is opened first: its mask argument, and a mask
+that it keeps in a buffer. That nothing else was changed is checked: every key that a query can see has the same logit.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from inheritune.errors import ModelError
+from inheritune.records.analysis import Mask
+from inheritune.spectra.measure.pieces import map_in_threads, plan_work
+from inheritune.spectra.watch.probe import Probe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+HIDDEN = 1000.0
+"""A logit so far below the best of its row is hidden by a mask (masks are -1e4 or the dtype's least value)."""
+
+TOLERANCE = 1e-4
+"""Largest difference of logits that should be equal, relative to the largest logit (float32 rounding)."""
+
+PRODUCTS = {"matmul", "__matmul__", "bmm", "baddbmm"}
+
+
+@contextmanager
+def watched_modules(probe: Probe) -> Iterator[None]:
+    """Send the probabilities of the blocks' attention modules to `probe`; the hooks are removed at the end."""
+    with ExitStack() as stack:
+        for block in probe.decoder.blocks:
+            for module in block.modules():
+                if "attention" in type(module).__name__.lower():
+                    stack.enter_context(module.register_forward_hook(partial(_take, probe), with_kwargs=True))
+        yield
+
+
+def _take(probe: Probe, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Emit what a module's softmax gives; a wrapper around a module that has been heard is passed over."""
+    if probe.layer is None or probe.head > 0:
+        return
+    inputs = inspect.signature(module.forward).bind(*args, **kwargs)
+    masked = _logits(module, inputs)
+    if masked is None:
+        return
+    causal = masked.softmax(dim=-1)
+    _check_returned(probe, causal, output)
+    if "full" in probe.masks:
+        _emit(probe, "full", _unmasked(probe, module, inputs, masked).softmax(dim=-1))
+    _emit(probe, "causal", causal)
+    probe.pass_heads(causal.shape[1])
+
+
+def _unmasked(probe: Probe, module: nn.Module, inputs: inspect.BoundArguments, masked: Tensor) -> Tensor:
+    """Return the logits of `module` without its mask.
+
+    Raises:
+        ModelError: they carry ALiBi, or the mask could not be taken away.
+    """
+    _check_bias(probe, inputs)
+    with _open_masks(module, inputs, masked.shape[-1]) as opened:
+        logits = _logits(module, opened)
+    if logits is None or (probe.first_chunk and not _differs_by_mask(logits, masked)):
+        raise ModelError(
+            f"{probe.family} hides later tokens inside its attention modules in a way that cannot be undone, so only "
+            'the causal softmax can be analysed: use mask="causal" (--mask causal)'
+        )
+    return logits
+
+
+def _emit(probe: Probe, mask: Mask, probabilities: Tensor) -> None:
+    """Hand out the (n, H, T, T) probabilities of a module in pieces that fit the probe's memory."""
+    plan = plan_work(probabilities.shape[-1], probe.memory, probabilities.device)
+    heads = min(probabilities.shape[1], plan.matrices)
+    sequences = max(1, plan.matrices // probabilities.shape[1])
+    pieces = [
+        (number * sequences, part * heads, piece)
+        for number, some in enumerate(probabilities.split(sequences))
+        for part, piece in enumerate(some.split(heads, dim=1))
+    ]
+    map_in_threads(lambda piece: probe.emit(mask, *piece), pieces, plan.workers)
+
+
+class _FoundError(Exception):
+    """Ends a module's forward pass where its logits have been found."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+
+def _logits(module: nn.Module, inputs: inspect.BoundArguments) -> Tensor | None:
+    """Run `module` up to its softmax and return its logits, (n, H, T, T) float32, or None where it takes none."""
+    try:
+        with _listener():
+            module.forward(*inputs.args, **inputs.kwargs)
+    except _FoundError as found:
+        hidden = next(item for item in _tensors(inputs) if item.ndim == 3)
+        return found.logits.view(hidden.shape[0], -1, *found.logits.shape[-2:])
+    return None
+
+
+def _tensors(inputs: inspect.BoundArguments) -> Iterator[Tensor]:
+    import torch
+
+    yield from (item for item in (*inputs.args, *inputs.kwargs.values()) if isinstance(item, torch.Tensor))
+
+
+def _listener() -> Any:
+    """Return a context manager that raises `_FoundError` at the first softmax over square matrices."""
+    from torch.overrides import TorchFunctionMode
+
+    class Listener(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            name = getattr(func, "__name__", "")
+            if name == "scaled_dot_product_attention":
+                raise _FoundError(_fused_logits(*args, **kwargs))
+            if name == "softmax" and _is_square(args[0]):
+                raise _FoundError(args[0].float())
+            if name in PRODUCTS:
+                args, kwargs = _widened(args, kwargs)
+            return func(*args, **kwargs)
+
+    return Listener()
+
+
+def _is_square(tensor: Tensor) -> bool:
+    return tensor.ndim in (3, 4) and tensor.shape[-1] == tensor.shape[-2]
+
+
+def _widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the factors in float32, unless one of them is a matrix of weights: queries and keys stay the model's."""
+    import torch
+
+    factors = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)]
+    if any(factor.ndim < 3 for factor in factors):
+        return args, kwargs
+
+    def widen(item: Any) -> Any:
+        return item.float() if isinstance(item, torch.Tensor) else item
+
+    return tuple(widen(item) for item in args), {name: widen(item) for name, item in kwargs.items()}
+
+
+def _fused_logits(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return the logits of `torch.nn.functional.scaled_dot_product_attention`, whose arguments these are."""
+    import torch
+
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    logits = (query.float() @ key.float().mT) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones_like(logits, dtype=torch.bool).tril()
+    if attn_mask is None:
+        return logits
+    return logits.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else logits + attn_mask
+
+
+@contextmanager
+def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) -> Iterator[inspect.BoundArguments]:
+    """Give the module's inputs with masks that hide nothing, and let its own mask hide nothing meanwhile."""
+    import torch
+
+    opened = inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs)
+    for arguments in (opened.arguments, opened.arguments.get("kwargs", {})):
+        for name, mask in arguments.items():
+            if "mask" in name and isinstance(mask, torch.Tensor):
+                arguments[name] = _opened(mask)
+    masks = {name: buffer for name, buffer in module.named_buffers(recurse=False) if _is_triangle(buffer, length)}
+    try:
+        for name, buffer in masks.items():
+            setattr(module, name, buffer.new_ones(()).expand_as(buffer))
+        yield opened
+    finally:
+        for name, buffer in masks.items():
+            setattr(module, name, buffer)
+
+
+def _opened(mask: Tensor) -> Tensor:
+    """Return a mask that hides nothing: 0, or the truth value that the last key does not have for the first query."""
+    import torch
+
+    return mask.logical_not()[..., :1, -1:].expand_as(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
+
+
+def _is_triangle(buffer: Tensor, length: int) -> bool:
+    """Return whether a buffer marks with 1 which of its `length` or more tokens each sees: itself, and no later one."""
+    if buffer.ndim < 2 or buffer.shape[-1] != buffer.shape[-2] or buffer.shape[-1] < length:
+        return False
+    corner = buffer[..., :length, :length]
+    ones = corner == 1
+    return bool((ones | (corner == 0)).all() and not ones.triu(1).any() and ones.diagonal(dim1=-2, dim2=-1).all())
+
+
+def _check_returned(probe: Probe, causal: Tensor, output: Any) -> None:
+    """Refuse a module that returns other weights than its softmax gives (rounded to its dtype)."""
+    import torch
+
+    if not probe.first_chunk or not isinstance(output, tuple | list):
+        return
+    for weights in output[1:]:
+        if isinstance(weights, torch.Tensor) and weights.shape == causal.shape:
+            allowed = TOLERANCE if weights.dtype == torch.float32 else 0.05
+            difference = float((weights.float() - causal).abs().max())
+            if difference > allowed:
+                raise ModelError(
+                    f"cannot analyse {probe.family}: layer {probe.layer} computes attention in a way of its own "
+                    f"(the weights it returns differ from its softmax by {difference:.1e})"
+                )
+
+
+def _check_bias(probe: Probe, inputs: inspect.BoundArguments) -> None:
+    """Refuse the unmasked softmax of logits with ALiBi, whose bias grows with the key's position without limit."""
+    import torch
+
+    named = inputs.arguments | inputs.arguments.get("kwargs", {})
+    if any(isinstance(value, torch.Tensor) and ("alibi" in name or "bias" in name) for name, value in named.items()):
+        raise ModelError(
+            f"{probe.family} adds a bias to its logits that grows with the key's position (ALiBi): without the mask "
+            'every token would look at the last one, so only the causal softmax can be analysed: use mask="causal" '
+            "(--mask causal)"
+        )
+
+
+def _differs_by_mask(logits: Tensor, masked: Tensor) -> bool:
+    """Return whether nothing hides in `logits`, and what `masked` leaves visible is the same in both."""
+    visible = masked > masked.amax(dim=-1, keepdim=True) - HIDDEN
+    change = (logits - masked).abs()[visible].max()
+    hidden = (logits < logits.amax(dim=-1, keepdim=True) - HIDDEN).any()
+    return bool(change <= TOLERANCE * masked[visible].abs().max().clamp(min=1.0)) and not hidden

@@ -1,0 +1,279 @@
+"""How everything is written: files and folders that are seen whole or not at all, and the folder that a command claims.
+
+A file is written to a temporary name, flushed to the disk and renamed, so that a reader sees the old file or the new
+one and never a part. A folder's `record.json` is written last: a folder without it is unfinished work. A whole folder
+is filled under a hidden temporary name beside its place, then renamed.
+
+A process that is killed leaves its temporary folder behind. The next one that writes to the same place removes it, but
+never one that is still being filled: the kernel holds a lock on it for as long as its process lives.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import InherituneError, OutputError
+
+RECORD = "record.json"
+IDENTITY = "identity.json"
+_TEMPORARY = ".tmp"
+_ASIDE = ".old"
+
+_FILLED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+"""What the system answers to a rename to a place that is not an empty folder."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8 so that `path` is never seen half-written.
+
+    Raises:
+        OutputError: the folder cannot be created or written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` to `path` as indented JSON, atomically; NaN and infinity are refused (they are not JSON)."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OutputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OutputError(f"no file {path}: expected a record written by inheritune") from error
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot read {path} as JSON: {error}") from error
+
+
+def claim_folder(path: Path, identity: dict[str, Any], option: str = "--out") -> None:
+    """Make `path` the folder of the work described by `identity`, or confirm that it already is.
+
+    `identity.json` inside the folder says what the folder is for. Running the same work again continues it; other
+    work is refused, so that nothing is overwritten.
+
+    Args:
+        path: the folder.
+        identity: what makes the work this one and no other, plain data.
+        option: what the command line calls the folder.
+
+    Raises:
+        OutputError: the folder holds other work or foreign files, or cannot be written.
+    """
+    check_folder(path, identity, option)
+    if not (path / IDENTITY).is_file():
+        write_json(path / IDENTITY, identity)
+
+
+def check_folder(path: Path, identity: dict[str, Any], option: str = "--out") -> None:
+    """Refuse a folder that `claim_folder` would refuse, and write nothing.
+
+    Raises:
+        OutputError: the folder holds other work or foreign files, or cannot be written.
+    """
+    stamp = path / IDENTITY
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise OutputError(f"{option} {path}: {there} is a file, expected a folder: pass a new or empty {option} folder")
+    if stamp.is_file():
+        held = read_json(stamp)
+        if held != json.loads(json.dumps(identity)):
+            raise OutputError(f"{path} holds another run ({_difference(held, identity)}): pass another {option} folder")
+    elif path.exists() and any(path.iterdir()):
+        raise OutputError(f"{path} exists and was not made by this command: pass a new or empty {option} folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write into {there}: pass another {option} folder")
+
+
+def release_folder(path: Path) -> None:
+    """Give a claimed folder back if nothing but the claim is in it."""
+    if path.is_dir() and [item.name for item in path.iterdir()] == [IDENTITY]:
+        (path / IDENTITY).unlink()
+        path.rmdir()
+
+
+def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Name the first setting in which two identities differ, with both values; the kind of work comes first."""
+    old, new = _flat(held), _flat(wanted)
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "kind", key)):
+        if old.get(key) != new.get(key):
+            return f"its {key} is {old.get(key, 'not set')}, yours is {new.get(key, 'not set')}"
+    return "its settings differ"
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten nested settings to dotted keys and JSON values."""
+    flat: dict[str, str] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value)
+    return flat
+
+
+@contextmanager
+def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes `destination` when the block ends without an error.
+
+    Args:
+        destination: its name; nothing or an empty folder may be there, where `replace` is False.
+        replace: put it in the place of a folder that is there already, which is lost only when the new one stands.
+        sync: write everything to the disk before the folder gets its name, so that a power cut cannot leave a folder
+            that looks whole and is not.
+
+    Raises:
+        OutputError: it cannot be written (no space, no permission), or another process filled it meanwhile and it is
+            not to be replaced; nothing is left behind, and what was there stays.
+    """
+    place = destination.resolve()  # beside what a link points to, the rename stays within one file system
+    for parent in place.parents:
+        if parent.is_file():
+            raise OutputError(f"cannot write {destination}: {parent} is a file")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _restore(place)
+        _clear_leftovers(place)
+        temporary, lock = _make_locked(place)
+        try:
+            yield temporary
+            if sync:
+                _sync(temporary)
+            _take_place(temporary, place, replace)
+            if sync:
+                _sync_path(place.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+    except InherituneError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
+
+
+def _take_place(temporary: Path, place: Path, replace: bool) -> None:
+    """Rename `temporary` to `place`; a folder that is there is put aside first and comes back if that fails."""
+    if not replace:
+        _take_free_place(temporary, place)
+        return
+    if not place.exists():
+        temporary.rename(place)
+        return
+    aside = place.with_name(f".{place.name}{_ASIDE}")
+    place.rename(aside)
+    try:
+        temporary.rename(place)
+    except OSError:
+        aside.rename(place)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _take_free_place(temporary: Path, place: Path) -> None:
+    """Rename `temporary` to `place`, where nothing or an empty folder may be; the system itself refuses more."""
+    try:
+        if place.exists():
+            place.rmdir()
+        temporary.rename(place)
+    except OSError as error:
+        if error.errno in _FILLED:
+            line = f"{place} was filled meanwhile by another process: it stays as it is, pass a new or empty folder"
+            raise OutputError(line) from error
+        raise
+
+
+def _restore(place: Path) -> None:
+    """Bring back what a process that was killed between two renames had put aside."""
+    aside = place.with_name(f".{place.name}{_ASIDE}")
+    if not aside.exists():
+        return
+    if place.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.rename(place)
+
+
+def _make_locked(place: Path) -> tuple[Path, int | None]:
+    """Make a temporary folder for `place` and lock it; the lock goes with the process, however it ends."""
+    while True:
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}{_TEMPORARY}")
+        temporary.mkdir()
+        if os.name != "posix":
+            return temporary, None
+        lock = _lock(temporary)
+        # Another process may have taken the folder for a leftover in the moment before it was locked.
+        if lock is not None and temporary.exists():
+            return temporary, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _clear_leftovers(place: Path) -> None:
+    """Remove temporary folders for `place` that no living process holds."""
+    if os.name != "posix":
+        return
+    start = f".{place.name}."
+    for path in place.parent.iterdir():
+        token = path.name.removeprefix(start).removesuffix(_TEMPORARY)
+        if path.name != f"{start}{token}{_TEMPORARY}" or len(token) != 12 or not path.is_dir():
+            continue
+        lock = _lock(path)
+        if lock is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock `folder` and return the open descriptor that holds the lock, or None if another process has it."""
+    import fcntl
+
+    with suppress(FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+    return None
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        _sync_path(path)
+    _sync_path(folder)
+
+
+def _sync_path(path: Path) -> None:
+    """Wait until the disk has what was written to a file, or the names in a folder."""
+    if path.is_dir() and os.name != "posix":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

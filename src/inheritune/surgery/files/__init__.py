@@ -1,0 +1,1 @@
+"""Surgery from checkpoint to checkpoint, without a model in memory."""

@@ -1,0 +1,445 @@
+"""Where each layer of a target model comes from, as data that prints itself before anything is built or trained.
+
+Every initialisation of the paper is a `LayerPlan`: a row for each target layer says which model's which layer it takes,
+and which parts of it; what is not taken keeps the random initialisation of the architecture. Layers count from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import PlanError, unknown_name
+from inheritune.layers import ranges
+from inheritune.surgery.plan.parts import PARTS, parse_parts
+from inheritune.surgery.plan.selection import (
+    Kept,
+    count_of,
+    describe_depth,
+    layer_count,
+    parse_layers,
+    positive_count,
+    whole_number,
+)
+
+MODELS = ("reference", "target")
+GROWTH = ("continue", "restart")
+ARRANGEMENTS = ("first", "middle", "last", "distilbert", "in-place", "stacking", "random")
+"""What `LayerPlan.arranged` can do with a number of layers."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """Where one target layer comes from.
+
+    Attributes:
+        model: `"reference"` (the trained reference), `"target"` (the model that is being grown or stacked) or None
+            (random initialisation).
+        source: layer of that model, from 0; None for random initialisation.
+        parts: what is copied, some of `PARTS`; the rest is random. Empty for random initialisation.
+        zero_output: whether the projections that write to the residual stream start at zero, so that the block passes
+            its input on unchanged until it is trained (growth that preserves the function).
+        revived: query heads, 0-based, whose query and key weights start afresh at their random initialisation.
+    """
+
+    model: str | None
+    source: int | None
+    parts: tuple[str, ...] = PARTS
+    zero_output: bool = False
+    revived: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "revived", tuple(sorted({whole_number(head) for head in self.revived})))
+        if self.revived and (self.revived[0] < 0 or "attention" not in self.parts):
+            raise PlanError(f"cannot revive heads {list(self.revived)} of a layer that takes {list(self.parts)}")
+        if self.model is None:
+            if self.source is not None or self.parts:
+                raise PlanError(f"a random layer takes nothing: got source {self.source} and parts {list(self.parts)}")
+            return
+        if self.model not in MODELS:
+            raise PlanError(unknown_name("model in a plan", str(self.model), MODELS))
+        if self.source is None or self.source < 0:
+            raise PlanError(f"source layer {self.source}: expected 0 or more")
+        object.__setattr__(self, "parts", parse_parts(self.parts))
+
+    @property
+    def random_parts(self) -> tuple[str, ...]:
+        """The parts that keep the random initialisation."""
+        return tuple(part for part in PARTS if part not in self.parts)
+
+    @property
+    def changes(self) -> str:
+        """What is done to the layer after its parts were copied, in words; empty where nothing is."""
+        said = ["output zero"] if self.zero_output else []
+        if self.revived:
+            said.append(f"queries, keys of {_heads(self.revived)} random")
+        return "; ".join(said)
+
+
+RANDOM = LayerRow(None, None, ())
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """A target model, layer by layer: `plan.rows[t]` says where target layer t comes from.
+
+    Build one with a class method (`from_layers`, `first`, `stacking`, `append` ...) or from rows of your own; add two
+    plans to put one's layers behind the other's.
+    """
+
+    rows: tuple[LayerRow, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        if wrong := [row for row in self.rows if not isinstance(row, LayerRow)]:
+            raise PlanError(f"a plan has {wrong[0]!r} for a row: expected a LayerRow")
+        if not self.rows:
+            raise PlanError("the plan has no layers: expected at least 1")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[LayerRow]:
+        return iter(self.rows)
+
+    def __add__(self, other: LayerPlan) -> LayerPlan:
+        if not isinstance(other, LayerPlan):
+            return NotImplemented
+        return LayerPlan(self.rows + other.rows)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    # -- what the paper and a user ask for ----------------------------------------------------------------------------
+
+    @classmethod
+    def from_layers(
+        cls, layers: int | str | Path | Kept | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
+    ) -> LayerPlan:
+        """Take layers of the reference.
+
+        Args:
+            layers: a count (12: the first 12 layers, 0 to 11), a range as text with its end excluded as in Python
+                (`"0:12"`: layers 0 to 11), a list as text (`"0,2,4"`, ranges allowed in it) or any iterable of ints.
+                The text `"12"` is a count; the list of the one layer 12 is `"12,"`. Layers may repeat, in any order.
+                A `Recommendation`, or the folder of an analysis that holds one, stands for the layers that it keeps.
+            depth: number of layers of the reference.
+            parts: what to copy of each layer, see `parse_parts`; the rest is random (Table 3).
+
+        Raises:
+            PlanError: a layer the reference does not have, no layer at all, unreadable text, an unknown part, or a
+                recommendation for another depth.
+            OutputError: the analysis in the folder holds no recommendation.
+        """
+        return _take("reference", parse_layers(layers, depth), parts)
+
+    @classmethod
+    def first(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Take the reference's first `layers` layers (Algorithm 1)."""
+        return cls.from_layers(layer_count(layers, depth), depth, parts)
+
+    @classmethod
+    def middle(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Take `layers` layers from the reference's middle (Fig. 2, Table 4); an odd remainder is left at the end."""
+        start = (depth - layer_count(layers, depth)) // 2
+        return cls.from_layers(range(start, start + layers), depth, parts)
+
+    @classmethod
+    def last(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Take the reference's last `layers` layers, the lazy ones in the paper's models (Fig. 2, 3, Table 4)."""
+        return cls.from_layers(range(depth - layer_count(layers, depth), depth), depth, parts)
+
+    @classmethod
+    def in_place(
+        cls, layers: int | str | Path | Kept | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
+    ) -> LayerPlan:
+        """Keep the reference's depth and these of its layers where they are; all other layers are random (Fig. 23)."""
+        kept = parse_layers(layers, depth)
+        if twice := [layer for layer in kept if kept.count(layer) > 1]:
+            raise PlanError(f"layer {twice[0]} is named twice: a layer that is kept in place can stand there once")
+        return cls(tuple(LayerRow("reference", i, parse_parts(parts)) if i in kept else RANDOM for i in range(depth)))
+
+    @classmethod
+    def random(cls, layers: int) -> LayerPlan:
+        """Take nothing: `layers` layers at their random initialisation (the embeddings still come from the model)."""
+        return cls((RANDOM,) * positive_count(layers))
+
+    @classmethod
+    def stacking(cls, half: int) -> LayerPlan:
+        """Stack a trained model of `half` layers on itself: its layers 0 .. half-1, twice (App. D, baseline stacking).
+
+        The rows come from `"target"`, the model that is being stacked.
+        """
+        return _take("target", [*range(positive_count(half))] * 2)
+
+    @classmethod
+    def hybrid_stacking(cls, layers: int, depth: int) -> tuple[LayerPlan, LayerPlan]:
+        """Return the two steps of hybrid stacking (App. D): the reference's first half of `layers`, then stacking.
+
+        The model made by the first plan is trained before the second plan stacks it on itself.
+        """
+        half = _half(layer_count(layers, depth))
+        return cls.first(half, depth), cls.stacking(half)
+
+    @classmethod
+    def distilbert(cls, depth: int, layers: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Take every other layer of the teacher, DistilBERT's way (App. D, distillation with teacher initialisation).
+
+        The paper's 16 of 24 layers are 0, 2 ... 22 and then 18 .. 21: the extra layers are the last ones before the
+        last pair. Any other depth follows the same rule. Fewer than every other layer (our generalisation) are
+        spread evenly: target layer i takes layer floor(i * depth / layers).
+        """
+        alternate = list(range(0, depth, 2))
+        extra = layer_count(layers, depth) - len(alternate)
+        if extra < 0:
+            return cls.from_layers([i * depth // layers for i in range(layers)], depth, parts)
+        start = max(0, depth - 2 - extra)
+        return cls.from_layers([*alternate, *range(start, start + extra)], depth, parts)
+
+    @classmethod
+    def arranged(
+        cls, how: str, layers: int | str | Path | Kept | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
+    ) -> LayerPlan:
+        """Return one of the plans above by its name, as a command takes it.
+
+        Args:
+            how: one of `ARRANGEMENTS`.
+            layers: how many layers. `"first"` and `"in-place"` take all that `from_layers` takes.
+            depth: number of layers of the reference.
+            parts: what to copy of each layer; `"random"` copies nothing.
+
+        The rows of `"stacking"` come from the reference here, which is stacked on itself.
+
+        Raises:
+            PlanError: the name is unknown, or the layers or parts do not fit it.
+        """
+        if how not in ARRANGEMENTS:
+            raise PlanError(unknown_name("arrangement of layers", how, ARRANGEMENTS))
+        if how in ("first", "in-place"):
+            return (cls.from_layers if how == "first" else cls.in_place)(layers, depth, parts)
+        if (count := count_of(layers)) is None:
+            example = max(depth // 2, 1) * (2 if how == "stacking" else 1)
+            raise PlanError(f"layers {layers!r} with {how!r}: expected a count, for example {example}")
+        if how == "stacking":
+            if (half := _half(count)) > depth:
+                raise PlanError(
+                    f"stacking takes {half} layers twice, the model has {depth}: expected at most {2 * depth}"
+                )
+            return _take("reference", [*range(half)] * 2, parts)
+        if how == "random":
+            if parse_parts(parts) != PARTS:
+                raise PlanError(f"random layers copy nothing, parts {parts} neither: leave the parts out")
+            return cls.random(count)
+        if how == "distilbert":
+            return cls.distilbert(depth, count, parts)
+        return (cls.middle if how == "middle" else cls.last)(count, depth, parts)
+
+    @classmethod
+    def append(cls, trained_layers: int, upto: int, mode: str = "continue", zero_output: bool = False) -> LayerPlan:
+        """Grow a trained target to `upto` layers (Algorithm 1, step 4).
+
+        Args:
+            trained_layers: the number of layers l the target has now.
+            upto: the number of layers it gets.
+            mode: `"continue"` keeps the target's trained layers 0 .. l-1 and puts the reference's layers l .. upto-1
+                behind them; `"restart"` takes the reference's first `upto` layers afresh.
+            zero_output: let the new layers start without output, so that the grown model says exactly what the target
+                said and its loss does not jump; only with `"continue"`.
+
+        Raises:
+            PlanError: `upto` is not more than `trained_layers`, the mode is unknown, or it takes no `zero_output`.
+        """
+        if mode not in GROWTH:
+            raise PlanError(unknown_name("growth mode", mode, GROWTH))
+        if upto <= positive_count(trained_layers):
+            raise PlanError(f"cannot grow {trained_layers} layers to {upto}: expected {trained_layers + 1} or more")
+        if mode == "restart":
+            if zero_output:
+                raise PlanError("growth mode 'restart' keeps no trained layers whose function could be preserved")
+            return _take("reference", range(upto))
+        return cls.grown(trained_layers, range(trained_layers, upto), upto, zero_output)
+
+    @classmethod
+    def grown(
+        cls,
+        trained_layers: int,
+        layers: int | str | Path | Kept | Iterable[int],
+        depth: int,
+        zero_output: bool = False,
+    ) -> LayerPlan:
+        """Put chosen layers of the reference behind all layers of a trained target.
+
+        Args:
+            trained_layers: the number of layers l the target has now.
+            layers: a count is the depth to grow to, by the reference's layers l, l + 1 ... as in `append`; anything
+                else names the reference's layers, see `from_layers`.
+            depth: number of layers of the reference.
+            zero_output: see `append`.
+
+        Raises:
+            PlanError: the layers do not fit the reference, or there is nothing to grow by.
+        """
+        if (upto := count_of(layers)) is not None:
+            if depth <= positive_count(trained_layers):
+                raise PlanError(
+                    f"the target has {trained_layers} layers and the reference has {describe_depth(depth)}: say which "
+                    f"of them to append, for example '{depth - 1},'"
+                )
+            return cls.append(trained_layers, layer_count(upto, depth), zero_output=zero_output)
+        new = [LayerRow("reference", layer, PARTS, zero_output) for layer in parse_layers(layers, depth)]
+        return _take("target", range(positive_count(trained_layers))) + cls(tuple(new))
+
+    def revive(self, heads: Mapping[int, Iterable[int]], model: str = "reference") -> LayerPlan:
+        """Return this plan with the query and key weights of some heads left at their random initialisation.
+
+        Theorem H.1: hardly any gradient reaches the queries and keys of a collapsed head, so that training alone does
+        not bring it back. The head's values, its output and the rest of the block are copied as before.
+
+        Args:
+            heads: for each layer of `model`, 0-based, its query heads to revive; see `collapsed_heads_of`.
+            model: whose layers are meant, one of `MODELS`. Rows that copy no attention are random there already.
+
+        Raises:
+            PlanError: no row of the plan takes any of these heads.
+        """
+        wanted = {layer: tuple(which) for layer, which in heads.items()}
+        rows = tuple(
+            replace(row, revived=(*row.revived, *wanted[row.source]))
+            if row.model == model and row.source in wanted and "attention" in row.parts
+            else row
+            for row in self.rows
+        )
+        if rows == self.rows and any(wanted.values()):
+            heads_named = ", ".join(f"{layer}.{head}" for layer in sorted(wanted) for head in wanted[layer])
+            raise PlanError(
+                f"the heads to revive ({heads_named}, as layer.head of the {model}) are in layers whose attention the "
+                "plan does not take"
+            )
+        return LayerPlan(rows)
+
+    # -- what the surgery asks a plan ---------------------------------------------------------------------------------
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that rows take layers from."""
+        return frozenset(row.model for row in self.rows if row.model is not None)
+
+    @property
+    def rest(self) -> str:
+        """Which model the embeddings, the final norm, the head and every other weight outside the blocks come from.
+
+        `"target"` where any layer comes from it, because those weights were trained together; else `"reference"`.
+        """
+        return "target" if "target" in self.models else "reference"
+
+    @property
+    def copies_all(self) -> bool:
+        """Whether every layer is copied whole and left so: nothing random, nothing zero."""
+        return all(row.parts == PARTS and not row.changes for row in self.rows)
+
+    def check(self, depths: Mapping[str, int]) -> None:
+        """Confirm that every row names a layer its model has.
+
+        Args:
+            depths: number of layers of each model there is, by the names of `MODELS`.
+
+        Raises:
+            PlanError: a row's model is not there, or does not have the layer.
+        """
+        for index, row in enumerate(self.rows):
+            if row.model is None or row.source is None:
+                continue
+            if row.model not in depths:
+                raise PlanError(f"layer {index} of the plan comes from the {row.model} model: pass {row.model}=")
+            if row.source >= depths[row.model]:
+                depth = depths[row.model]
+                raise PlanError(
+                    f"layer {index} of the plan takes layer {row.source}, the {row.model} has {describe_depth(depth)}"
+                )
+
+    # -- text and records ---------------------------------------------------------------------------------------------
+
+    def table(self) -> str:
+        """Return the plan as text: target layers <- source layers, what is copied, what is random; ends included."""
+        header = ("target", "", "source", "copied", "random", "then" if any(row.changes for row in self) else "")
+        lines = [header, *(_line(start, rows) for start, rows in _runs(self.rows))]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        count = len(self)
+        title = f"{count} layer{'s' if count > 1 else ''}, numbered from 0, both ends of a range included"
+        return "\n".join([title, *(line.rstrip() for line in text)])
+
+    def as_records(self) -> list[dict[str, Any]]:
+        """Return the rows as plain data: `{"target", "model", "source", "parts"}` each.
+
+        `"zero_output"` and `"revived"` are there where a row has them.
+        """
+        return [
+            {"target": i, "model": row.model, "source": row.source, "parts": list(row.parts)}
+            | ({"zero_output": True} if row.zero_output else {})
+            | ({"revived": list(row.revived)} if row.revived else {})
+            for i, row in enumerate(self.rows)
+        ]
+
+    @classmethod
+    def from_records(cls, records: Sequence[Mapping[str, Any]]) -> LayerPlan:
+        """Read a plan back from `as_records`.
+
+        Raises:
+            PlanError: a row is missing, out of order, or not as `as_records` writes it.
+        """
+        rows = []
+        for index, record in enumerate(records):
+            try:
+                target, model, source, parts = (record[key] for key in ("target", "model", "source", "parts"))
+            except (KeyError, TypeError) as error:
+                expected = "expected target, model, source and parts"
+                raise PlanError(f"row {index} of the plan is {record!r}: {expected}") from error
+            if target != index:
+                raise PlanError(f"row {index} of the plan is for target layer {target}: expected {index}")
+            changes = (bool(record.get("zero_output", False)), tuple(record.get("revived", ())))
+            rows.append(LayerRow(model, None if source is None else whole_number(source), tuple(parts), *changes))
+        return cls(tuple(rows))
+
+
+def _take(model: str, layers: Iterable[int], parts: str | Iterable[str] = "all") -> LayerPlan:
+    names = parse_parts(parts)
+    return LayerPlan(tuple(LayerRow(model, layer, names) for layer in layers))
+
+
+def _half(layers: int) -> int:
+    if positive_count(layers) % 2:
+        raise PlanError(f"stacking doubles a model, so its {layers} layers must be even; try {layers + 1}")
+    return layers // 2
+
+
+def _runs(rows: Sequence[LayerRow]) -> Iterator[tuple[int, Sequence[LayerRow]]]:
+    """Yield (first target layer, rows) of the longest runs that one printed line can say."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or not _follows(rows[end - 1], rows[end]):
+            yield start, rows[start:end]
+            start = end
+
+
+def _follows(one: LayerRow, two: LayerRow) -> bool:
+    if (one.model, one.parts, one.changes) != (two.model, two.parts, two.changes):
+        return False
+    return one.source is None or two.source == one.source + 1
+
+
+def _line(start: int, rows: Sequence[LayerRow]) -> tuple[str, str, str, str, str, str]:
+    row, last = rows[0], rows[-1]
+    target = _span(start, start + len(rows) - 1)
+    source = "-" if row.model is None else f"{row.model} {_span(row.source, last.source)}"
+    return target, "<-", source, ", ".join(row.parts) or "-", ", ".join(row.random_parts) or "-", row.changes
+
+
+def _heads(heads: Sequence[int]) -> str:
+    return ("head " if len(heads) == 1 else "heads ") + ranges(heads)
+
+
+def _span(first: int | None, last: int | None) -> str:
+    return f"{first}" if first == last else f"{first}-{last}"
