@@ -246,7 +246,7 @@ def rival_note(main: Run, other: Run) -> str:
 
 def _paired(main: Run, test: Comparison) -> str:
     """Say what the paired test between two runs shows."""
-    interval = f"{fmt.interval(test.as_record())}, paired over {test.windows:,} windows"
+    interval = f"{fmt.interval(test.as_json())}, paired over {test.windows:,} windows"
     if test.ci_low <= 0 <= test.ci_high:
         return f"the two cannot be told apart, {fmt.signed(test.difference)} nats for {main.label} ({interval})."
     word = "better" if test.difference < 0 else "worse"
