@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typer.testing import CliRunner
 
+from inheritune.cli import evaluate as command
 from inheritune.decoder import load_model, load_tokenizer
 from inheritune.errors import DataError, InherituneError
-from inheritune.evaluation import evaluate, run_tasks
+from inheritune.evaluation import evaluate, record, run_tasks, tasks
+from inheritune.records.base import read_record
+from inheritune.records.evaluation import EvaluationRecord
 
 ROWS = [
     {"query": "Lily has a red", "choices": ["ball and she likes to play", "zq zq zq"], "gold": 0},
@@ -72,6 +77,82 @@ def test_unknown_names_and_files(stories: Path, tmp_path: Path) -> None:
         run_tasks(stories, [str(tmp_path / "other.yaml")])
     with pytest.raises(DataError, match="limit of 0 rows"):
         run_tasks(stories, ["arc_easy"], limit=0)
+
+
+@pytest.fixture
+def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the harness's own tasks out, thousands of files that are read anew for each folder."""
+    manager = pytest.importorskip("lm_eval.tasks").TaskManager
+    monkeypatch.setattr(
+        tasks, "_task_manager", lambda folders: manager(include_path=list(folders), include_defaults=False)
+    )
+
+
+MISTAKES: dict[str, tuple[str, str, str]] = {
+    "a field that the rows lack": ("{{query}}", "{{question}}", r"small_choices: 'question' is undefined \(Undefined"),
+    "no output type": ("output_type: multiple_choice\n", "", "small_choices: .*output_type"),
+    "rows that are not there": ("rows.jsonl", "none.jsonl", "small_choices: .*none.jsonl"),
+    "no such metric": ("metric: acc", "metric: accc", "small_choices measures nothing: expected a metric_list"),
+    "no such split": ("validation_split: validation", "validation_split: train", "small_choices: .*train"),
+    "code that is not there": ('"{{query}}"', "!function utils.text", "small_choices: .*utils"),
+    "no YAML": ("output_type: multiple_choice", "output_type: [", "cannot read .*small_choices.yaml as YAML at line "),
+    "a list of tasks": ("task: small_choices", "task:\n  - small_choices", "names no task"),
+}
+
+
+@pytest.mark.usefixtures("own_tasks")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_task_file_is_one_line_before_anything_is_evaluated(
+    stories: Path, task_file: Path, mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "evaluate_windows", lambda *_: pytest.fail("a model was evaluated"))
+    old, new, message = MISTAKES[mistake]
+    text = task_file.read_text(encoding="utf-8")
+    assert old in text
+    task_file.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        evaluate(stories, np.zeros((2, 9), dtype=np.int64), tasks=[str(task_file)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("own_tasks")
+def test_the_last_row_is_tried_out_too(stories: Path, task_file: Path) -> None:
+    rows = task_file.with_name("rows.jsonl")
+    rows.write_text(rows.read_text() + '{"query": "a", "gold": 0}\n')
+    with pytest.raises(DataError, match="cannot run the task small_choices: "):
+        evaluate(stories, np.zeros((2, 9), dtype=np.int64), tasks=[str(task_file)])
+
+
+@pytest.mark.usefixtures("own_tasks")
+def test_a_group_is_named_by_its_group(stories: Path, task_file: Path) -> None:
+    """Also where `group` stands behind the list of its tasks, and a tag of the harness before it."""
+    group = task_file.with_name("group.yaml")
+    group.write_text("extra: !function utils.nothing\ntask:\n  - small_choices\ngroup: small_group\n")
+    assert tasks._file_task(group) == "small_group"
+    group.write_text("task:\n  - small_choices\ngroup: small_group\n")
+    assert [row.task for row in run_tasks(stories, [str(group)]).results] == ["small_choices"]
+
+
+def test_tasks_that_fail_leave_the_record_of_the_loss(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise DataError("cannot run the task t: it broke")
+
+    monkeypatch.setattr(record, "check_tasks", lambda *_: None)
+    monkeypatch.setattr(record, "run_tasks", fail)
+    app = typer.Typer()
+    command.register(app)
+    text, out = str(stories / "tinystories_sample.txt"), tmp_path / "evaluation.json"
+    ask = [str(stories), "--data", text, "--against", str(stories), "--tasks", "t", "--out", str(out)]
+    result = CliRunner().invoke(app, ask)
+    assert isinstance(result.exception, InherituneError)
+    assert str(result.exception) == "cannot run the task t: it broke"
+    assert "without the tasks" in result.output
+    held = read_record(out, EvaluationRecord)
+    assert held.tasks is None
+    assert held.comparison is not None and held.comparison.matches
+    assert held.evaluation == evaluate(stories, text).evaluation
 
 
 def likeliest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row: dict) -> int:

@@ -73,7 +73,9 @@ def check_tasks(tasks: Sequence[str], limit: int | None = None) -> None:
     from lm_eval.models.dummy import DummyLM
 
     for task, name in zip(tasks, names, strict=True):
-        _run(DummyLM(), [name], limit if task.endswith(YAML) else 1, manager)
+        output = _run(DummyLM(), [name], limit if task.endswith(YAML) else 1, manager, bootstrap_iters=0)
+        if not _results(output):  # the harness passes over metrics that it does not know
+            raise DataError(f"the task {name} measures nothing: expected a metric_list of the harness's metrics")
 
 
 def _check_limit(limit: int | None) -> None:
@@ -81,19 +83,18 @@ def _check_limit(limit: int | None) -> None:
         raise DataError(f"a limit of {limit} rows: expected at least 1")
 
 
-def _run(model: Any, names: list[str], limit: int | None, manager: Any) -> dict[str, Any]:
+def _run(model: Any, names: list[str], limit: int | None, manager: Any, **settings: Any) -> dict[str, Any]:
     """Run tasks on the harness's model and return its results."""
     import lm_eval
 
+    settings |= {"log_samples": False, "confirm_run_unsafe_code": False}
     try:
-        return lm_eval.simple_evaluate(
-            model, tasks=names, limit=limit, task_manager=manager, log_samples=False, confirm_run_unsafe_code=False
-        )
+        return lm_eval.simple_evaluate(model, tasks=names, limit=limit, task_manager=manager, **settings)
     except Exception as error:  # templates, rows and code of a task raise whatever they stumble over
         kind = type(error).__name__
         raise DataError(
             f"cannot run the task{'s' * (len(names) > 1)} {', '.join(names)}: {_first_line(error)} ({kind}); "
-            "expected a YAML file whose fields fit its rows"
+            "expected a YAML file whose output_type, doc_to_ fields and metrics fit its rows"
         ) from error
 
 
