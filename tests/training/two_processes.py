@@ -1,4 +1,4 @@
-"""What `test_distributed.py` lets two processes do; each writes what it saw to a file of its own."""
+"""What `test_two_processes.py` lets two processes do; each writes what it saw to a file of its own."""
 
 from __future__ import annotations
 

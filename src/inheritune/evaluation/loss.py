@@ -137,7 +137,7 @@ def window_losses(
 
 
 def check_windows(windows: np.ndarray, context: int | None, vocabulary: int) -> None:
-    """Refuse windows that a model with this context and so many token ids cannot be evaluated on.
+    """Refuse windows, (N, T + 1) integers, that a model with this context and so many ids cannot be evaluated on.
 
     Raises:
         DataError: no (N, T + 1) integers with N, T >= 1; T beyond the context; ids beyond the vocabulary.

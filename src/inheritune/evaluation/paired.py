@@ -91,6 +91,7 @@ def check_settings(windows: int, margin: float, confidence: float) -> None:
 
 
 def _check_losses(target: np.ndarray, reference: np.ndarray) -> None:
+    """Refuse losses that are not two finite vectors (N,) of one length."""
     if target.ndim != 1 or target.shape != reference.shape:
         shapes = f"{target.shape} of the target and {reference.shape} of the reference"
         raise DataError(f"losses of shape {shapes}: expected one loss for each of the same windows")

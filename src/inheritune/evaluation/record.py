@@ -201,5 +201,5 @@ def _with_tasks(
 
 
 def _digest(windows: np.ndarray) -> str:
-    """Return the SHA-256 of the windows as little-endian int64: equal digests mean the same question."""
+    """Return the SHA-256 of the windows, (N, T + 1), as little-endian int64: equal digests mean the same question."""
     return hashlib.sha256(np.ascontiguousarray(windows, dtype="<i8").tobytes()).hexdigest()

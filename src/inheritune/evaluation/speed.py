@@ -43,6 +43,7 @@ class _Clock:
         self.times: list[float] = []
 
     def put(self, value: torch.Tensor) -> None:
+        """Note the time; `value` is the prompt, (batch, length), or the newest token of each prompt, (batch,)."""
         # The tokens come as a copy on the CPU: a GPU has finished them.
         self.times.append(time.perf_counter())
 

@@ -97,6 +97,7 @@ def resolve_windows(
 
 
 def _read_array(path: Path) -> np.ndarray:
+    """Return the array in a `.npy` file, of whatever shape; it is read only where it is used."""
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except FileNotFoundError as error:
@@ -106,7 +107,7 @@ def _read_array(path: Path) -> np.ndarray:
 
 
 def _cut(windows: np.ndarray, length: int | None, limit: int | None) -> np.ndarray:
-    """Return the first `length + 1` tokens of at most `limit` evenly spaced windows of an array."""
+    """Return the first `length + 1` tokens of at most `limit` evenly spaced windows of an array, (N, T + 1)."""
     if windows.ndim != 2:
         raise DataError(f"token windows of shape {windows.shape}: expected (N, T + 1)")
     if length is not None and windows.shape[1] < length + 1:

@@ -61,7 +61,7 @@ def train(
 ) -> TrainingOutcome:
     """Train `model` in place for `settings.steps` steps, writing `metrics.jsonl` and checkpoints into `folder`.
 
-    With windows to watch, `collapse.jsonl` tells how the attention fares meanwhile (`WatchCollapse`).
+    With windows to watch, `collapse.jsonl` holds the attention's rank and gradients meanwhile (`WatchCollapse`).
 
     When `folder` holds a complete checkpoint of the same round, training goes on from it; on CPU the result equals an
     uninterrupted run's bit for bit. A first Ctrl-C or SIGTERM stops at the next line of the log, after a checkpoint.
@@ -133,6 +133,7 @@ class _RoundTrainer(Trainer):
 
     @override
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **_: Any) -> torch.Tensor:
+        """Return the scalar loss of `tokens`, (micro-batch, T + 1) int64."""
         return self.loss(model, inputs["tokens"])
 
     @override
@@ -164,7 +165,7 @@ class _RoundTrainer(Trainer):
 
 
 def _watch(path: Path, windows: np.ndarray | None, settings: TrainingSettings) -> list[WatchCollapse]:
-    """Return the callback that watches the attention, or nothing when it is not wanted."""
+    """Return the callback that watches the attention on windows, (N, T) int64, or nothing when it is not wanted."""
     if windows is None or not settings.watch_every:
         return []
     return [WatchCollapse(path, windows, settings.watch_every, tokens_per_step=settings.tokens_per_step)]

@@ -15,11 +15,12 @@ Loss = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 
 def next_token_loss(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of tokens 1..T given the ones before, computed in float32."""
+    """Return the mean cross-entropy of tokens 1..T given the ones before, a float32 scalar; `tokens` is (B, T + 1)."""
     return _cross_entropy(model(input_ids=tokens[:, :-1], use_cache=False).logits, tokens[:, 1:])
 
 
 def _cross_entropy(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """Return the mean over all tokens, a float32 scalar, from logits (B, T, V) and targets (B, T)."""
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
 
 
@@ -38,7 +39,7 @@ class DistillationLoss:
         self.alpha, self.vocabulary = alpha, vocabulary
 
     def __call__(self, model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the mixed loss of one batch."""
+        """Return the mixed loss of one batch, a scalar; `tokens` is (B, T + 1) int64."""
         inputs = tokens[:, :-1]
         self.teacher.to(tokens.device)
         student_BTV = model(input_ids=inputs, use_cache=False).logits.float()
