@@ -14,8 +14,8 @@ import numpy as np
 from inheritune import storage
 from inheritune.decoder.source import BUNDLED, resolve_model
 from inheritune.errors import OutputError, nearest
-from inheritune.spectra.reading import SPECTRA, read_maps, read_spectra
-from inheritune.spectra.recommend import Recommendation, load_recommendation
+from inheritune.records.analysis import Recommendation
+from inheritune.spectra.folder import SPECTRA, read_analysis, read_maps
 
 SCHEMA = 1
 _NEEDED = ("name", "method", "rounds", "result")
@@ -38,7 +38,7 @@ class Analysis:
     def recommendation(self) -> Recommendation | None:
         """What the analysis recommends; None in an older record."""
         held = self.spectra.get("recommendation")
-        return None if held is None else Recommendation.from_record(held)
+        return None if held is None else Recommendation.model_validate(held)
 
 
 @dataclass(frozen=True)
@@ -275,10 +275,7 @@ def _read_analysis(folder: Path, name: str | None, absent: list[str]) -> Analysi
 
 def _analysis(folder: Path) -> Analysis:
     """Read an analysis folder; maps.json may be missing."""
-    content = read_spectra(folder)
-    if content.get("recommendation") is not None:
-        load_recommendation(folder)  # so that one which fits no model is refused under the file's name
-    return Analysis(content, read_maps(folder))
+    return Analysis(read_analysis(folder).as_json(), [drawn.as_json() for drawn in read_maps(folder)])
 
 
 def primary(runs: Sequence[Run]) -> Run:

@@ -111,7 +111,7 @@ def recommendation(model: Model) -> Advice | None:
     facts = [("start with", _layers(range(start), depth)), ("cut", _layers(cut, depth))]
     if keep != tuple(range(start)):
         facts.append(("keep", _layers(keep, depth)))
-    facts += [(f"{name} would cut", _layers(layers, depth)) for name, layers in held.others]
+    facts += [(f"{name} would cut", _layers(layers, depth)) for name, layers in held.others.items()]
     reason = held.reason[:1].upper() + held.reason[1:]
     return Advice(model.label, f"{words}.", reason, facts, _commands(model, start, cut, keep))
 
