@@ -234,7 +234,7 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
         try:
             yield temporary
             if sync:
-                _sync(temporary)
+                sync_folder(temporary)
             _take_place(temporary, place, replace)
             if sync:
                 _sync_path(place.parent)
@@ -335,7 +335,8 @@ def _lock(folder: Path) -> int | None:
     return None
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has everything in `folder`."""
     for path in sorted(folder.rglob("*")):
         _sync_path(path)
     _sync_path(folder)
