@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inheritune.cli.options import SEPARATOR, Field, Separator
 from inheritune.errors import DataError, InherituneError, ModelError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def analyze(
     data: Annotated[
         str | None, typer.Option(help="Text file or source to draw sequences from.", show_default=DEFAULT_SOURCE)
     ] = None,
+    field: Field = "text",
+    separator: Separator = SEPARATOR,
     tokens: Annotated[Path | None, typer.Option(help="Token ids instead of text: an (N, T) integer .npy file.")] = None,
     sequences: Annotated[
         int | None, typer.Option(help="Number of sequences N.", show_default=f"{DEFAULT_SIZE}, or all of --tokens")
@@ -85,7 +88,7 @@ def analyze(
     if tokens is not None:
         windows, origin = _read_windows(tokens, sequences, length), {"source": str(tokens)}
     else:
-        windows, origin = _draw_windows(place, data or DEFAULT_SOURCE, sequences, length, seed)
+        windows, origin = _draw_windows(place, data or DEFAULT_SOURCE, sequences, length, seed, separator, field)
     budget = memory * 2**20
     decoder, checked, _ = spectra.prepare(place, windows, taus, eta, mask, stream, budget)
     spectra.check_gradients(gradients, len(windows), decoder)
@@ -151,7 +154,7 @@ def _check_heads(heads: Sequence[tuple[int, int]], decoder: Decoder) -> None:
 
 
 def _draw_windows(
-    model: str, source: str, sequences: int | None, length: int | None, seed: int
+    model: str, source: str, sequences: int | None, length: int | None, seed: int, separator: str, field: str
 ) -> tuple[Any, dict[str, Any]]:
     """Return (N, T) token ids of random windows of the text, with the model's own tokenizer, and where they are from.
 
@@ -165,7 +168,7 @@ def _draw_windows(
     for option, number, least in (("--sequences", count, 1), ("--length", size, 2)):
         if number < least:
             raise DataError(f"{option} {number}: expected at least {least}")
-    found = read_tokens(source, load_tokenizer(model))
+    found = read_tokens(source, load_tokenizer(model), separator, field)
     windows = draw_windows(found, count, size, seed, source)
     if windows.size > len(found):
         typer.echo(
