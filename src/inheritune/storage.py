@@ -248,6 +248,15 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
 
 
+def is_being_filled(destination: Path) -> bool:
+    """Return whether a living process is in a `whole_folder` of `destination`; False where locks are not known."""
+    place = destination.resolve()
+    if os.name != "posix" or not place.parent.is_dir():
+        return False
+    _clear_leftovers(place)
+    return any(_is_temporary(path, place) for path in place.parent.iterdir())
+
+
 def _take_place(temporary: Path, place: Path, replace: bool) -> None:
     """Rename `temporary` to `place`; a folder that is there is put aside first and comes back if that fails."""
     if not replace:
@@ -309,15 +318,18 @@ def _clear_leftovers(place: Path) -> None:
     """Remove temporary folders for `place` that no living process holds."""
     if os.name != "posix":
         return
-    start = f".{place.name}."
     for path in place.parent.iterdir():
-        token = path.name.removeprefix(start).removesuffix(_TEMPORARY)
-        if path.name != f"{start}{token}{_TEMPORARY}" or len(token) != 12 or not path.is_dir():
-            continue
-        lock = _lock(path)
+        lock = _lock(path) if _is_temporary(path, place) else None
         if lock is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
+
+
+def _is_temporary(path: Path, place: Path) -> bool:
+    """Return whether `path` is a temporary folder for `place`, by its name."""
+    start = f".{place.name}."
+    token = path.name.removeprefix(start).removesuffix(_TEMPORARY)
+    return path.name == f"{start}{token}{_TEMPORARY}" and len(token) == 12 and path.is_dir()
 
 
 def _lock(folder: Path) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inheritune.cli.options import SEPARATOR, Field, Separator
 from inheritune.errors import DataError, InherituneError, ModelError
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def analyze(
     data: Annotated[
         str | None, typer.Option(help="Text file or source to draw sequences from.", show_default=DEFAULT_SOURCE)
     ] = None,
+    field: Field = "text",
+    separator: Separator = SEPARATOR,
     tokens: Annotated[Path | None, typer.Option(help="Token ids instead of text: an (N, T) integer .npy file.")] = None,
     sequences: Annotated[
         int | None, typer.Option(help="Number of sequences N.", show_default=f"{DEFAULT_SIZE}, or all of --tokens")
@@ -89,7 +92,9 @@ def analyze(
         tokenizer = _tokenizer(place)
         windows, origin = _read_windows(tokens, sequences, length), AnalysedText(source=str(tokens))
     else:
-        windows, origin, tokenizer = _draw_windows(place, data or DEFAULT_SOURCE, sequences, length, seed)
+        windows, origin, tokenizer = _draw_windows(
+            place, data or DEFAULT_SOURCE, sequences, length, seed, separator, field
+        )
     record, drawn = analyze_into(
         out,
         model,
@@ -126,7 +131,7 @@ def _read_heads(text: str) -> list[tuple[int, int]]:
 
 
 def _draw_windows(
-    model: str, source: str, sequences: int | None, length: int | None, seed: int
+    model: str, source: str, sequences: int | None, length: int | None, seed: int, separator: str, field: str
 ) -> tuple[np.ndarray, AnalysedText, PreTrainedTokenizerBase]:
     """Return (N, T) int64 token ids of random windows of the text, where they are from, and the model's own tokenizer.
 
@@ -142,7 +147,7 @@ def _draw_windows(
         if number < least:
             raise DataError(f"{option} {number}: expected at least {least}")
     tokenizer = load_tokenizer(model)
-    tokens = read_tokens(source, tokenizer)
+    tokens = read_tokens(source, tokenizer, separator, field)
     windows = draw_windows(tokens, count, size, seed, source)
     if windows.size > len(tokens):
         typer.echo(
