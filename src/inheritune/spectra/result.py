@@ -198,6 +198,17 @@ class BothSpectra:
         from near-uniform averaging: a head collapsed there and not under the causal mask is `uniform`. A head collapsed
         under neither is `potent`.
         """
-        causal, full = self.causal.collapsed_heads, self.full.collapsed_heads
-        classes = np.where(causal, "sink", np.where(full, "uniform", "potent"))
-        return np.where(np.isnan(self.causal.rank), "", classes)
+        return np.where(np.isnan(self.causal.rank), "", classes_of(self.causal.rank, self.full.rank))
+
+
+def classes_of(causal: Heads, full: Heads) -> NDArray[np.str_]:
+    """Return the class of each head by its Rank under both masks; see `BothSpectra.head_classes`.
+
+    Args:
+        causal: Rank(h, l), any shape, float64.
+        full: the same without the mask, of the same shape.
+
+    Returns:
+        `sink`, `uniform` or `potent`, of that shape.
+    """
+    return np.where(causal < COLLAPSED_RANK, "sink", np.where(full < COLLAPSED_RANK, "uniform", "potent"))
