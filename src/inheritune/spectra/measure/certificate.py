@@ -119,8 +119,8 @@ def _widths(gram: Tensor, leading: _Leading, tau: float) -> Tensor:
     With the leading eigenvalue apart, eigenvalues that fall geometrically with the sum and the sum of squares of the
     others have L = `spread` / 2 of them from one value to 1/e of it, and the rank expected follows. The rule is close
     to the width that proved attention matrices of that rank fastest at T = 100, 512 and 1024; the part with the root of
-    T is what a block needs to tell what k* counts from the long tail of a large matrix. A flat spectrum asks for a block
-    wider than `WIDEST` and gets none.
+    T is what a block needs to tell what k* counts from the long tail of a large matrix. A flat spectrum asks for a
+    block wider than `WIDEST` and gets none.
     """
     import torch
 
