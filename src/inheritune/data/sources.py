@@ -63,11 +63,9 @@ class _Files:
 
     def tell(self, source: str) -> None:
         """Say what was left out, if anything was."""
-        parts = [
-            f"{count} {why} ({first}{', ...' if count > 1 else ''})" for why, (first, count) in self.left_out.items()
-        ]
+        parts = [f"{why}: {count} (first {place})" for why, (place, count) in self.left_out.items()]
         if parts:
-            note(f"left out of {source}: {'; '.join(parts)}")
+            note(f"left out of {source}: {', '.join(parts)}")
 
 
 def read_documents(source: str | Path, separator: str = BLANK_LINE, field: str = "text") -> Iterator[Document]:
@@ -236,13 +234,13 @@ def _hub_documents(name: str, field: str) -> Iterator[Document]:
     try:
         rows = datasets.load_dataset(dataset, config or None, split="train", streaming=True)
         for record in rows:
-            row += 1
             text = text_of(record, field)
             if text is None:
-                files.leave_out(f"rows whose {field!r} is null", f"row {row}")
+                files.leave_out(f"rows whose {field!r} is null", f"row {row + 1}")
             elif text.strip():
                 yield Document(text, text)
+            row += 1
     except Exception as error:
-        place = f", at row {row}" if row else ""
+        place = f", after row {row}" if row else ""
         raise DataError(f"cannot read the data set {name!r} of the hub{place}: {reason(error)}") from error
     files.tell(name)
