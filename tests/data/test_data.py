@@ -112,6 +112,8 @@ def test_the_standard_library_is_there_without_what_users_installed() -> None:
     [
         ("stdlb", "no text at stdlb: .*; did you mean 'stdlib'"),
         ("/nowhere/x.txt", "no text at /nowhere/x.txt: expected a file, a folder, 'stdlib' or 'hf:NAME'"),
+        ("a text itself " * 300, "no text at 'a text itself .*: File name too long"),
+        ("~no-such-user/x.txt", "no text at '~no-such-user/x.txt'"),
     ],
 )
 def test_an_unknown_source_is_one_line(name: str, message: str) -> None:

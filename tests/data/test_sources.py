@@ -211,6 +211,8 @@ def test_shards_inside_their_own_source_are_not_read_as_text(tmp_path: Path) -> 
     first = prepare(tmp_path, tmp_path / "tokens", "train:300")
     assert prepare(tmp_path, tmp_path / "more", "train:300").digest == first.digest
     assert prepare(tmp_path, tmp_path / "tokens", "train:300").digest == open_shards(tmp_path / "tokens").digest
+    with pytest.raises(InherituneError, match="a folder that inheritune wrote"):
+        texts(tmp_path / "tokens")
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------

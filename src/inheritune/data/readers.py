@@ -198,7 +198,8 @@ ROWS = tuple(_RECORDS)
 
 def _no_field(field: str, names: list[str]) -> str:
     shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "none"
-    return f"no field {field!r}, its fields are {shown}: name one with --field{nearest(field, names)}"
+    hint = f"name one with --field, or data.field in a recipe{nearest(field, names)}"
+    return f"no field {field!r}, its fields are {shown}: {hint}"
 
 
 def _kind(value: object) -> str:
