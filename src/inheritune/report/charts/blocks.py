@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import altair as alt
 
 from inheritune.report.charts.base import data, gradient_legend, layer_axis, model_colour, tips, title_of
 from inheritune.report.rows.measures import ScaleType
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 _MASK_SHAPES = {"causal": "circle", "full": "triangle-up"}
 _MLP = {"mlp_rank": "MLP rank", "mlp_mass": "MLP mass, tokens"}
@@ -25,8 +24,6 @@ def influence(rows: Sequence[Row], palette: dict[str, str], title: str, scale: S
         title: what stands above the chart.
         scale: of the vertical axis, of `measures.influence_scale`.
     """
-    import altair as alt
-
     shown: dict[str, tuple[str, str | None]] = {
         "model:N": ("model", None),
         "layer:Q": ("layer", "d"),
@@ -43,8 +40,6 @@ def influence(rows: Sequence[Row], palette: dict[str, str], title: str, scale: S
 
 def _influence_axis(rows: Sequence[Row], scale: ScaleType) -> alt.Y:
     """Return the axis of Block Influence; a symlog scale is logarithmic from the least value above 0 on."""
-    import altair as alt
-
     if scale == "linear":
         return alt.Y("influence:Q", title="Block Influence", scale=alt.Scale(zero=True))
     constant = min(row["influence"] for row in rows if row["influence"] > 0)
@@ -62,8 +57,6 @@ def agreement(rows: Sequence[Row], colour: str, title: str, scale: ScaleType = "
         title: what stands above the chart.
         scale: of the vertical axis, of `measures.influence_scale`.
     """
-    import altair as alt
-
     masks = [mask for mask in _MASK_SHAPES if any(row["mask"] == mask for row in rows)]
     shapes = alt.Scale(domain=masks, range=[_MASK_SHAPES[mask] for mask in masks])
     legend = alt.Legend(orient="top", title=None, direction="horizontal", symbolStrokeColor=colour)
@@ -93,8 +86,6 @@ def angular_map(rows: Sequence[Row], title: str) -> alt.LayerChart:
         rows: of `measures.angular_rows`, of one model.
         title: what stands above the chart.
     """
-    import altair as alt
-
     depth = max(row["start"] for row in rows) + 1
     axis = {"labelOverlap": True, "ticks": False, "labelAngle": 0}
     scale = alt.Scale(range=["#fff3d6", "#e69f00", "#7a2e00"], interpolate="lab")
@@ -130,8 +121,6 @@ def mlp_profile(
         palette: a colour for each model.
         title: what stands above the chart.
     """
-    import altair as alt
-
     kept = [row for row in rows if row[quantity] is not None]
     shown: dict[str, tuple[str, str | None]] = {
         "model:N": ("model", None),

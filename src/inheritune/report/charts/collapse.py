@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import altair as alt
 
 from inheritune.report.charts.base import BLUES, COLLAPSED_COLOUR, data, gradient_legend, tips, title_of
 from inheritune.report.charts.curves import round_marks
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,6 @@ def training_map(
         title: what stands above the chart.
         ends: the ends of the colour scale, the same for charts that stand side by side.
     """
-    import altair as alt
-
     layers = len({row["layer"] for row in rows})
     kind = "log" if watched.logarithmic else "linear"
     domain = watched.domain or ends

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import altair as alt
 
 from inheritune.report.charts.base import BLUES, COLLAPSED_COLOUR, data, gradient_legend, tips, title_of
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 CLASS_COLOURS = {"sink": COLLAPSED_COLOUR, "uniform": "#7b5ea7", "potent": "#b9cde0"}
 _BOUND = "bound (dash)"
@@ -41,8 +40,6 @@ def rank_map(rows: Sequence[Row], highest: float, title: str) -> alt.Chart:
         highest: the Rank at the dark end of the colour scale (logarithmic from 1).
         title: what stands above the chart; it should name the model and the mask.
     """
-    import altair as alt
-
     scale = alt.Scale(type="log", domain=[1, max(2.0, highest)], range=list(BLUES), interpolate="lab")
     colour = alt.Color("rank:Q", scale=scale, legend=gradient_legend("Rank (log scale)", format=".3~g"))
     return _grid(rows, alt.condition("datum.collapsed", alt.value(COLLAPSED_COLOUR), colour), title)
@@ -57,8 +54,6 @@ def class_map(rows: Sequence[Row], title: str) -> alt.Chart:
         rows: the heads of one model that was analysed under both masks, of `series.class_rows`.
         title: what stands above the chart.
     """
-    import altair as alt
-
     scale = alt.Scale(domain=list(CLASS_COLOURS), range=list(CLASS_COLOURS.values()))
     legend = alt.Legend(orient="bottom", title=None, direction="horizontal", symbolType="square", symbolStrokeWidth=0)
     return _grid(rows, alt.Color("class:N", scale=scale, legend=legend), title)
@@ -66,8 +61,6 @@ def class_map(rows: Sequence[Row], title: str) -> alt.Chart:
 
 def _grid(rows: Sequence[Row], colour: object, title: str) -> alt.Chart:
     """Return a cell for each head, layers down and heads across."""
-    import altair as alt
-
     depth, heads = len({row["layer"] for row in rows}), len({row["head"] for row in rows})
     line = {"stroke": "#ffffff", "strokeOpacity": 0.35, "strokeWidth": 1} if heads < _LINED else {}
     return (
@@ -91,8 +84,6 @@ def gradient_scatter(rows: Sequence[Row], title: str, over: Literal["epsilon", "
         title: what stands above the chart.
         over: the horizontal axis, of `measures.gradient_axis`.
     """
-    import altair as alt
-
     title_x, kind = ("ε of the sink, causal (log scale)", "log") if over == "epsilon" else ("layer", "linear")
     scale_x = alt.Scale(type=kind, zero=False, nice=False, padding=8)
     x = alt.X(f"{over}:Q", title=title_x, scale=scale_x, axis=alt.Axis(tickCount=4, format=".2~g", tickMinStep=1))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import altair as alt
 
 from inheritune.report.charts.base import COLLAPSED_COLOUR, data, layer_axis, model_colour, tips, title_of
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 Quantity = Literal["max_rank", "avg_mass"]
 QUANTITIES: dict[Quantity, str] = {"max_rank": "MaxRank", "avg_mass": "AvgMass"}
@@ -39,8 +38,6 @@ def profile(
         relative: the horizontal axis is the depth, 0 for the first and 1 for the last layer, in which models of
             different depth can be compared.
     """
-    import altair as alt
-
     x = _depth_axis() if relative else layer_axis()
     y = alt.Y(f"{quantity}:Q", title=QUANTITIES[quantity], scale=alt.Scale(domain=[0, top], nice=True))
     colour = model_colour(palette, [row["model"] for row in rows])
@@ -54,8 +51,6 @@ def profile(
 
 
 def _depth_axis() -> alt.X:
-    import altair as alt
-
     scale = alt.Scale(domain=[0, 1], nice=False, padding=8)
     return alt.X("depth:Q", title="depth: first layer 0, last layer 1", scale=scale, axis=alt.Axis(tickCount=5))
 
@@ -84,8 +79,6 @@ def _profile_tips(rows: Sequence[Row], quantity: Quantity) -> list[alt.Tooltip]:
 
 def _bands(rows: Sequence[Row], quantity: Quantity, base: alt.Chart) -> list[alt.Chart]:
     """Return the spread over the heads: the range pale, the quartiles darker."""
-    import altair as alt
-
     heads = _HEADS[quantity]
     if not any(f"{heads}_low" in row for row in rows):
         return []
@@ -106,8 +99,6 @@ def tau_sweep(rows: Sequence[Row], title: str, top: float) -> alt.LayerChart:
         title: what stands above the chart; it should name the mask.
         top: the highest value of the vertical axis.
     """
-    import altair as alt
-
     domain = sorted({row["tau"] for row in rows}, key=float)
     shades = [TAU_COLOURS[i % len(TAU_COLOURS)] for i in range(len(domain))]
     legend = alt.Legend(

@@ -130,17 +130,22 @@ def path_or_id(name: str) -> str:
 
 
 def _studies(analyses: dict[Path, Analysis], taken: set[str]) -> list[Model]:
-    """Return analyses that stand alone; one whose name is taken is told apart by its folder, then by a number."""
+    """Return analyses that stand alone; one whose name is taken is told apart by its folder."""
     studies: list[Model] = []
     for folder, analysis in analyses.items():
         name = path_or_id(analysis.record.model or folder.name)
         short = "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]).lstrip("/")
-        label, number = short if short not in taken else f"{short} ({folder.name})", 2
-        while label in taken:
-            label, number = f"{short} ({folder.name}, {number})", number + 1
-        taken.add(label)
-        studies.append(Model(label, None, analysis, name=name))
+        studies.append(Model(_distinct(short, folder.name, taken), None, analysis, name=name))
     return studies
+
+
+def _distinct(name: str, mark: str, taken: set[str]) -> str:
+    """Return a label that no other line of a chart has: the name, with a mark and then a number where it is taken."""
+    label, number = name if name not in taken else f"{name} ({mark})", 2
+    while label in taken:
+        label, number = f"{name} ({mark}, {number})", number + 1
+    taken.add(label)
+    return label
 
 
 def primary(runs: Sequence[Run]) -> Run:
@@ -166,13 +171,18 @@ def models(runs: Sequence[Run]) -> list[Model]:
                 break
         else:
             merged.append((record, analysis))
-    results = [_result(run) for run in runs]
-    return [*_references(merged, {run.label for run in runs}), *results]
-
-
-def _result(run: Run) -> Model:
-    folder = _result_folder(run)
-    return Model(run.label, run.record.result, run.result_analysis, run, None if folder is None else str(folder))
+    taken = {run.label for run in runs}
+    references = [
+        Model(
+            _distinct(record.name or record.model, "reference", taken), record, analysis, name=path_or_id(record.model)
+        )
+        for record, analysis in merged
+    ]
+    folders = [_result_folder(run) for run in runs]
+    return references + [
+        Model(run.label, run.record.result, run.result_analysis, run, None if folder is None else str(folder))
+        for run, folder in zip(runs, folders, strict=True)
+    ]
 
 
 def _result_folder(run: Run) -> Path | None:
@@ -187,16 +197,3 @@ def is_same_reference(one: ReferenceRecord | None, other: ReferenceRecord | None
     sizes = [(each.layers, each.parameters, each.evaluation.loss, each.evaluation.windows) for each in (one, other)]
     named = (one.name or one.model) == (other.name or other.model) and None in (one.identity, other.identity)
     return sizes[0] == sizes[1] and (named or _is_same(one.model, one.identity, other.model, other.identity))
-
-
-def _references(merged: list[tuple[ReferenceRecord, Analysis | None]], taken: set[str]) -> list[Model]:
-    """Number references whose name is not theirs alone, so that no two lines of a chart share a label."""
-    named: list[Model] = []
-    for record, analysis in merged:
-        name = record.name or record.model
-        label, number = name, 2
-        while label in taken:
-            label, number = f"{name} (reference{'' if number == 2 else f' {number - 1}'})", number + 1
-        taken.add(label)
-        named.append(Model(label, record, analysis, name=path_or_id(record.model)))
-    return named
