@@ -127,18 +127,74 @@ def gradient_legend(title: str, **options: Any) -> alt.Legend:
     return alt.Legend(**{"orient": "bottom", "title": title, "gradientLength": 180, "tickCount": 4} | options)
 
 
-def tips(rows: Sequence[Row], fields: dict[str, tuple[str, str | None]]) -> list[alt.Tooltip]:
+_SPREAD = {
+    "low": "lowest head",
+    "q1": "first quartile",
+    "median": "median",
+    "q3": "third quartile",
+    "high": "highest head",
+}
+_FIELDS: dict[str, tuple[str, str | None]] = {
+    "model": ("model", None),
+    "round": ("round", None),
+    "step": ("step of the round", ","),
+    "tokens": ("tokens, all rounds", ","),
+    "layer": ("layer", "d"),
+    "head": ("head", "d"),
+    "heads": ("heads", "d"),
+    "mask": ("mask", None),
+    "tau": ("τ", None),
+    "rank": ("Rank", ".2f"),
+    "error": ("standard error", ".3f"),
+    "rank_causal": ("Rank, causal", ".2f"),
+    "rank_full": ("Rank, full", ".2f"),
+    "max_rank": ("MaxRank", ".2f"),
+    "avg_mass": ("AvgMass", ".2f"),
+    "top_head": ("head of MaxRank", "d"),
+    "rank_error": ("its standard error", ".3f"),
+    "lazy": ("lazy", None),
+    "class": ("class", None),
+    "collapsed": ("collapsed", None),
+    "mass": ("mass m*", ".1f"),
+    "entropy": ("entropy, nats", ".2f"),
+    "stable_rank": ("stable rank", ".2f"),
+    "sink_column": ("sink column", None),
+    "sink_epsilon": ("sink ε", ".3f"),
+    "gradient": ("gradient norm", ".3~e"),
+    "bound": ("bound", ".3~e"),
+    "epsilon": ("ε", ".3f"),
+    "influence": ("Block Influence", ".4f"),
+    "causal": ("MaxRank, causal", ".2f"),
+    "full": ("MaxRank, full", ".2f"),
+    "start": ("first layer of the span", "d"),
+    "end": ("last layer of the span", "d"),
+    "span": ("layers in it, n", "d"),
+    "distance": ("angular distance / π", ".4f"),
+    "best": ("closest of its length", None),
+    "mlp_rank": ("MLP rank", ".2f"),
+    "mlp_rank_error": ("standard error", ".3f"),
+    "mlp_mass": ("MLP mass, tokens", ".2f"),
+    **{f"{heads}_{point}": (title, ".2f") for heads in ("rank", "mass") for point, title in _SPREAD.items()},
+}
+"""What is shown of a row under the pointer: title and number format of each field, None for a text."""
+
+
+def tips(rows: Sequence[Row], *fields: str, **others: tuple[str, str | None]) -> list[alt.Tooltip]:
     """Return hover values for those fields that some row has a value of; older records lack some.
 
     Args:
         rows: the rows of the chart.
-        fields: for each field with its type (`rank:Q`) its title and number format, None for a text.
+        fields: their names.
+        others: title and number format of fields that this chart alone has.
     """
-    found = []
-    for field, (title, number) in fields.items():
-        if any(row.get(field.split(":")[0]) is not None for row in rows):
-            found.append(alt.Tooltip(field, title=title, **({} if number is None else {"format": number})))
-    return found
+    titles = {name: _FIELDS[name] for name in fields} | others
+    return [
+        alt.Tooltip(f"{name}:N", title=title)
+        if number is None
+        else alt.Tooltip(f"{name}:Q", title=title, format=number)
+        for name, (title, number) in titles.items()
+        if any(row.get(name) is not None for row in rows)
+    ]
 
 
 def title_of(text: str) -> alt.TitleParams:

@@ -61,13 +61,6 @@ def training_map(
     scale = alt.Scale(
         type=kind, range=list(watched.shades), interpolate="lab", **({"domain": list(domain)} if domain else {})
     )
-    shown: dict[str, tuple[str, str | None]] = {
-        "round:N": ("round", None),
-        "step:Q": ("step of the round", ","),
-        "tokens:Q": ("tokens, all rounds", ","),
-        "layer:O": ("layer", None),
-        "value:Q": (watched.title, watched.number),
-    }
     legend = gradient_legend(watched.title, format=".0%" if watched.number.endswith("%") else ".2~g")
     x = alt.X("start:Q", title="tokens trained on, all rounds together", axis=alt.Axis(format="~s", tickCount=6))
     cells = (
@@ -78,7 +71,7 @@ def training_map(
             x2="end:Q",
             y=alt.Y("layer:O", axis=alt.Axis(title="layer", labelOverlap=True, ticks=False)),
             color=alt.Color("value:Q", scale=scale, legend=legend),
-            tooltip=tips(rows, shown),
+            tooltip=tips(rows, "round", "step", "tokens", "layer", value=(watched.title, watched.number)),
         )
     )
     height = max(110, min(14 * layers, 420))

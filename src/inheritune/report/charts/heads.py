@@ -15,21 +15,10 @@ _BOUND = "bound (dash)"
 _LINED = 33
 """A map with more heads than this has no lines between its cells: they would be as wide as the cells."""
 
-_TIPS: dict[str, tuple[str, str | None]] = {
-    "layer:O": ("layer", None),
-    "head:O": ("head", None),
-    "rank:Q": ("Rank", ".2f"),
-    "error:Q": ("standard error", ".3f"),
-    "causal:Q": ("Rank, causal", ".2f"),
-    "full:Q": ("Rank, full", ".2f"),
-    "class:N": ("class", None),
-    "collapsed:N": ("collapsed", None),
-    "mass:Q": ("mass m*", ".1f"),
-    "entropy:Q": ("entropy, nats", ".2f"),
-    "stable_rank:Q": ("stable rank", ".2f"),
-    "sink_column:N": ("sink column", None),
-    "sink_epsilon:Q": ("sink ε", ".3f"),
-}
+_TIPS = (
+    *("layer", "head", "rank", "error", "rank_causal", "rank_full", "class", "collapsed"),
+    *("mass", "entropy", "stable_rank", "sink_column", "sink_epsilon"),
+)
 
 
 def rank_map(rows: Sequence[Row], highest: float, title: str) -> alt.Chart:
@@ -70,7 +59,7 @@ def _grid(rows: Sequence[Row], colour: object, title: str) -> alt.Chart:
             x=alt.X("head:O", axis=alt.Axis(title="head", labelAngle=0, labelOverlap=True, ticks=False)),
             y=alt.Y("layer:O", axis=alt.Axis(title="layer", labelOverlap=True, ticks=False)),
             color=colour,
-            tooltip=tips(rows, _TIPS),
+            tooltip=tips(rows, *_TIPS),
         )
         .properties(width="container", height=max(110, min(16 * depth, 560)), title=title_of(title))
     )
@@ -89,15 +78,9 @@ def gradient_scatter(rows: Sequence[Row], title: str, over: Literal["epsilon", "
     x = alt.X(f"{over}:Q", title=title_x, scale=scale_x, axis=alt.Axis(tickCount=4, format=".2~g", tickMinStep=1))
     axis = alt.Axis(tickCount=5, format=".1~e")
     scale = alt.Scale(type="log")
-    shown: dict[str, tuple[str, str | None]] = {
-        "layer:Q": ("layer", "d"),
-        "head:Q": ("head", "d"),
-        "gradient:Q": ("gradient norm", ".3~e"),
-        "bound:Q": ("bound", ".3~e"),
-        "epsilon:Q": ("ε", ".3f"),
-        "class:N": ("class", None),
-    }
-    base = alt.Chart(data(rows)).encode(x=x, tooltip=tips(rows, shown))
+    base = alt.Chart(data(rows)).encode(
+        x=x, tooltip=tips(rows, "layer", "head", "gradient", "bound", "epsilon", "class")
+    )
     points_of = CLASS_COLOURS | {"potent": "#1b7fc4", "not classed": "#1b7fc4"}
     names = {name: colour for name, colour in points_of.items() if any(row["class"] == name for row in rows)}
     bounded = any(row["bound"] is not None for row in rows)

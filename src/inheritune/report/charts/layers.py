@@ -57,24 +57,9 @@ def _depth_axis() -> alt.X:
 
 def _profile_tips(rows: Sequence[Row], quantity: Quantity) -> list[alt.Tooltip]:
     heads = _HEADS[quantity]
-    error = {
-        "top_head:Q": ("head of MaxRank", "d"),
-        "rank_error:Q": ("its standard error", ".3f"),
-        "lazy:N": ("lazy", None),
-    }
-    shown: dict[str, tuple[str, str | None]] = {
-        "model:N": ("model", None),
-        "layer:Q": ("layer", "d"),
-        f"{quantity}:Q": (QUANTITIES[quantity], ".2f"),
-        **(error if quantity == "max_rank" else {}),
-        "heads:Q": ("heads", "d"),
-        f"{heads}_low:Q": ("lowest head", ".2f"),
-        f"{heads}_q1:Q": ("first quartile", ".2f"),
-        f"{heads}_median:Q": ("median", ".2f"),
-        f"{heads}_q3:Q": ("third quartile", ".2f"),
-        f"{heads}_high:Q": ("highest head", ".2f"),
-    }
-    return tips(rows, shown)
+    error = ("top_head", "rank_error", "lazy") if quantity == "max_rank" else ()
+    spread = [f"{heads}_{point}" for point in ("low", "q1", "median", "q3", "high")]
+    return tips(rows, "model", "layer", quantity, *error, "heads", *spread)
 
 
 def _bands(rows: Sequence[Row], quantity: Quantity, base: alt.Chart) -> list[alt.Chart]:
@@ -111,11 +96,8 @@ def tau_sweep(rows: Sequence[Row], title: str, top: float) -> alt.LayerChart:
     )
     colour = alt.Color("tau:N", scale=alt.Scale(domain=domain, range=shades), legend=legend)
     y = alt.Y("max_rank:Q", title="MaxRank", scale=alt.Scale(domain=[0, top], nice=True))
-    shown: dict[str, tuple[str, str | None]] = {
-        "tau:N": ("τ", None),
-        "layer:Q": ("layer", "d"),
-        "max_rank:Q": ("MaxRank", ".2f"),
-    }
-    base = alt.Chart(data(rows)).encode(x=layer_axis(), y=y, color=colour, tooltip=tips(rows, shown))
+    base = alt.Chart(data(rows)).encode(
+        x=layer_axis(), y=y, color=colour, tooltip=tips(rows, "tau", "layer", "max_rank")
+    )
     layers = [base.mark_line(strokeWidth=2), base.mark_point(filled=True, opacity=1, size=30)]
     return alt.layer(*layers).properties(width="container", height=220, title=title_of(title))

@@ -92,10 +92,10 @@ def _assign(runs: list[Run], analyses: dict[Path, Analysis]) -> tuple[list[Run],
     for folder, analysis in analyses.items():
         before = len(given)
         for i, run in enumerate(runs):
-            if ("reference", i) not in given and _is_reference(run, analysis):
+            if ("reference", i) not in given and _is_reference(run, folder, analysis):
                 runs[i] = replace(runs[i], reference_analysis=analysis)
                 given.add(("reference", i))
-            elif ("result", i) not in given and _is_result(run, analysis):
+            elif ("result", i) not in given and _is_result(run, folder, analysis):
                 runs[i] = replace(runs[i], result_analysis=analysis)
                 given.add(("result", i))
         if len(given) == before:
@@ -103,16 +103,22 @@ def _assign(runs: list[Run], analyses: dict[Path, Analysis]) -> tuple[list[Run],
     return runs, left
 
 
-def _is_reference(run: Run, analysis: Analysis) -> bool:
+def _is_reference(run: Run, folder: Path, analysis: Analysis) -> bool:
     reference, held = run.record.reference, analysis.record
-    return reference is not None and _is_same(reference.model, reference.identity, held.model, held.identity)
+    if reference is None:
+        return False
+    own = reference.analysis is not None and folder == run.path / reference.analysis
+    return own or _is_same(reference.model, reference.identity, held.model, held.identity)
 
 
-def _is_result(run: Run, analysis: Analysis) -> bool:
-    folder, held = _result_folder(run), analysis.record
+def _is_result(run: Run, folder: Path, analysis: Analysis) -> bool:
+    result, held = run.record.result, analysis.record
+    if result.analysis is not None and folder == run.path / result.analysis:
+        return True
     identity = run.result_analysis.record.identity if run.result_analysis else None
-    own = str(folder) if folder else None
-    return _is_same(own, identity, held.model, held.identity) or _is_same(str(run.path), None, held.model, None)
+    return _is_same(_result_folder(run), identity, held.model, held.identity) or _is_same(
+        str(run.path), None, held.model, None
+    )
 
 
 def _is_same(name: str | None, identity: str | None, other: str | None, other_identity: str | None) -> bool:
@@ -178,16 +184,14 @@ def models(runs: Sequence[Run]) -> list[Model]:
         )
         for record, analysis in merged
     ]
-    folders = [_result_folder(run) for run in runs]
     return references + [
-        Model(run.label, run.record.result, run.result_analysis, run, None if folder is None else str(folder))
-        for run, folder in zip(runs, folders, strict=True)
+        Model(run.label, run.record.result, run.result_analysis, run, _result_folder(run)) for run in runs
     ]
 
 
-def _result_folder(run: Run) -> Path | None:
+def _result_folder(run: Run) -> str | None:
     """Return the folder of a run's result, which the record names within the run's own."""
-    return None if run.record.result.model is None else run.path / run.record.result.model
+    return None if run.record.result.model is None else str(run.path / run.record.result.model)
 
 
 def is_same_reference(one: ReferenceRecord | None, other: ReferenceRecord | None) -> bool:
