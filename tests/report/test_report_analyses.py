@@ -88,8 +88,7 @@ def test_classes_of_an_older_record_are_those_of_the_spectra() -> None:
 
 def test_a_model_whose_layers_differ_is_drawn_where_it_has_attention() -> None:
     record = analysis(6, 4)
-    record["layers"] = [record["layers"][1], record["layers"][4]]
-    record["layers"][1]["causal"] |= {"rank": [2.0, 3.0]}
+    record["layers"] = [record["layers"][1], analysis(6, 2)["layers"][4]]
     found = read(record)
     assert [(row["layer"], row["head"]) for row in series.head_rows(found, "causal")] == [
         (1, 0), (1, 1), (1, 2), (1, 3), (4, 0), (4, 1),
@@ -237,7 +236,7 @@ def test_what_is_neither_run_nor_analysis_is_refused(tmp_path: Path, study: Writ
         load([])
     broken = analysis(2, 2)
     del broken["layers"]
-    with pytest.raises(OutputError, match="layers is missing"):
+    with pytest.raises(OutputError, match=r"spectra\.json is damaged .*layers is missing"):
         load([study(broken)])
     with pytest.raises(OutputError, match="has schema 9: this version reads"):
         load([study(analysis(2, 2) | {"schema": 9}, "newer")])
@@ -258,15 +257,22 @@ def test_numbers_that_are_not_finite_are_not_drawn(write: Write, grown: Record) 
 
 
 DAMAGE: list[tuple[tuple[Any, ...], Any, str]] = [
-    (("tau",), "x", "tau is 'x'"),
-    (("sequences",), "many", "sequences is 'many'"),
-    (("layers",), None, "layers is None"),
+    (("tau",), "x", "tau is 'x', input should be a valid number"),
+    (("sequences",), True, "sequences is True"),
+    (("masks",), [], "masks is"),
     (("layers", 1), "x", r"layers\[1\] is 'x'"),
-    (("layers", 0, "causal", "rank", 1), math.nan, r"layers\[0\].causal.rank\[1\] is nan"),
+    (("layers", 1, "index"), 0, r"layers\[1\].index is 0, expected more than 0"),
+    (("layers", 0, "causal", "rank", 1), math.nan, "it holds NaN, which is not a finite number"),
     (("layers", 0, "causal", "rank", 1), None, r"layers\[0\].causal.rank\[1\] is None"),
-    (("layers", 0, "full", "max_rank"), math.inf, r"layers\[0\].full.max_rank is inf"),
+    (("layers", 0, "full", "rank"), [2.0, 3.0], r"layers\[0\]: full.rank has 2 entries, expected 3, one for"),
+    (("layers", 0, "full", "max_rank"), math.inf, "it holds Infinity, which"),
+    (("layers", 0, "full", "ranks"), {"high": [1.0, 1.0, 1.0]}, r"layers\[0\].full.ranks.high.* is 'high', "),
+    (("layers", 0, "classes"), ["sink"], r"layers\[0\]: classes has 1 entries"),
+    (("layers", 0, "gradients", "query"), [0.1], r"layers\[0\]: gradients.query has 1 entries"),
     (("blocks", 0, "influence"), "x", r"blocks\[0\].influence is 'x'"),
-    (("recommendation", "cut"), "all", "recommendation.cut is 'all'"),
+    (("blocks",), [], "angular_distance has not the expected rows of 0 to 1"),
+    (("angular_distance", 0), [0.1], "angular_distance has not the expected rows of 4 to 1"),
+    (("recommendation", "cut"), [99], "do not fit a model of 4 layers"),
     (("environment", "versions"), "x", "environment.versions is 'x'"),
 ]
 """Of each kind one; the rest of what an analysis may hold is tested with its record."""
@@ -287,10 +293,10 @@ def test_damage_is_one_line_that_names_the_file(place: tuple[Any, ...], value: A
 def test_a_truncated_file_and_damaged_maps_say_what_to_do(study: Write) -> None:
     folder = study()
     maps = json.loads((folder / "maps.json").read_text())
-    maps["maps"][0]["values"][3] = ["x"]
+    maps["maps"][0]["values"][3] = [0.5]
     (folder / "maps.json").write_text(json.dumps(maps))
     with pytest.raises(
-        OutputError, match=r"maps\.json .*maps\[0\].values\[3\]\[0\] is 'x'.*run inheritune analyze again"
+        OutputError, match=r"maps\.json .*maps\[0\]: values\[3\] has 1 numbers, .*run inheritune analyze again"
     ):
         load([folder])
     (folder / "spectra.json").write_text((folder / "spectra.json").read_text()[:900])
