@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inheritune.errors import DataError, InherituneError, ModelError
+from inheritune.errors import DataError, InherituneError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -230,11 +230,11 @@ def _identity(
 
 def _tokenizer(model: str) -> Any:
     """Return the model's tokenizer, or None where it has none: the maps' tokens then have no names."""
-    from inheritune.decoder import load_tokenizer
+    from inheritune.decoder import NoTokenizerError, load_tokenizer
 
     try:
         return load_tokenizer(model)
-    except ModelError:
+    except NoTokenizerError:
         return None
 
 

@@ -86,7 +86,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
-    use_cache = model.config.use_cache  # the Trainer turns it off in the model's own configuration
+    use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off in the model's own configuration
     trainer = _RoundTrainer(
         model=model,
         args=_arguments(settings, checkpoints, seed),
@@ -108,7 +108,10 @@ def train(
     if stop.requested and trainer.state.global_step < settings.steps:
         raise KeyboardInterrupt
     shutil.rmtree(checkpoints, ignore_errors=True)
-    model.config.use_cache = use_cache
+    if use_cache is None:  # composite configurations (Gemma 3) have none, but the Trainer gives them one
+        vars(model.config).pop("use_cache", None)
+    else:
+        model.config.use_cache = use_cache
     model.eval()
     return TrainingOutcome(settings.steps, settings.steps * settings.tokens_per_step, log.seconds)
 
