@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from inheritune.errors import InherituneError
+
 Result = TypeVar("Result")
+
+WAIT = datetime.timedelta(days=365)
+"""How long a process waits for another. The defaults, 10 minutes (NCCL) and 30 (gloo), are shorter than an evaluation
+that the first process does alone; a process that dies is noticed by torchrun, which stops the others."""
+
+_main_alone = False
+"""Whether this is the first process, doing what the others wait for in `from_main`."""
 
 
 def has_accelerator() -> bool:
@@ -19,7 +29,7 @@ def _state() -> Any:
     from accelerate import PartialState
 
     # Without a device, accelerate takes several processes for one unless it is told that the CPU is meant.
-    return PartialState(cpu=not has_accelerator())
+    return PartialState(cpu=not has_accelerator(), timeout=WAIT)
 
 
 def is_main() -> bool:
@@ -30,21 +40,52 @@ def is_main() -> bool:
 def from_main(function: Callable[[], Result]) -> Result:
     """Call `function` in the first process alone and return its result in every process.
 
-    Decisions (does the target match?) and files are made once, so that processes cannot disagree over a last bit. An
-    error of the first process is raised in all of them.
+    Decisions (does the target match?) and files are made once, so that processes cannot disagree over a last bit. A
+    user's mistake or a Ctrl-C in the first process is raised in all of them; any other error is raised in the first one
+    and, as a RuntimeError, in the others. `function` may call `from_main` again.
     """
     from accelerate.utils import broadcast_object_list
 
     state = _state()
-    if state.num_processes == 1:
+    if state.num_processes == 1 or _main_alone:
         return function()
-    outcome: list[object] = [None, None]
+    outcome: list[Any] = [None, None]
+    failure: BaseException | None = None
     if state.is_main_process:
         try:
-            outcome[0] = function()
-        except Exception as error:  # noqa: BLE001 - raised again, in every process, below
-            outcome[1] = error
+            outcome[0] = _alone(function)
+        except BaseException as error:  # noqa: BLE001 - raised again below, when the others have heard of it
+            failure = error
+            outcome[1] = _for_all(error)
     broadcast_object_list(outcome)
-    if isinstance(outcome[1], Exception):
-        raise outcome[1]
-    return outcome[0]  # type: ignore[return-value]
+    failure = failure or outcome[1]
+    if failure is not None:
+        raise failure
+    return outcome[0]
+
+
+def any_process(flag: bool) -> bool:
+    """Return whether `flag` is true in any process; every process has to call this, none from inside `from_main`."""
+    import torch
+    from accelerate.utils import reduce
+
+    state = _state()
+    if state.num_processes == 1:
+        return flag
+    return bool(reduce(torch.tensor(float(flag), device=state.device), "sum").item())
+
+
+def _alone(function: Callable[[], Result]) -> Result:
+    global _main_alone
+    _main_alone = True
+    try:
+        return function()
+    finally:
+        _main_alone = False
+
+
+def _for_all(error: BaseException) -> BaseException:
+    """Return what the other processes raise for an error of the first; not every exception can be sent to them."""
+    if isinstance(error, InherituneError | KeyboardInterrupt):
+        return error
+    return RuntimeError(f"the first process failed: {type(error).__name__}: {error}")

@@ -136,7 +136,7 @@ def test_an_internal_fault_keeps_its_traceback(place: Path, monkeypatch: pytest.
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("inheritune.spectra.analyze", broken)
+    monkeypatch.setattr("inheritune.spectra.flow.measure", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         call(monkeypatch, "analyze", place / "model", "--tokens", place / "windows.npy", "--out", place / "bug")
 

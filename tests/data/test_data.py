@@ -7,7 +7,6 @@ import hashlib
 import json
 import lzma
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from inheritune.data import shards as shards_module
 from inheritune.data.tokenizer import encode
 from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, ModelError, OutputError
+from inheritune.records.data import Manifest
 
 TEXTS = [f"document {i}: " + " ".join(str((i * 89 + j * j * 31) % 997) for j in range(10 + i % 7)) for i in range(40)]
 
@@ -82,7 +82,7 @@ def test_json_lines_and_parquet_give_their_field(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table)
     assert [d.text for d in read_documents(lines, field="body")] == TEXTS
     assert [d.text for d in read_documents(table, field="body")] == TEXTS
-    with pytest.raises(DataError, match=r"no field 'bodi': its fields are body, n; did you mean 'body'"):
+    with pytest.raises(DataError, match=r"row 1: no field 'bodi', its fields are body, n: .*did you mean 'body'"):
         list(read_documents(lines, field="bodi"))
 
 
@@ -200,7 +200,7 @@ def test_a_tokenizer_that_has_only_moved_is_the_same(corpus: Path, shards: Shard
 
 
 def test_what_a_killed_preparation_left_is_cleared(corpus: Path, tmp_path: Path) -> None:
-    left = tmp_path / ".new.tmp"
+    left = tmp_path / ".new.0123456789ab.tmp"
     left.mkdir()
     (left / "train-00000.bin").write_bytes(b"half")
     prepare(corpus, tmp_path / "new", "train:300")
@@ -221,7 +221,7 @@ def test_an_interrupted_preparation_leaves_nothing(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["inheritune.data.prepare"], "write_manifest", fail)
+    monkeypatch.setattr(Manifest, "write", fail)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         prepare(corpus, tmp_path / "new", "train:300")

@@ -16,7 +16,8 @@ from report_records import HEADS, attention_maps, spectra
 from inheritune.errors import OutputError
 from inheritune.report import charts
 from inheritune.report.charts import images
-from inheritune.report.read.load import load_runs, models
+from inheritune.report.read.models import models
+from inheritune.report.read.runs import load_runs
 from inheritune.report.rows import series
 
 Record = dict[str, Any]
@@ -37,18 +38,18 @@ def test_losses_are_placed_on_the_tokens_of_all_rounds(write: Write, grown: Reco
     measured = [(row["tokens"], row["loss"]) for row in rows if row["kind"] == "validation"]
     t = 2_457_600
     assert measured == [(0, 4.6), (t, 2.981), (t, 3.4), (2 * t, 2.9324), (2 * t, 3.2), (3 * t, 2.903)]
-    checks = [line for line in run.metrics[1] if "valid_loss" in line]
+    checks = [line for line in run.metrics[1] if line.valid_loss is not None]
     drawn = [(row["tokens"], row["loss"]) for row in rows if row["kind"] == "check" and row["round"] == "round-2"]
-    assert drawn == [(t + line["tokens"], line["valid_loss"]) for line in checks]
+    assert drawn == [(t + line.tokens, line.valid_loss) for line in checks]
 
 
 def test_training_losses_are_means_of_equal_bins(write: Write, grown: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(series, "CURVE_POINTS", 60)  # 180 logged steps: bins of 3
     [run] = load_runs([write(grown)])
     drawn = [row for row in series.curve_rows(run) if row["kind"] == "training" and row["round"] == "round-1"]
-    losses = np.array([line["loss"] for line in run.metrics[0]]).reshape(20, 3).mean(axis=1)
+    losses = np.array([line.loss for line in run.metrics[0]]).reshape(20, 3).mean(axis=1)
     np.testing.assert_allclose([row["loss"] for row in drawn], losses, rtol=1e-12)
-    assert [row["tokens"] for row in drawn] == [line["tokens"] for line in run.metrics[0][2::3]]
+    assert [row["tokens"] for row in drawn] == [line.tokens for line in run.metrics[0][2::3]]
 
 
 def test_a_diverged_run_is_drawn_without_its_missing_numbers(write: Write, grown: Record) -> None:

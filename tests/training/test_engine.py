@@ -12,12 +12,27 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import (
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    PreTrainedModel,
+)
 
 from inheritune.data import Shards, TrainingWindows
-from inheritune.data.shards import write_manifest, write_split
+from inheritune.data.shards import open_shards, write_split
 from inheritune.errors import DataError, RecipeError
-from inheritune.training import TrainingSettings, cosine_with_warmup, train
+from inheritune.records.data import Manifest, PrepareSettings, Splits
+from inheritune.training import (
+    TrainingSettings,
+    callbacks,
+    cosine_with_warmup,
+    delete_checkpoints,
+    engine,
+    next_token_loss,
+    train,
+)
 from tiny import VOCABULARY, make_gpt2
 
 
@@ -27,10 +42,11 @@ def shards(tmp_path: Path) -> Shards:
     folder.mkdir()
     dtype = np.dtype("<u2")
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 3000)
-    splits = {name: write_split(folder, name, [tokens], dtype) for name in ("train", "valid")}
-    return write_manifest(
-        folder, {"schema": 1, "dtype": dtype.str, "vocabulary": VOCABULARY, "splits": splits, "settings": {}}
-    )
+    train, valid = (write_split(folder, name, [tokens], dtype) for name in ("train", "valid"))
+    made = PrepareSettings(source="", tokenizer="", valid_fraction=0.5, separator="", field="")
+    splits = Splits(train=train, valid=valid)
+    Manifest(dtype=dtype.str, vocabulary=VOCABULARY, splits=splits, settings=made).write(folder / "manifest.json")
+    return open_shards(folder)
 
 
 def settings(**changes: object) -> TrainingSettings:
@@ -94,7 +110,7 @@ def test_micro_batches_add_up_to_the_batch(shards: Shards, tmp_path: Path) -> No
         assert logged(tmp_path / "parts", key) == pytest.approx(logged(tmp_path / "whole", key), rel=1e-4)
 
 
-@pytest.mark.parametrize("stop_step", [5, 8])
+@pytest.mark.parametrize("stop_step", [5, 8, 11])
 def test_a_stopped_run_goes_on_to_the_same_bits(shards: Shards, tmp_path: Path, stop_step: int) -> None:
     whole, s = make_gpt2(2), settings()
     train(whole, windows(shards, s), s, tmp_path / "whole", seed=0, validate=lambda m: 1.0)
@@ -114,31 +130,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(shards: Shards, tmp_path: Path, 
     assert_same_weights(whole, resumed)
     for key in ("step", "tokens", "loss", "learning_rate", "grad_norm", "valid_loss"):
         assert logged(tmp_path / "cut", key) == logged(tmp_path / "whole", key)
+    delete_checkpoints(tmp_path / "cut")
     assert not (tmp_path / "cut" / "checkpoints").exists()
-
-
-def test_a_checkpoint_cut_short_is_not_used(shards: Shards, tmp_path: Path) -> None:
-    """As after kill -9 while step 8's checkpoint was being written."""
-    whole, s = make_gpt2(2), settings()
-    train(whole, windows(shards, s), s, tmp_path / "whole", seed=0)
-
-    class Failing(TrainingWindows):
-        def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
-            if n == 10 * s.batch:
-                raise OSError("power cut")
-            return super().__getitem__(n)
-
-    with pytest.raises(OSError, match="power cut"):
-        train(make_gpt2(2), Failing(shards, s.length, 48, seed=5), s, tmp_path / "cut", seed=0)
-    newest = tmp_path / "cut" / "checkpoints" / "checkpoint-8"
-    (newest / "complete.json").unlink()
-    (newest / "optimizer.pt").write_bytes(b"half")
-    with (tmp_path / "cut" / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 11, "lo')  # a line without its end
-    resumed = make_gpt2(2, seed=9)
-    train(resumed, windows(shards, s), s, tmp_path / "cut", seed=0)
-    assert_same_weights(whole, resumed)
-    assert logged(tmp_path / "cut", "loss") == logged(tmp_path / "whole", "loss")
 
 
 def test_a_loss_that_is_no_number_stops_the_run(shards: Shards, tmp_path: Path) -> None:
@@ -161,3 +154,102 @@ def test_the_signal_handlers_are_put_back(shards: Shards, tmp_path: Path) -> Non
     train(make_gpt2(2), windows(shards, s), s, tmp_path, seed=0)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     shutil.rmtree(tmp_path)
+
+
+class Signalling(TrainingWindows):
+    """Data whose reading at some steps sends this process a signal."""
+
+    def __init__(self, shards: Shards, s: TrainingSettings, signals: dict[int, signal.Signals]) -> None:
+        super().__init__(shards, s.length, s.steps * s.batch, seed=5)
+        self.signals = {step * s.batch: number for step, number in signals.items()}
+
+    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+        if n in self.signals:
+            os.kill(os.getpid(), self.signals[n])
+        return super().__getitem__(n)
+
+
+@pytest.mark.parametrize("steps", [12, 11])
+def test_a_signal_in_the_last_steps_stops_and_nothing_is_lost(shards: Shards, tmp_path: Path, steps: int) -> None:
+    """Also where the last step has no line in the log: 11 steps, a line every 2."""
+    whole, s = make_gpt2(2), settings(steps=steps)
+    train(whole, windows(shards, s), s, tmp_path / "whole", seed=0)
+    calls = iter(range(1, 100))
+
+    def loss(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        if next(calls) == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return next_token_loss(model, tokens)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_gpt2(2), windows(shards, s), s, tmp_path / "cut", seed=0, loss=loss)
+
+    class Untouched(TrainingWindows):
+        def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+            pytest.fail("a finished round is trained again")
+
+    resumed = make_gpt2(2, seed=9)
+    data = Untouched(shards, s.length, s.steps * s.batch, seed=5)
+    outcome = train(resumed, data, s, tmp_path / "cut", seed=0)
+    assert_same_weights(whole, resumed)
+    assert outcome.seconds > 0
+    assert logged(tmp_path / "cut", "loss") == logged(tmp_path / "whole", "loss")
+
+
+def test_a_second_sigterm_waits_for_the_checkpoint_and_a_second_ctrl_c_does_not(shards: Shards, tmp_path: Path) -> None:
+    s = settings(log_every=4)
+    for number, saved in ((signal.SIGTERM, True), (signal.SIGINT, False)):
+        folder = tmp_path / number.name
+        with pytest.raises(KeyboardInterrupt):
+            train(make_gpt2(2), Signalling(shards, s, {1: number, 2: number}), s, folder, seed=0)
+        assert (folder / "checkpoints" / "checkpoint-4" / "complete.json").is_file() == saved
+
+
+def test_a_checkpoint_at_a_signal_of_another_process(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if another process had got the signal; it is asked about at lines of the log alone, and at the end."""
+    asked: list[bool] = []
+    monkeypatch.setattr(callbacks, "any_process", lambda flag: asked.append(flag) or len(asked) == 3)
+    monkeypatch.setattr(engine, "any_process", lambda flag: True)
+    s = settings()
+    with pytest.raises(KeyboardInterrupt):
+        train(make_gpt2(2), windows(shards, s), s, tmp_path, seed=0)
+    assert asked == [False] * 3
+    assert logged(tmp_path, "step") == [2, 4, 6]
+    assert (tmp_path / "checkpoints" / "checkpoint-6" / "complete.json").is_file()
+
+
+def test_a_gradient_that_is_no_number_is_null(shards: Shards, tmp_path: Path) -> None:
+    """The loss is finite and its gradient is not: sqrt at 0."""
+    s = settings(steps=1, log_every=1)
+
+    def loss(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        return (model(tokens[:, :-1]).logits.sum() * 0).sqrt()
+
+    train(make_gpt2(2), windows(shards, s), s, tmp_path, seed=0, loss=loss)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text)["grad_norm"] is None
+    assert "NaN" not in text and "Infinity" not in text
+
+
+TINY = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
+    "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def test_gemma3_is_trained_and_its_configuration_put_back(shards: Shards, tmp_path: Path) -> None:
+    """`Gemma3Config` has no `use_cache`; that of its text model has."""
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    whole = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=TINY, vision_config=vision, mm_tokens_per_image=4, image_token_id=90)
+    )
+    s = settings(steps=2)
+    for name, model in (("text", Gemma3ForCausalLM(Gemma3TextConfig(**TINY))), ("whole", whole)):
+        before = model.config.to_dict().get("use_cache")
+        train(model, windows(shards, s), s, tmp_path / name, seed=0)
+        assert model.config.to_dict().get("use_cache") == before == (None if name == "whole" else True)
+        assert len(logged(tmp_path / name, "loss")) == 1

@@ -15,7 +15,7 @@ from inheritune.distributed import from_main, is_main
 from inheritune.recipes.workspace import TRAINING_RECORD, Workspace, check_context
 from inheritune.storage import read_json, write_json
 from inheritune.surgery import LayerPlan
-from inheritune.training import next_token_loss, train
+from inheritune.training import delete_checkpoints, next_token_loss, train
 from inheritune.training.collapse import COLLAPSE
 from inheritune.training.losses import Loss
 
@@ -101,6 +101,7 @@ def run_round(
         "model": f"{name}/model",
     }
     from_main(lambda: write_json(folder / ROUND_RECORD, record))
+    from_main(lambda: delete_checkpoints(folder))
     del model
     gc.collect()
     return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
@@ -15,10 +14,14 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
+from inheritune.distributed import any_process
 from inheritune.errors import DataError
 from inheritune.progress import progress
+from inheritune.training.log import StepLog
 from inheritune.training.settings import TrainingSettings
 
+METRICS = "metrics.jsonl"
+"""What the log of a round is called."""
 Validate = Callable[[PreTrainedModel], float]
 
 
@@ -33,7 +36,7 @@ class MetricsLog(TrainerCallback):
         path: Path,
         settings: TrainingSettings,
         validate: Validate | None,
-        elsewhere: Callable[[], float] = lambda: 0.0,
+        other_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """Log to `path`.
 
@@ -41,28 +44,22 @@ class MetricsLog(TrainerCallback):
             path: the file.
             settings: how often.
             validate: gives the validation loss of a model.
-            elsewhere: gives the seconds that other callbacks have spent so far on what is not training.
+            other_seconds: gives the seconds that other callbacks have spent so far on what is not training.
         """
-        self.path, self.settings, self.validate, self.elsewhere = path, settings, validate, elsewhere
+        self.log, self.settings, self.validate, self.other_seconds = StepLog(path), settings, validate, other_seconds
         self.seconds = 0.0
 
     def _now(self) -> float:
-        return time.monotonic() - self.elsewhere()
+        return time.monotonic() - self.other_seconds()
 
     @override
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            self._cut_behind(state.global_step)
+            last = self.log.cut_behind(state.global_step)
+            self.seconds = last["seconds"] if last else 0.0
         self._since, self._last_step = self._now(), state.global_step
-
-    def _cut_behind(self, step: int) -> None:
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        # A line that was being written when the process died has no line end.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(kept))
-        self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
 
     @override
     def on_log(
@@ -96,8 +93,7 @@ class MetricsLog(TrainerCallback):
         if self.validate and every and state.global_step % every == 0:
             line["valid_loss"] = self.validate(model)
         if state.is_world_process_zero:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            self.log.append(line)
         logs["tokens_per_second"] = line["tokens_per_second"]
         # Time spent validating is not time spent training.
         self._since, self._last_step = self._now(), state.global_step
@@ -140,8 +136,10 @@ class ProgressLine(TrainerCallback):
 class StopAtSignal(TrainerCallback):
     """Turns the first Ctrl-C or SIGTERM into a checkpoint and an orderly stop; a second Ctrl-C stops at once.
 
-    The stop waits for the next line of the log: a checkpoint between two lines would split the mean that the line
-    shows, and the resumed run's log would differ from an uninterrupted one's.
+    A second SIGTERM changes nothing: torchrun and a scheduler may each send one. The stop waits for the next line of
+    the log: a checkpoint between two lines would split the mean that the line shows, and the resumed run's log would
+    differ from an uninterrupted one's. There all processes ask whether any of them got a signal, so that they stop at
+    one step.
     """
 
     def __init__(self) -> None:
@@ -149,7 +147,7 @@ class StopAtSignal(TrainerCallback):
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.requested and state.global_step % args.logging_steps == 0:
+        if state.global_step % args.logging_steps == 0 and any_process(self.requested):
             control.should_save = True
             control.should_training_stop = True
 
@@ -164,7 +162,7 @@ class StopAtSignal(TrainerCallback):
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that was not set by Python
 
     def _handle(self, number: int, frame: Any) -> None:
         if self.requested and number == signal.SIGINT:

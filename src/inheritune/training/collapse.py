@@ -9,7 +9,6 @@ Works with any transformers `Trainer`:
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -33,6 +32,7 @@ from inheritune.spectra.gradients import layer_gradients
 from inheritune.spectra.measure.pieces import Piece
 from inheritune.spectra.measure.rank import check_fraction
 from inheritune.spectra.result import COLLAPSED_RANK
+from inheritune.training.log import StepLog
 from inheritune.training.settings import WATCH_EVERY
 
 _LOG = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class WatchCollapse(TrainerCallback):
         if every < 1:
             raise InherituneError(f"a line every {every} steps: expected at least 1; to watch nothing, do not add it")
         check_fraction("tau", tau)
-        self.path, self.windows, self.every, self.tau = Path(path), check_tokens(windows), every, tau
+        self.log, self.windows, self.every, self.tau = StepLog(Path(path)), check_tokens(windows), every, tau
         self.tokens_per_step = tokens_per_step
         self.seconds = 0.0
         self._watching = False
@@ -106,8 +106,8 @@ class WatchCollapse(TrainerCallback):
         if _is_sharded(model, args):
             self._stop("its weights lie in shards on several devices, and one process alone cannot run it")
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._cut_behind(state)
+        last = self.log.cut_behind(state.global_step, keep=lambda step: self._is_due(step, state))
+        self._last = last["step"] if last else None
         if state.global_step % self.every == 0:
             self._write(model, state)
 
@@ -129,15 +129,6 @@ class WatchCollapse(TrainerCallback):
     def _is_due(self, step: int, state: TrainerState) -> bool:
         return step % self.every == 0 or step == state.max_steps
 
-    def _cut_behind(self, state: TrainerState) -> None:
-        """Keep the lines that an uninterrupted run would have by now."""
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
-        # A line that was being written when the process died has no line end.
-        steps = {line: json.loads(line)["step"] for line in lines if line.endswith("\n")}
-        kept = {line: step for line, step in steps.items() if step <= state.global_step and self._is_due(step, state)}
-        self.path.write_text("".join(kept))
-        self._last = max(kept.values(), default=None)
-
     def _write(self, model: Any, state: TrainerState) -> None:
         """Measure and append the line of this step, unless it is there."""
         if not self._watching or self._last == state.global_step:
@@ -154,8 +145,7 @@ class WatchCollapse(TrainerCallback):
         if self.tokens_per_step is not None:
             tokens = state.global_step * self.tokens_per_step
         line = {"step": state.global_step, "tokens": int(tokens), **measured, "seconds": round(seconds, 6)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.log.append(line)
         self._last = state.global_step
 
     def _stop(self, reason: str) -> None:
@@ -171,7 +161,7 @@ class WatchCollapse(TrainerCallback):
         """
         decoder = open_decoder(model)
         check_fit(decoder, self.windows)
-        with _aside(model):
+        with _undisturbed(model):
             ranks = self._ranks(decoder)
             gradients = self._gradient_norms(decoder)
         layers = list(ranks["causal"])
@@ -200,13 +190,13 @@ class WatchCollapse(TrainerCallback):
         if not self._gradients:
             return {}
         try:
-            found = layer_gradients(decoder, self.windows)
+            gradients = layer_gradients(decoder, self.windows)
         except ModelError as error:
             self._gradients = False
             _LOG.warning("gradients are not watched: %s", error)
             return {}
-        tables = {"query": found.query, "key": found.key}
-        return {side: dict(zip(found.layers_index, map(float, norms), strict=True)) for side, norms in tables.items()}
+        sides = {"query": gradients.query, "key": gradients.key}
+        return {side: dict(zip(gradients.layers_index, norms.tolist(), strict=True)) for side, norms in sides.items()}
 
 
 def _mean_ranks(
@@ -232,7 +222,7 @@ def _mean_ranks(
 
 
 @contextmanager
-def _aside(model: PreTrainedModel) -> Iterator[None]:
+def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
     """Leave the random states as they are and the mixed precision of training out of it."""
     device = model.get_input_embeddings().weight.device
     with (

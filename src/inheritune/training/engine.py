@@ -1,14 +1,15 @@
 """Train one round on transformers' Trainer: one process or many (DDP through torchrun), stopped and resumed at will.
 
 Only what the method needs is ours: the order of the data (a pure function of seed and step), the loss, the parameter
-groups, the schedule, checkpoints that are never taken for whole when they are not, and the log.
+groups, the schedule, the log, and that an incomplete or damaged checkpoint is never loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,14 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from typing_extensions import override
 
 from inheritune.data import TrainingWindows
-from inheritune.distributed import has_accelerator
+from inheritune.distributed import WAIT, any_process, from_main, has_accelerator
 from inheritune.errors import RecipeError
-from inheritune.storage import write_json
-from inheritune.training.callbacks import MetricsLog, ProgressLine, StopAtSignal, Validate
+from inheritune.training.callbacks import METRICS, MetricsLog, ProgressLine, StopAtSignal, Validate
+from inheritune.training.checkpoints import FOLDER, mark_complete, newest_checkpoint
 from inheritune.training.collapse import COLLAPSE, WatchCollapse
 from inheritune.training.losses import Loss, next_token_loss
 from inheritune.training.schedule import cosine_with_warmup
 from inheritune.training.settings import TrainingSettings
-
-COMPLETE = "complete.json"
-"""The last file of a checkpoint; a checkpoint without it was cut short and is deleted."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,15 @@ def train(
 
     With windows to watch, `collapse.jsonl` tells how the attention fares meanwhile (`WatchCollapse`).
 
-    When `folder` holds a whole checkpoint of the same round, training goes on from it; on CPU the result equals an
+    When `folder` holds a complete checkpoint of the same round, training goes on from it; on CPU the result equals an
     uninterrupted run's bit for bit. A first Ctrl-C or SIGTERM stops at the next line of the log, after a checkpoint.
+    The last checkpoints stay until `delete_checkpoints`, so that no training is lost before the model is saved.
 
     Args:
         model: float32 weights; trained in place.
         data: `settings.steps * settings.batch` samples.
         settings: see `TrainingSettings`.
-        folder: made if missing; its checkpoints are deleted when the round is done.
+        folder: made if missing.
         seed: of dropout, where the model has any; the data carries its own.
         loss: what is minimised.
         validate: gives the validation loss of a model, in nats a token.
@@ -85,35 +84,38 @@ def train(
         KeyboardInterrupt: stopped by a signal, after a checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = folder / "checkpoints"
-    use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off in the model's own configuration
-    trainer = _RoundTrainer(
-        model=model,
-        args=_arguments(settings, checkpoints, seed),
-        train_dataset=data,
-        settings=settings,
-        loss=loss,
-    )
-    start = _latest_checkpoint(checkpoints)
+    checkpoints = folder / FOLDER
+    start = from_main(lambda: newest_checkpoint(checkpoints))
     watching = _watch(folder / COLLAPSE, watch, settings)
-    log = MetricsLog(
-        folder / "metrics.jsonl", settings, validate, elsewhere=lambda: sum(item.seconds for item in watching)
-    )
-    stop = StopAtSignal()
-    line = ProgressLine(description)
-    for callback in (*watching, log, line, stop):
-        trainer.add_callback(callback)
-    with stop.listening(), contextlib.closing(line):
+    log = MetricsLog(folder / METRICS, settings, validate, lambda: sum(item.seconds for item in watching))
+    stop, line = StopAtSignal(), ProgressLine(description)
+    with _own_use_cache(model), stop.listening(), contextlib.closing(line):
+        trainer = _RoundTrainer(
+            model=model,
+            args=_arguments(settings, checkpoints, seed),
+            train_dataset=data,
+            callbacks=[*watching, log, line, stop],
+            settings=settings,
+            loss=loss,
+        )
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    if stop.requested and trainer.state.global_step < settings.steps:
+    if any_process(stop.requested):
         raise KeyboardInterrupt
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    if use_cache is None:  # composite configurations (Gemma 3) have none, but the Trainer gives them one
-        vars(model.config).pop("use_cache", None)
-    else:
-        model.config.use_cache = use_cache
     model.eval()
     return TrainingOutcome(settings.steps, settings.steps * settings.tokens_per_step, log.seconds)
+
+
+@contextmanager
+def _own_use_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Put back `use_cache`, which the Trainer turns off in the model's configuration; not every model has it."""
+    own = vars(model.config).get("use_cache")
+    try:
+        yield
+    finally:
+        if own is None:
+            vars(model.config).pop("use_cache", None)
+        else:
+            model.config.use_cache = own
 
 
 class _RoundTrainer(Trainer):
@@ -158,7 +160,7 @@ class _RoundTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             step = self.state.global_step
-            write_json(Path(self.args.output_dir) / f"checkpoint-{step}" / COMPLETE, {"step": step})
+            mark_complete(Path(self.args.output_dir) / f"checkpoint-{step}", step)
 
 
 def _watch(path: Path, windows: np.ndarray | None, settings: TrainingSettings) -> list[WatchCollapse]:
@@ -197,6 +199,7 @@ def _arguments(settings: TrainingSettings, checkpoints: Path, seed: int) -> Trai
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         seed=seed,
+        ddp_timeout=int(WAIT.total_seconds()),
     )
     micro, accumulate = _share(settings, arguments.world_size)
     arguments.per_device_train_batch_size = micro
@@ -219,14 +222,3 @@ def _use_bfloat16(precision: str) -> bool:
     if precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return precision == "bfloat16"
-
-
-def _latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, deleting what was cut short."""
-    whole: dict[int, Path] = {}
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).is_file():
-            whole[int(path.name.removeprefix("checkpoint-"))] = path
-        else:
-            shutil.rmtree(path)
-    return whole[max(whole)] if whole else None

@@ -13,6 +13,9 @@ from inheritune.report.charts import with_rows
 if TYPE_CHECKING:
     import altair as alt
 
+Context = dict[str, Any]
+"""What a template shows, by name."""
+
 _LONGEST = 40
 _DIGITS = 6
 """Significant digits of the numbers in the page; hover values show fewer."""

@@ -1,0 +1,82 @@
+"""Two processes on the CPU: what one decides, what reaches one alone, and how long they wait for each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inheritune.data.shards import write_manifest, write_split
+from tiny import VOCABULARY
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "shards").mkdir()
+    dtype = np.dtype("<u2")
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 3000)
+    splits = {name: write_split(folder / "shards", name, [tokens], dtype) for name in ("train", "valid")}
+    write_manifest(
+        folder / "shards", {"schema": 1, "dtype": dtype.str, "vocabulary": VOCABULARY, "splits": splits, "settings": {}}
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each process saw."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    paths = os.pathsep.join(path for path in (str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH")) if path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(folder)], capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+    return first, second
+
+
+def test_waiting_for_the_first_process_has_no_limit(seen: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """The first process works for 5 seconds where torch's own limit is set to 2."""
+    assert [each["waited"] for each in seen] == [0, 0]
+
+
+def test_from_main_nests(seen: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    for each in seen:
+        assert each["nested"] == [0, 0, 0]
+        assert each["after"] == "together"
+        assert each["nested error"] == "DataError: within"
+
+
+def test_an_error_of_the_first_process_is_raised_in_all(seen: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    assert seen[0]["errors"] == ["DataError: a mistake", "KeyError: 'key'", "KeyboardInterrupt: "]
+    assert seen[1]["errors"] == [
+        "DataError: a mistake",
+        "RuntimeError: the first process failed: KeyError: 'key'",
+        "KeyboardInterrupt: ",
+    ]
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(
+    seen: tuple[dict[str, Any], dict[str, Any]], folder: Path
+) -> None:
+    for each in seen:
+        assert each["any"] == [True, True, False, True]
+        assert each["stopped"] == "KeyboardInterrupt: "
+        assert each["checkpoints"] == ["checkpoint-4", "checkpoint-6"]
+        assert each["resumed"] == "nothing"
+    lines = [json.loads(line) for line in (folder / "round" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
