@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inheritune.cli.options import SEPARATOR, Field, Separator
-from inheritune.errors import DataError, InherituneError, ModelError
+from inheritune.errors import DataError, InherituneError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,9 +184,9 @@ def _read_windows(path: Path, sequences: int | None, length: int | None) -> np.n
 
 def _tokenizer(model: str) -> PreTrainedTokenizerBase | None:
     """Return the model's tokenizer, or None where it has none: the maps' tokens then have no names."""
-    from inheritune.decoder import load_tokenizer
+    from inheritune.decoder import NoTokenizerError, load_tokenizer
 
     try:
         return load_tokenizer(model)
-    except ModelError:
+    except NoTokenizerError:
         return None

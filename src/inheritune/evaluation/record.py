@@ -14,7 +14,7 @@ from inheritune.data.readers import BLANK_LINE
 from inheritune.decoder import count_parameters, load_config, load_model, open_decoder
 from inheritune.decoder.device import on_accelerator
 from inheritune.decoder.source import model_identity
-from inheritune.errors import InherituneError, OutputError
+from inheritune.errors import InherituneError, ModelError, OutputError
 from inheritune.evaluation.loss import check_windows, evaluate_windows
 from inheritune.evaluation.paired import CONFIDENCE, MARGIN, check_settings, compare
 from inheritune.evaluation.speed import compare_speed, measure_speed
@@ -164,8 +164,15 @@ def _limits(source: Source) -> tuple[int | None, int]:
 
 
 def _tokenizer(source: Source) -> NamedTokenizer | None:
-    name = str(source) if isinstance(source, str | Path) else source.name_or_path
-    return open_tokenizer(name) if name else None
+    if isinstance(source, str | Path):
+        return open_tokenizer(str(source))
+    name = source.name_or_path  # where the model once came from; nobody passed it, so it may be gone
+    try:
+        return open_tokenizer(name) if name else None
+    except ModelError:
+        if Path(name).is_dir():
+            raise
+        return None
 
 
 def _loaded(source: Source) -> PreTrainedModel:

@@ -11,8 +11,8 @@ import numpy as np
 from inheritune.data import NamedTokenizer, check_same_vocabulary, open_shards, read_tokens, spread_windows
 from inheritune.data.readers import BLANK_LINE
 from inheritune.data.shards import is_shards
-from inheritune.decoder import load_tokenizer
-from inheritune.errors import DataError, ModelError
+from inheritune.decoder import NoTokenizerError, load_tokenizer
+from inheritune.errors import DataError
 
 if TYPE_CHECKING:
     pass
@@ -29,7 +29,7 @@ def open_tokenizer(source: str) -> NamedTokenizer | None:
     """Return the tokenizer that lies beside a model, or None where there is none."""
     try:
         return NamedTokenizer(source, load_tokenizer(source))
-    except ModelError:
+    except NoTokenizerError:
         return None
 
 
