@@ -1,8 +1,9 @@
 # Two commands do all the set-up: `make quickstart` and `make test`. PYTHON names another interpreter than python3.
 PYTHON ?= python3
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test test-lowest clean
 quickstart: .venv/run.stamp
 	$(BIN)/inheritune quickstart
 
@@ -11,6 +12,13 @@ test: .venv/dev.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# The tests on the lowest versions that pyproject.toml allows: downloads a torch with CUDA, about 3 GB.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python -m pip install --quiet uv
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python --resolution lowest-direct --editable ".[dev]"
+	$(LOWEST)/pytest
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,4 +34,4 @@ test: .venv/dev.stamp
 	@touch $@ .venv/run.stamp
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest .pytest_cache .mypy_cache .ruff_cache

@@ -27,7 +27,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import inheritune
 from inheritune.decoder import open_decoder
 from inheritune.spectra import approximate_rank, rank_and_mass
-from inheritune.spectra.measure import kernels
 from inheritune.spectra.measure.pieces import DEFAULT_MEMORY
 from inheritune.spectra.watch import capture
 
@@ -43,11 +42,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="matrices")
     parser.add_argument("--lengths", type=int, nargs="*", default=[100, 512], help="T of the matrices")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--lapack", action="store_true", help="leave the compiled kernel out, as without Numba")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.lapack:
-        kernels.available = lambda: False  # type: ignore[assignment]
     if options.child:
         print(json.dumps(peak_of(**json.loads(options.child))))
         return

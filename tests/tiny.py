@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel
 
+from inheritune.records.analysis import AnalysisRecord, LayerAnalysis, LayerMeasures, Recommendation
+
 VOCABULARY = 97
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -18,6 +20,23 @@ def perturbed(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model.eval()
+
+
+def analysis_of(advice: Recommendation | None, depth: int = 4) -> str:
+    """Return the `spectra.json` of an analysis that recommends `advice`."""
+    one = LayerMeasures(rank=(1.0,), mass=(1.0,), max_rank=1.0, avg_mass=1.0, lazy=True)
+    depth = depth if advice is None else advice.depth
+    record = AnalysisRecord(
+        depth=depth,
+        tau=0.9,
+        eta=0.9,
+        sequences=1,
+        length=2,
+        masks=("causal",),
+        layers=tuple(LayerAnalysis(index=i, causal=one) for i in range(depth)),
+        recommendation=advice,
+    )
+    return record.model_dump_json()
 
 
 def make_gpt2(layers: int = 4, seed: int = 0, **settings: object) -> PreTrainedModel:

@@ -7,7 +7,9 @@ fault and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InherituneError(Exception):
@@ -44,3 +46,46 @@ def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
     """Return the line for an unknown name: what was passed, all valid choices and the nearest one."""
     known = sorted(choices)
     return f"unknown {kind} {name!r}: expected one of {', '.join(known)}{nearest(name, known)}"
+
+
+@contextmanager
+def library_errors(
+    failure: str, check: Callable[[], object] = lambda: None, kind: type[InherituneError] = ModelError
+) -> Iterator[None]:
+    """Turn every error of a library into one line; our own errors and a lack of memory pass through.
+
+    Args:
+        failure: what could not be done, naming the file or the model; the library's reason is put behind it.
+        check: called after an error of the library; may raise a line that says more (which file is damaged).
+        kind: the error that is raised.
+
+    Raises:
+        InherituneError: of the type `kind`, with the library's error as its cause.
+    """
+    try:
+        yield
+    except (InherituneError, MemoryError):
+        raise
+    except BaseException as error:
+        # Libraries written in Rust raise a PanicException, which is no Exception, where they give up.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        check()
+        raise kind(f"{failure}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, in one line of at most 300 characters."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if type(error).__name__.startswith("StrictDataclass"):  # its last line says which field holds what
+        return lines[-1].partition("Error: ")[2] or lines[-1]
+    if isinstance(error, KeyError):
+        name = str(error.args[0])  # its text is the name's repr
+        return name if " " in name else f"unknown name {name!r}"
+    said = textwrap.shorten(" ".join(lines) if lines[0].endswith(":") else lines[0], 300, placeholder=" ...")
+    vague = isinstance(error, IndexError | TypeError | AttributeError | ArithmeticError | AssertionError)
+    return f"{said} ({type(error).__name__})" if vague else said

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 
-def ranges(layers: Iterable[int]) -> str:
-    """Return layers as ranges with both ends included: `0-11, 14`; `-` for none."""
-    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs(layers)) or "-"
+def ranges(layers: Iterable[int], dash: str = "-") -> str:
+    """Return layers as ranges with both ends included: `0-11, 14`; a dash for none."""
+    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}{dash}{run[-1]}" for run in runs(layers)) or dash
 
 
 def runs(layers: Iterable[int]) -> list[list[int]]:

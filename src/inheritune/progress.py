@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -15,6 +16,13 @@ _showing = False
 
 Advance = Callable[..., None]
 """`advance(count=1, note="")`: `count` more units are done; `note` is shown beside the bar."""
+
+
+@functools.cache
+def note(text: str) -> None:
+    """Say on standard error, once, what a user should know although the work goes on."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"note: {text}", file=sys.stderr, flush=True)  # noqa: T201 - this is the line itself
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+        # A file's name may hold bytes that are not UTF-8: they are written as question marks.
+        with temporary.open("w", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -50,23 +52,67 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` to `path` as indented JSON, atomically; NaN and infinity are refused (they are not JSON)."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
+    """Write `data` to `path` as JSON, atomically; NaN and infinity are refused (they are not JSON)."""
+    write_text(path, json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file. Numbers that are not finite, or whole ones that do not fit into 64 bits, are not read.
 
     Raises:
         OutputError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
     except FileNotFoundError as error:
         raise OutputError(f"no file {path}: expected a record written by inheritune") from error
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot read {path} as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(f"cannot read {path} as JSON: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"it holds {text}, which is not a finite number")
+    return value
+
+
+def _whole(text: str) -> int:
+    if (value := int(text)).bit_length() > 64:
+        raise ValueError(f"it holds a whole number of {len(text)} digits")
+    return value
+
+
+@contextmanager
+def claimed(
+    path: Path, identity: dict[str, Any], option: str = "--out", preparation: Iterable[str] = ()
+) -> Iterator[None]:
+    """Make `path` the folder of the work described by `identity`, as `claim_folder`, while the block does the work.
+
+    A claim with no work behind it is given back, so that corrected settings can have the folder: however the block
+    ends, where it wrote nothing; and after a user's mistake also where it wrote `preparation` alone, which is removed.
+    With anything more in it (or where the same work had claimed it before) the folder stays claimed, and the same
+    command goes on.
+
+    Args:
+        path: the folder.
+        identity: what makes the work this one and no other, plain data.
+        option: what the command line calls the folder.
+        preparation: names in the folder of what is quickly made again, such as `data`.
+
+    Raises:
+        OutputError: as `claim_folder`.
+    """
+    fresh = not (path / IDENTITY).is_file()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    claim_folder(path, identity, option)
+    try:
+        yield
+    except BaseException as error:
+        if fresh:
+            _give_back(path, made, preparation if isinstance(error, InherituneError) else ())
+        raise
 
 
 def claim_folder(path: Path, identity: dict[str, Any], option: str = "--out") -> None:
@@ -94,25 +140,52 @@ def check_folder(path: Path, identity: dict[str, Any], option: str = "--out") ->
     Raises:
         OutputError: the folder holds other work or foreign files, or cannot be written.
     """
-    stamp = path / IDENTITY
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not there.is_dir():
         raise OutputError(f"{option} {path}: {there} is a file, expected a folder: pass a new or empty {option} folder")
-    if stamp.is_file():
-        held = read_json(stamp)
-        if held != json.loads(json.dumps(identity)):
-            raise OutputError(f"{path} holds another run ({_difference(held, identity)}): pass another {option} folder")
-    elif path.exists() and any(path.iterdir()):
+    held = read_identity(path, option)
+    if held is not None and held != json.loads(json.dumps(identity)):
+        raise OutputError(f"{path} holds another run ({_difference(held, identity)}): pass another {option} folder")
+    if held is None and path.exists() and any(path.iterdir()):
         raise OutputError(f"{path} exists and was not made by this command: pass a new or empty {option} folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write into {there}: pass another {option} folder")
 
 
+def read_identity(path: Path, option: str = "--out") -> dict[str, Any] | None:
+    """Return what the folder `path` is claimed for, None where nothing is.
+
+    Raises:
+        OutputError: its `identity.json` is damaged.
+    """
+    stamp = path / IDENTITY
+    if not stamp.is_file():
+        return None
+    try:
+        held = read_json(stamp)
+    except OutputError as error:
+        raise OutputError(f"{error}; pass another {option} folder") from error
+    if not isinstance(held, dict):
+        raise OutputError(f"{stamp} holds a {type(held).__name__}, not settings: pass another {option} folder")
+    return held
+
+
 def release_folder(path: Path) -> None:
     """Give a claimed folder back if nothing but the claim is in it."""
-    if path.is_dir() and [item.name for item in path.iterdir()] == [IDENTITY]:
-        (path / IDENTITY).unlink()
-        path.rmdir()
+    _give_back(path, [path], ())
+
+
+def _give_back(path: Path, made: Iterable[Path], preparation: Iterable[str]) -> None:
+    """Remove a claim, and the folders that were made for it, if nothing but `preparation` is behind it."""
+    held = [*path.iterdir()] if path.is_dir() else []
+    known = {IDENTITY.split(".")[0], *preparation}  # and their locks and temporary files, such as `.data.lock`
+    if not (path / IDENTITY).is_file() or any(each.name.lstrip(".").split(".")[0] not in known for each in held):
+        return
+    with suppress(OSError):  # the first folder that holds something else stays, and those above it
+        for each in held:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        for folder in made:
+            folder.rmdir()
 
 
 def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
@@ -173,6 +246,15 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
         raise
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
+
+
+def is_being_filled(destination: Path) -> bool:
+    """Return whether a living process is in a `whole_folder` of `destination`; False where locks are not known."""
+    place = destination.resolve()
+    if os.name != "posix" or not place.parent.is_dir():
+        return False
+    _clear_leftovers(place)
+    return any(_is_temporary(path, place) for path in place.parent.iterdir())
 
 
 def _take_place(temporary: Path, place: Path, replace: bool) -> None:
@@ -236,15 +318,18 @@ def _clear_leftovers(place: Path) -> None:
     """Remove temporary folders for `place` that no living process holds."""
     if os.name != "posix":
         return
-    start = f".{place.name}."
     for path in place.parent.iterdir():
-        token = path.name.removeprefix(start).removesuffix(_TEMPORARY)
-        if path.name != f"{start}{token}{_TEMPORARY}" or len(token) != 12 or not path.is_dir():
-            continue
-        lock = _lock(path)
+        lock = _lock(path) if _is_temporary(path, place) else None
         if lock is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
+
+
+def _is_temporary(path: Path, place: Path) -> bool:
+    """Return whether `path` is a temporary folder for `place`, by its name."""
+    start = f".{place.name}."
+    token = path.name.removeprefix(start).removesuffix(_TEMPORARY)
+    return path.name == f"{start}{token}{_TEMPORARY}" and len(token) == 12 and path.is_dir()
 
 
 def _lock(folder: Path) -> int | None:

@@ -14,6 +14,7 @@ from inheritune.recipes.schema import RecommendedLayers
 from inheritune.recipes.workspace import inherited_plan, recall_layers
 from inheritune.spectra.recommend import Recommendation
 from inheritune.storage import claim_folder
+from tiny import analysis_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = {"name": "x", "method": "inheritune", "reference": "stdlib", "training": {"steps": 10}}
@@ -103,12 +104,12 @@ def test_a_recipe_is_itself() -> None:
     assert load_recipe(recipe) == recipe
 
 
-KEPT = Recommendation(16, 6, tuple(range(6, 16)), "by hand.")
+KEPT = Recommendation(depth=16, start=6, cut=tuple(range(6, 16)), reason="by hand.")
 
 
 def analysis(folder: Path, found: Recommendation = KEPT) -> str:
     folder.mkdir(exist_ok=True)
-    (folder / "spectra.json").write_text(json.dumps({"recommendation": found.as_record()}))
+    (folder / "spectra.json").write_text(analysis_of(found))
     return str(folder)
 
 
@@ -139,7 +140,9 @@ def test_a_run_that_goes_on_keeps_the_layers_it_began_with(tmp_path: Path) -> No
     began = load_recipe({**MINIMAL, "layers": named})
     assert recall_layers(began, out) == began
     claim_folder(out, {"kind": "run", "recipe": began.model_dump(mode="json")})
-    analysis(tmp_path / "analysis", Recommendation(16, 8, tuple(range(8, 16)), "another outcome."))
+    analysis(
+        tmp_path / "analysis", Recommendation(depth=16, start=8, cut=tuple(range(8, 16)), reason="another outcome.")
+    )
     again = load_recipe({**MINIMAL, "layers": named})
     assert again != began and recall_layers(again, out) == began
     (tmp_path / "analysis" / "spectra.json").unlink()
@@ -151,7 +154,7 @@ def test_a_run_that_goes_on_keeps_the_layers_it_began_with(tmp_path: Path) -> No
 
 
 def test_layers_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
-    (tmp_path / "spectra.json").write_text(json.dumps({"kind": "analysis", "schema": 1}))
+    (tmp_path / "spectra.json").write_text(analysis_of(None))
     with pytest.raises(RecipeError, match=r"layers: .*holds no recommendation .*run inheritune analyze again"):
         load_recipe({**MINIMAL, "layers": str(tmp_path)})
     with pytest.raises(RecipeError, match=r"layers: expected a count, .* or depth, keep, reason, analysis"):

@@ -14,19 +14,19 @@ import pytest
 from report_records import HEADS, attention_maps, spectra
 
 from inheritune.errors import OutputError
-from inheritune.report import charts
-from inheritune.report.charts import images
-from inheritune.report.read.load import load_runs, models
+from inheritune.report.charts import base, curves, heads, images, layers
+from inheritune.report.read.models import models
+from inheritune.report.read.runs import load_runs
 from inheritune.report.rows import series
 
 Record = dict[str, Any]
 Write = Callable[..., Path]
-PALETTE = charts.colours(["reference-16x64"], ["grow", "scratch-12"])
+PALETTE = base.colours(["reference-16x64"], ["grow", "scratch-12"])
 
 
 def chart_data(spec: Record) -> list[Record]:
     """All rows inside a specification."""
-    spec = charts.with_rows(spec)
+    spec = base.with_rows(spec)
     sources = [spec.get("data", {}), *(layer.get("data", {}) for layer in spec.get("layer", []))]
     return [row for source in sources for row in source.get("values", [])]
 
@@ -37,18 +37,18 @@ def test_losses_are_placed_on_the_tokens_of_all_rounds(write: Write, grown: Reco
     measured = [(row["tokens"], row["loss"]) for row in rows if row["kind"] == "validation"]
     t = 2_457_600
     assert measured == [(0, 4.6), (t, 2.981), (t, 3.4), (2 * t, 2.9324), (2 * t, 3.2), (3 * t, 2.903)]
-    checks = [line for line in run.metrics[1] if "valid_loss" in line]
+    checks = [line for line in run.metrics[1] if line.valid_loss is not None]
     drawn = [(row["tokens"], row["loss"]) for row in rows if row["kind"] == "check" and row["round"] == "round-2"]
-    assert drawn == [(t + line["tokens"], line["valid_loss"]) for line in checks]
+    assert drawn == [(t + line.tokens, line.valid_loss) for line in checks]
 
 
 def test_training_losses_are_means_of_equal_bins(write: Write, grown: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(series, "CURVE_POINTS", 60)  # 180 logged steps: bins of 3
     [run] = load_runs([write(grown)])
     drawn = [row for row in series.curve_rows(run) if row["kind"] == "training" and row["round"] == "round-1"]
-    losses = np.array([line["loss"] for line in run.metrics[0]]).reshape(20, 3).mean(axis=1)
+    losses = np.array([line.loss for line in run.metrics[0]]).reshape(20, 3).mean(axis=1)
     np.testing.assert_allclose([row["loss"] for row in drawn], losses, rtol=1e-12)
-    assert [row["tokens"] for row in drawn] == [line["tokens"] for line in run.metrics[0][2::3]]
+    assert [row["tokens"] for row in drawn] == [line.tokens for line in run.metrics[0][2::3]]
 
 
 def test_a_diverged_run_is_drawn_without_its_missing_numbers(write: Write, grown: Record) -> None:
@@ -64,7 +64,7 @@ def test_the_curves_chart_holds_the_rows_the_dashed_reference_and_the_rounds(wri
     runs = load_runs([write(grown)])
     rows, references = series.curve_rows(runs[0]), series.reference_rows(models(runs))
     marks = series.round_rows(runs[0])
-    chart = charts.curves(rows, references, marks, PALETTE, series.loss_range(rows, references))
+    chart = curves.curves(rows, references, marks, PALETTE, series.loss_range(rows, references))
     data = chart_data(chart.to_dict())
     assert all(row in data for row in rows)
     assert references == [{"model": "reference-16x64", "loss": 2.9}]
@@ -88,7 +88,7 @@ def test_profiles_hold_max_rank_and_mass_of_each_layer_under_their_mask(write: W
     wanted = spectra(16, range(10, 13))["layers"]
     for mask in ("causal", "full"):
         rows = [row for model in shown for row in series.layer_rows(model, mask)]
-        data = chart_data(charts.profile(rows, "max_rank", PALETTE, mask, 20.0).to_dict())
+        data = chart_data(layers.profile(rows, "max_rank", PALETTE, mask, 20.0).to_dict())
         drawn = [row for row in data if row["model"] == "reference-16x64"]
         assert [row["max_rank"] for row in drawn] == [layer[mask]["max_rank"] for layer in wanted]
         assert [row["avg_mass"] for row in drawn] == [layer[mask]["avg_mass"] for layer in wanted]
@@ -102,27 +102,27 @@ def test_collapsed_heads_are_red_in_the_svg(write: Write, grown: Record, tmp_pat
     rows = series.head_rows(reference.analysis, "causal")
     expected = sum(rank < 1.5 for layer in spectra(16)["layers"] for rank in layer["causal"]["rank"])
     assert len(rows) == 16 * HEADS
-    charts.save_chart(charts.rank_map(rows, 16.0, "reference, causal mask"), tmp_path / "heads.svg")
+    base.save_picture(base.svg_of(heads.rank_map(rows, 16.0, "reference, causal mask")), tmp_path / "heads.svg")
     svg = ET.parse(tmp_path / "heads.svg").getroot()
     cells = [e for e in svg.iter("{http://www.w3.org/2000/svg}path") if e.get("aria-roledescription") == "rect mark"]
     assert len(cells) == 16 * HEADS
-    assert sum(e.get("fill") == charts.COLLAPSED_COLOUR for e in cells) == expected > 0
+    assert sum(e.get("fill") == base.COLLAPSED_COLOUR for e in cells) == expected > 0
     assert "reference, causal mask" in "".join(svg.itertext())
 
 
 def test_curves_are_saved_as_svg_and_png(write: Write, grown: Record, tmp_path: Path) -> None:
     runs = load_runs([write(grown)])
     rows, references = series.curve_rows(runs[0]), series.reference_rows(models(runs))
-    chart = charts.curves(rows, references, series.round_rows(runs[0]), PALETTE, (2.5, 5.0))
-    charts.save_chart(chart, tmp_path / "curves.svg")
+    chart = curves.curves(rows, references, series.round_rows(runs[0]), PALETTE, (2.5, 5.0))
+    base.save_picture(base.svg_of(chart), tmp_path / "curves.svg")
     text = (tmp_path / "curves.svg").read_text()
     measured = sum(row["kind"] != "training" for row in rows)
     assert text.count('aria-roledescription="point"') == measured
     assert text.count('aria-roledescription="rule mark"') == 1 + 3  # the reference and three rounds
-    charts.save_chart(chart, tmp_path / "curves.png")
+    base.save_picture(base.svg_of(chart), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     with pytest.raises(OutputError, match=r"expected a name that ends in \.svg or \.png"):
-        charts.save_chart(chart, tmp_path / "curves.pdf")
+        base.save_picture(base.svg_of(chart), tmp_path / "curves.pdf")
 
 
 def test_a_map_is_a_png_whose_pixels_are_the_square_roots_of_the_weights() -> None:

@@ -22,7 +22,10 @@ from typer.testing import CliRunner
 from inheritune import storage
 from inheritune.cli import report as command
 from inheritune.errors import OutputError
-from inheritune.report import charts, load, save_figures, write_report
+from inheritune.report import load, save_figures, write_report
+from inheritune.report.charts.base import INK, save_picture, svg_of
+from inheritune.report.charts.layers import profile
+from inheritune.report.charts.maps import attention_picture
 from inheritune.report.page import sections
 from inheritune.report.page.figures import Figures, page_data, slug
 
@@ -46,11 +49,11 @@ def sections_of(page: Page) -> list[str | None]:
 def test_a_page_of_analyses_alone_has_no_empty_sections(study: Write, page: Callable[..., Page]) -> None:
     made = page(study())
     assert made.open == []
-    assert sections_of(made) == ["layers", "heads", "importance", "gradients", "recommendation", "maps", "settings"]
+    assert sections_of(made) == ["recommendation", "layers", "heads", "importance", "gradients", "maps", "settings"]
     text = " ".join(made.text().split())
     assert "Inheritune report: acme/medium-24" in text
     assert "acme/medium-24 (τ = 0.9): under the causal mask 2 of 6 layers are lazy (layers 4–5)" in text
-    assert "Recommended: start Inheritune with the first 3 layers (0–2)" in text
+    assert "Start Inheritune with the first 3 layers (0–2)" in text
     for absent in ("No losses were logged", "No text was generated", "reference"):
         assert absent not in text.replace("--set reference=", "")
     drawn = set(specs(made))
@@ -102,7 +105,7 @@ def test_the_page_holds_each_row_once_to_six_digits() -> None:
     rows[2]["extra"] = 7
     figures = Figures()
     for name in ("a", "b"):
-        figures.add(name, charts.profile(rows, "max_rank", {"m": "#1b7fc4"}, "t", 1.0), "same")
+        figures.add(name, profile(rows, "max_rank", {"m": "#1b7fc4"}, "t", 1.0), "same")
     packed = page_data(figures)
     [table] = packed["tables"]
     assert table["fields"] == ["layer", "max_rank", "lazy", "model", "extra"]
@@ -113,12 +116,12 @@ def test_the_page_holds_each_row_once_to_six_digits() -> None:
 
 def test_the_weight_under_the_pointer_is_the_records(study: Write, page: Callable[..., Page]) -> None:
     made = page(study(length=30))
-    lenses = data(made)["lenses"]
-    assert lenses["tokens"] == [[f"t{i} " for i in range(30)]]
+    viewer = data(made)["weights"]
+    assert viewer["tokens"] == [[f"t{i} " for i in range(30)]]
     for j, drawn in enumerate(attention_maps(30)["maps"]):
-        lens = lenses["maps"][f"map-0-{j}"]
+        shown = viewer["maps"][f"map-0-{j}"]
         assert f"map-0-{j}" in made.ids()
-        weights = (np.frombuffer(base64.b64decode(lens["bytes"]), np.uint8).reshape(30, 30) / 255.0) ** 2
+        weights = (np.frombuffer(base64.b64decode(shown["bytes"]), np.uint8).reshape(30, 30) / 255.0) ** 2
         values = np.array(drawn["values"])
         assert np.all(np.abs(weights - values) <= 0.004 * np.sqrt(values) + 4e-6)
 
@@ -163,12 +166,12 @@ def test_every_chart_and_map_becomes_a_picture_on_white(study: Write, tmp_path: 
             root = ET.parse(path).getroot()
             assert root.find(f"{SVG}rect").get("fill") == "#ffffff"  # type: ignore[union-attr]
             inks = {e.get("fill") for e in root.iter(f"{SVG}text")}
-            assert inks == {charts.base.INK}
+            assert inks == {INK}
 
 
 def test_an_attention_map_is_a_picture_of_whole_cells(tmp_path: Path) -> None:
     values = attention_maps(30)["maps"][0]["values"]
-    charts.save_chart(charts.attention_picture(values, "layer 1"), tmp_path / "map.svg")
+    save_picture(svg_of(attention_picture(values, "layer 1")), tmp_path / "map.svg")
     root = ET.parse(tmp_path / "map.svg").getroot()
     [image] = root.iter(f"{SVG}image")
     address = next(value for key, value in image.attrib.items() if key.endswith("href"))
@@ -281,4 +284,4 @@ def test_layers_and_influence_fit_their_axes(study: Write, page: Callable[..., P
     assert {layer["encoding"]["x"]["field"] for layer in gradient} == {"layer"}
     assert "bound (dash)" in gradient[1]["encoding"]["color"]["scale"]["domain"]
     text = " ".join(made.text().split())
-    assert "they are drawn over the layers" in text and "collapse is sticky" not in text
+    assert "they are drawn over the layers" in text and "collapse lasts" not in text

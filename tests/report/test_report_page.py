@@ -177,12 +177,13 @@ def test_a_run_without_reference_analysis_speed_or_sample_says_so(
 
 
 def test_missing_files_and_losses_are_named(write: Write, page: Callable[..., Page], scratch: Record) -> None:
-    scratch["rounds"][0] |= {"start_evaluation": None, "evaluation": None}
-    run = write(scratch)
+    scratch["rounds"][0] |= {"start_evaluation": None}
+    run = write(scratch, "a")
     (run / "round-1/metrics.jsonl").unlink()
-    text = page(run).text()
-    assert "scratch-12: round-1/metrics.jsonl is named in the record but is not on the disk." in text
-    assert "No losses were logged in these runs." in text
+    made = page(run)
+    assert "scratch-12: round-1/metrics.jsonl is named in the record but is not on the disk." in made.text()
+    assert "curves" in made.ids()  # the evaluation after the round
+    assert "No losses were logged in these runs." in page(write(scratch | {"rounds": []}, "b")).text()
 
 
 def test_one_mask_is_enough(write: Write, page: Callable[..., Page], grown: Record) -> None:
@@ -223,3 +224,20 @@ def test_the_command_prints_the_verdict(write: Write, grown: Record, tmp_path: P
     assert str(failed.exception) == (
         f"{tmp_path} is neither a finished run nor an analysis: it has no record.json and no spectra.json"
     )
+
+
+def test_each_cell_of_a_table_has_its_label_for_narrow_screens(
+    write: Write, page: Callable[..., Page], grown: Record
+) -> None:
+    made = page(write(grown))
+    cells = [attributes.get("data-label") for tag, attributes in made.elements if tag == "td"]
+    assert all(cells) and {"valid loss ± SE", "difference to reference", "matched"} <= set(cells)
+    style = "".join(data for tag, data in made.texts if tag == "style")
+    narrow = style[style.index("@media (max-width: 640px)") :]
+    assert "content: attr(data-label)" in narrow and "td, td.left { display: grid" in narrow
+
+
+def test_the_page_opens_with_the_verdict_and_what_to_do(write: Write, page: Callable[..., Page], grown: Record) -> None:
+    text = page(write(grown)).text()
+    places = [text.index(words) for words in ("matches the reference", "One seed", "Next", "inheritune evaluate")]
+    assert places == sorted(places) and places[-1] < text.index("Models")

@@ -11,7 +11,9 @@ import pytest
 from report_records import taken
 
 from inheritune.errors import OutputError
-from inheritune.report.read.load import load_runs, models
+from inheritune.records.surgery import PlanRow
+from inheritune.report.read.models import models
+from inheritune.report.read.runs import load_runs
 from inheritune.report.text import format as fmt
 from inheritune.report.text import tables
 
@@ -39,7 +41,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_ranges_and_signs() -> None:
-    assert fmt.ranges([5, 0, 2, 1, 7, 8]) == "0–2, 5, 7–8"
+    assert fmt.ranges([0, 1, 2, 5, 7, 8]) == "0–2, 5, 7–8"
     assert (fmt.signed(-0.00314), fmt.signed(0.0)) == ("−0.0031", "+0.0000")
     assert (fmt.percent(0.95), fmt.percent(0.995)) == ("95 %", "99.5 %")
 
@@ -48,19 +50,21 @@ def test_the_model_table_has_the_records_numbers(write: Write, grown: Record, sc
     runs = load_runs([write(grown, "a"), write(scratch, "b")])
     rows = tables.model_table(models(runs)).rows
     assert rows[0] == [
-        "reference-16x64", "reference", "16", "931K", "2.9000 ± 0.0200", "18.17", "–", "–", "40.0M", "–", "900",
+        "reference-16x64", "reference", "16", "931K", "2.9000 ± 0.0200", "18.17", "–", "–", "40.0M", "–",
+        "900\n2 threads",
     ]  # fmt: skip
     assert rows[2] == [
         "scratch-12", "scratch", "12", "731K", "3.0030 ± 0.0200", "20.15",
-        "+0.1030\n95 % CI +0.0970 to +0.1090", "no", "7.37M", "6 min 40 s", "1,260",
+        "+0.1030\n95 % CI +0.0970 to +0.1090", "no", "7.37M", "6 min 40 s", "1,260\n2 threads",
     ]  # fmt: skip
     assert len(rows) == 3  # one reference, though both runs name it
 
 
 def test_a_row_has_dashes_for_what_is_not_in_the_record(write: Write, grown: Record) -> None:
-    grown["result"] |= {"evaluation": None, "comparison": None, "speed": None}
+    grown["result"] |= {"comparison": None, "speed": None}
+    grown["result"]["evaluation"] |= {"perplexity": None, "standard_error": None}
     row = tables.model_table(models(load_runs([write(grown)]))).rows[1]
-    assert [row[i] for i in (4, 5, 6, 7, 10)] == ["–"] * 5
+    assert [row[i] for i in (4, 5, 6, 7, 10)] == ["2.9030 ± –", "–", "–", "–", "–"]
 
 
 def test_references_that_differ_have_rows_of_their_own(write: Write, grown: Record, scratch: Record) -> None:
@@ -77,10 +81,14 @@ def test_the_rounds_of_growth(write: Write, grown: Record) -> None:
     ]  # fmt: skip
 
 
+def rows(plan: list[Record]) -> list[PlanRow]:
+    return [PlanRow.model_validate(row) for row in plan]
+
+
 def test_plans_are_written_briefly() -> None:
     attention = [{**layer, "parts": ["attention", "norms"]} for layer in taken("reference", range(4, 6), 3)]
-    stacked = taken("target", range(2)) + taken("target", range(2), 2)
-    assert tables.plan_text(taken(None, range(3)) + attention) == "3 random, reference (attention, norms) 4–5"
+    stacked = rows(taken("target", range(2)) + taken("target", range(2), 2))
+    assert tables.plan_text(rows(taken(None, range(3)) + attention)) == "3 random, reference (attention, norms) 4–5"
     assert tables.plan_text(stacked) == "target 0–1, target 0–1"
     assert tables.plan_text([]) == "–"
 
@@ -94,13 +102,15 @@ def test_a_folder_that_is_not_a_finished_run_is_one_line(tmp_path: Path, write: 
     with pytest.raises(OutputError, match=r"is neither a finished run nor an analysis: it has no record\.json"):
         load_runs([tmp_path])
     (tmp_path / "record.json").write_text(json.dumps({"kind": "analysis"}))
-    with pytest.raises(OutputError, match="is of kind 'analysis', expected 'run'"):
+    with pytest.raises(OutputError, match="of kind 'analysis': expected one of kind 'run'"):
         load_runs([tmp_path])
-    with pytest.raises(OutputError, match="has schema 2: this version reads schema 1"):
+    with pytest.raises(OutputError, match="has schema 2: this version reads 1 to 1, update inheritune"):
         load_runs([write(grown | {"schema": 2}, "new")])
     del grown["result"]["tokens"], grown["method"]
     (tmp_path / "record.json").write_text(json.dumps(grown))
-    with pytest.raises(OutputError, match=r"lacks method, result\.tokens"):
+    with pytest.raises(
+        OutputError, match=r"damaged or was changed by hand \(method is missing\): run the recipe again"
+    ):
         load_runs([tmp_path])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,21 @@ import numpy as np
 import pytest
 from report_records import comparison
 
-from inheritune.report.read.load import load_runs
-from inheritune.report.text.verdict import judge, sentence, verdict
+from inheritune.records.runs import RunRecord
+from inheritune.report.read.runs import load_runs
+from inheritune.report.text import verdict as words
+from inheritune.report.text.verdict import verdict
 
 Record = dict[str, Any]
 Write = Callable[..., Path]
+
+
+def sentence(record: Record) -> str:
+    return words.sentence(RunRecord.model_validate(record))
+
+
+def judge(record: Record) -> str:
+    return words.judge(RunRecord.model_validate(record))
 
 
 def compared(record: Record, difference: float, half: float) -> Record:
@@ -25,12 +37,12 @@ def compared(record: Record, difference: float, half: float) -> Record:
 
 
 def test_a_match_is_told_with_size_loss_interval_tokens_and_speed(grown: Record) -> None:
-    # 131072 + 12 * 49984 = 730880 parameters, 0.785 of 930816; 3 * 2457600 = 7372800 tokens; 1260 / 900 = 1.4
+    # 131072 + 12 * 49984 = 730880 parameters, 0.785 of 930816; 3 * 2457600 = 7372800 tokens
     assert sentence(grown) == (
         "The inherited model with 12 layers against 16 (731K parameters against 931K, 79 %) matches the reference "
         "after training on 7.37M tokens (the reference: 40.0M): validation loss 2.9030 against 2.9000, a difference of "
-        "+0.0030 nats per token (95 % CI −0.0020 to +0.0080; margin 0.01); it generates 1,260 tokens/s, 1.40 times the "
-        "reference's 900."
+        "+0.0030 nats per token (95 % CI −0.0020 to +0.0080; margin 0.01); it generates 1,260 tokens/s, the reference "
+        "900 (2 threads; measured one after the other, so a few per cent mean nothing)."
     )
 
 
@@ -77,7 +89,8 @@ def test_without_a_reference_the_run_stands_alone(scratch: Record) -> None:
     scratch["result"]["comparison"] = None
     assert sentence(scratch) == (
         "The model trained from scratch with 12 layers and 731K parameters, after training on 7.37M tokens without a "
-        "reference to measure it against, has validation loss 3.0030 nats per token; it generates 1,260 tokens/s."
+        "reference to measure it against, has validation loss 3.0030 nats per token; it generates 1,260 tokens/s "
+        "(2 threads)."
     )
 
 
@@ -91,7 +104,69 @@ def test_what_was_not_measured_is_said_not_to_have_been(grown: Record) -> None:
 
 def test_speeds_under_different_conditions_are_not_divided(grown: Record) -> None:
     grown["reference"]["speed"]["threads"] = 8
-    assert sentence(grown).endswith("generates 1,260 tokens/s (the reference 900, under other conditions).")
+    assert sentence(grown).endswith(
+        "generates 1,260 tokens/s, the reference 900, under other conditions (2 threads and 8 threads: not comparable)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (1.31, 1.49, "(float32, 2 threads): 1.40 times as fast (95 % CI 1.31 to 1.49, 7 turns)."),
+        (
+            0.98,
+            1.49,
+            "(float32, 2 threads): no difference is shown, 1.40 times as fast (95 % CI 0.98 to 1.49, 7 turns).",
+        ),
+        (0.60, 0.98, "(float32, 2 threads): 1.40 times as fast (95 % CI 0.60 to 0.98, 7 turns)."),
+    ],
+)
+def test_speeds_measured_in_turns_are_compared_by_their_interval(
+    grown: Record, low: float, high: float, words: str
+) -> None:
+    ratio = {"ratio": 1.4, "ci_low": low, "ci_high": high, "confidence": 0.95, "turns": 7}
+    for part in (grown["result"], grown["reference"]):
+        part["speed"] |= {"dtype": "float32"}
+    grown["result"]["speed_ratio"] = ratio
+    assert sentence(grown).endswith(f"it generates 1,260 tokens/s, the reference 900 {words}")
+
+
+def test_weak_evidence_is_called_weak(write: Write, grown: Record) -> None:
+    assert verdict(load_runs([write(grown, "a")])).cautions == [
+        "One seed (17): how far another seed's result would differ is not known."
+    ]
+    grown["result"]["evaluation"]["windows"] = 20
+    for each, steps in zip(grown["rounds"], (5, 2, 1), strict=True):
+        each["steps"] = steps
+    weak = verdict(load_runs([write(grown, "b")]))
+    assert weak.cautions[0] == (
+        "Weak evidence: 20 validation windows (fewer than 100) and 8 training steps (fewer than 100)."
+    )
+    assert [str(step) for step in weak.steps] == [
+        "Train longer: raise training.steps (1 a round here) in its recipe, and run it into a new folder"
+    ]
+
+
+def test_a_second_seed_is_no_single_seed(write: Write, grown: Record) -> None:
+    runs = load_runs([write(grown, "a"), write(grown | {"seed": 18}, "b")])
+    assert verdict(runs).cautions == []
+
+
+@pytest.mark.parametrize(
+    ("difference", "half", "options"),
+    [(0.003, 0.005, ["--speed"]), (0.003, 0.02, ["--windows", "1024"])],
+)
+def test_the_next_command_is_quoted_and_names_whole_paths(
+    write: Write, grown: Record, difference: float, half: float, options: list[str]
+) -> None:
+    folder = write(compared(grown, difference, half), "a run")
+    grown["data"]["source"] = "it's.txt"
+    (folder / "record.json").write_text(json.dumps(grown))
+    [step] = verdict(load_runs([folder])).steps
+    assert shlex.split(step.command or "") == [
+        "inheritune", "evaluate", str(folder / "round-3/model"), "--against", "assets/reference", "--data", "it's.txt",
+        *options,
+    ]  # fmt: skip
 
 
 def test_a_scratch_model_of_the_same_depth_and_tokens_is_compared(write: Write, grown: Record, scratch: Record) -> None:

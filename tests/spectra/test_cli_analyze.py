@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from typer.testing import CliRunner, Result
 import inheritune as it
 from inheritune.cli import analyze
 from inheritune.decoder import load_tokenizer
+from inheritune.decoder.source import model_identity
 from inheritune.errors import InherituneError
-from inheritune.spectra import load_spectra
+from inheritune.spectra import analysis, load_spectra, read_analysis
 
 
 def invoke(*arguments: object) -> Result:
@@ -78,11 +80,48 @@ def test_same_command_again_rewrites_and_another_is_refused(stories: Path, npy: 
     assert isinstance(refused.exception, InherituneError)
     assert "its eta is 0.9, yours is 0.5" in str(refused.exception)
     refused = invoke(stories, "--tokens", npy, "--out", out, "--maps", "0.1")
-    assert 'its list of maps is not set, yours is "0.1"): pass another --out folder' in str(refused.exception)
+    assert 'its list of maps is not set, yours is ["0.1"]): pass another --out folder' in str(refused.exception)
     assert (out / "spectra.json").read_bytes() == before
     foreign = invoke(stories, "--tokens", npy, "--out", tmp_path)
     assert "was not made by this command" in str(foreign.exception)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "windows.npy"]
+
+
+def test_a_model_and_its_tokens_are_known_by_what_they_are(
+    stories: Path, npy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, model = tmp_path / "out", tmp_path / "model"
+    shutil.copytree(stories, model)
+    monkeypatch.chdir(tmp_path)
+    assert invoke("model", "--tokens", "windows.npy", "--out", "out").exit_code == 0
+    record = read_analysis(out)
+    assert record.model == str(model)  # a command that names it works in any folder
+    assert record.identity == model_identity(model) is not None
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in (model, "../model", stories):  # a path from the root, from here, and a copy
+        done = invoke(name, "--tokens", npy, "--out", out)
+        assert done.exit_code == 0, done.exception
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    before = (out / "spectra.json").read_bytes()
+    refused = invoke(model, "--tokens", npy, "--out", out)
+    assert "holds another run (its model is " in str(refused.exception)
+    np.save(npy, np.load(npy)[::-1])
+    refused = invoke(stories, "--tokens", npy, "--out", out)
+    assert "holds another run (its tokens is " in str(refused.exception)
+    assert (out / "spectra.json").read_bytes() == before
+
+
+def test_what_is_given_is_checked_once(
+    stories: Path, npy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[str] = []
+    for name in ("check_tokens", "check_fit", "check_weights", "load_decoder"):
+        checked = getattr(analysis, name)
+        monkeypatch.setattr(analysis, name, lambda *given, n=name, c=checked: times.append(n) or c(*given))
+    assert invoke(stories, "--tokens", npy, "--out", tmp_path / "out").exit_code == 0
+    assert sorted(times) == ["check_fit", "check_tokens", "check_weights", "load_decoder"]
 
 
 @pytest.mark.parametrize(
@@ -101,8 +140,8 @@ def test_same_command_again_rewrites_and_another_is_refused(stories: Path, npy: 
         (("--tokens", "NPY", "--gradients", 1, "--stream"), "the gradient probe needs the whole model in memory"),
         (("--tokens", "NPY", "--maps", "3"), "--maps '3': expected layer.head"),
         (("--tokens", "NPY", "--gradients", 1, "--stream"), "or pass stream=False .--no-stream."),
-        (("--tokens", "NPY", "--maps", "7.0"), "--maps: no layer 7, the model has 5"),
-        (("--tokens", "NPY", "--maps", "0.8"), r"--maps: no head 8 in layer 0, it has 8 \(0-7\)"),
+        (("--tokens", "NPY", "--maps", "7.0"), r"a map of layer 7 .--maps.: the model has 5 \(0-4\)"),
+        (("--tokens", "NPY", "--maps", "0.8"), r"a map of head 8 of layer 0 .--maps.: it has 8 \(0-7\)"),
         (("--sequences", 4, "--seed", -1), "--seed -1: expected 0 or more"),
         (("--length", 0), "--length 0: expected at least 2"),
         (("--length", 1), "--length 1: expected at least 2"),
@@ -120,6 +159,15 @@ def test_mistakes_leave_no_folder(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY\x01\x00v\x00{'descr': ((", b"\x93NUMPY\x01\x00v\x00{}\n"]
+)
+def test_a_damaged_array_is_one_line(content: bytes, stories: Path, npy: Path, tmp_path: Path) -> None:
+    npy.write_bytes(content)
+    done = invoke(stories, "--tokens", npy, "--out", tmp_path / "out")
+    assert str(done.exception) == f"cannot read {npy}: expected an (N, T) integer array in NumPy's .npy format"
+
+
 def test_streamed_from_disk_is_the_same_analysis(stories: Path, npy: Path, tmp_path: Path) -> None:
     for name, option in (("whole", "--no-stream"), ("streamed", "--stream")):
         done = invoke(stories, "--tokens", npy, "--tau", "0.9,0.8", "--maps", "1.2", option, "--out", tmp_path / name)
@@ -135,13 +183,13 @@ def test_streamed_from_disk_is_the_same_analysis(stories: Path, npy: Path, tmp_p
 def test_a_file_in_the_folders_place_is_named_before_the_work(
     stories: Path, npy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inheritune.spectra.analyze", None)
+    monkeypatch.setattr("inheritune.spectra.flow.measure", None)
     for out in (npy, npy / "deeper" / "out"):
         done = invoke(stories, "--tokens", npy, "--out", out)
         assert f"{npy} is a file, expected a folder: pass a new or empty --out folder" in str(done.exception)
 
 
-@pytest.mark.parametrize("failing", ["attention_maps", "save_maps", "save_spectra"])
+@pytest.mark.parametrize("failing", ["draw_maps", "save_maps", "save_spectra"])
 @pytest.mark.parametrize("error", [InherituneError("no"), KeyboardInterrupt()])
 def test_a_run_that_ends_before_its_first_result_leaves_no_claim(
     failing: str, error: BaseException, stories: Path, npy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -150,7 +198,7 @@ def test_a_run_that_ends_before_its_first_result_leaves_no_claim(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"inheritune.spectra.{failing}", fail)
+        patched.setattr(f"inheritune.spectra.flow.{failing}", fail)
         assert invoke(stories, "--tokens", npy, "--out", tmp_path / "out").exit_code != 0
     left = [path.name for path in tmp_path.rglob("*")]
     # Maps that were written are a result, which the same command goes on from.
@@ -196,5 +244,5 @@ def test_the_shipped_model_has_a_name(npy: Path, tmp_path: Path) -> None:
     done = invoke("stdlib", "--tokens", npy, "--sequences", 1, "--mask", "causal", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / "spectra.json").read_text())
-    assert (record["depth"], record["data"]) == (16, {"source": str(npy)})
+    assert (record["depth"], record["data"]) == (16, {"source": str(npy), "tokens": None, "seed": None})
     assert (Path(record["model"]) / "config.json").is_file()  # so that what is printed for it can be run

@@ -11,7 +11,7 @@ import torch
 
 from inheritune.errors import InherituneError
 from inheritune.spectra import row_entropy
-from inheritune.spectra.measure import kernels, pieces
+from inheritune.spectra.measure import pieces
 from inheritune.spectra.measure import rank as rank_module
 from inheritune.spectra.measure.certificate import certify
 from inheritune.spectra.measure.pieces import plan_work
@@ -25,15 +25,6 @@ from inheritune.spectra.measure.rank import (
 )
 
 TAUS = (0.5, 0.8, 0.9, 0.95, 0.99)
-
-
-@pytest.fixture(autouse=True, params=["compiled", "LAPACK"])
-def way_to_eigenvalues(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run every test with the compiled kernel and without it."""
-    if request.param == "LAPACK":
-        monkeypatch.setattr(kernels, "available", lambda: False)
-    elif not kernels.available():
-        pytest.skip("Numba is not installed")
 
 
 def causal_uniform(length: int) -> torch.Tensor:

@@ -10,9 +10,11 @@ import pytest
 
 from inheritune.errors import InherituneError, OutputError, PlanError
 from inheritune.layers import ranges
+from inheritune.spectra import Recommendation, load_recommendation
 from inheritune.spectra.measure.blocks import BlockMeasures
-from inheritune.spectra.recommend import Recommendation, load_recommendation, recommend
+from inheritune.spectra.recommend import recommend
 from inheritune.spectra.result import BothSpectra, Spectra
+from tiny import analysis_of
 
 SINK = "where rank 1 is a sink"
 AVERAGE = "where rank 1 is a sink or even averaging"
@@ -176,7 +178,7 @@ def measures(influence: list[float], spans: dict[tuple[int, int], float]) -> Blo
 def test_what_the_neighbours_would_cut_stands_beside_it() -> None:
     blocks = measures([0.5, 0.1, 0.2, 0.4], {(1, 2): 0.1})
     found = recommend(spectra([5.0, 5.0, 1.0, 1.0], blocks=blocks))
-    assert found.others == (("Block Influence", (1, 2)), ("angular distance", (1, 2)))
+    assert found.others == {"Block Influence": (1, 2), "angular distance": (1, 2)}
     assert str(found).splitlines() == [
         "start with 2 layers of 4, numbered from 0, both ends of a range included",
         "                            ranges  layers",
@@ -188,7 +190,7 @@ def test_what_the_neighbours_would_cut_stands_beside_it() -> None:
         "how: --layers 0:2 (the end is excluded)",
     ]
     unknown = recommend(spectra([5.0, 5.0, 1.0, 1.0], blocks=measures([0.5, np.nan, 0.2, 0.4], {(0, 2): np.nan})))
-    assert unknown.others == ()
+    assert unknown.others == {}
 
 
 def test_the_depth_comes_from_the_blocks_where_they_were_measured() -> None:
@@ -197,7 +199,7 @@ def test_the_depth_comes_from_the_blocks_where_they_were_measured() -> None:
 
 
 def test_layers_that_stay_may_have_gaps() -> None:
-    found = Recommendation(8, 6, (3, 6, 7), "by hand.")
+    found = Recommendation(depth=8, start=6, cut=(3, 6, 7), reason="by hand.")
     assert (found.keep, list(found), len(found)) == ((0, 1, 2, 4, 5), [0, 1, 2, 4, 5], 5)
     assert found.option == "0:3,4:6"
     assert found.rows()[:2] == [("keep", "0-2, 4-5", "0, 1, 2, 4, 5"), ("cut", "3, 6-7", "3, 6, 7")]
@@ -206,42 +208,49 @@ def test_layers_that_stay_may_have_gaps() -> None:
 
 def test_records_go_through_json_and_back() -> None:
     for found in (recommend(spectra(MEDIUM)), recommend(spectra([5.0, 1.0], blocks=measures([0.1, 0.2], {})))):
-        record = json.loads(json.dumps(found.as_record()))
+        record = json.loads(json.dumps(found.as_json()))
         assert record["keep"] == list(found.keep)
-        assert Recommendation.from_record(record) == found
-        assert Recommendation.from_record({key: record[key] for key in ("depth", "start", "cut", "reason")}).keep
+        assert Recommendation.model_validate(record) == found
 
 
 @pytest.mark.parametrize(
     ("record", "line"),
     [
-        ({"depth": 4}, "not a recommendation .*expected depth, start, cut, reason"),
-        ("0:12", "not a recommendation"),
-        ({"depth": 4, "start": 2, "cut": [2, 4], "reason": ""}, r"start 2 and cut \[2, 4\] do not fit a model of 4"),
+        ({"depth": 4}, "start"),
+        ({"depth": 4, "start": 2, "cut": [2, 4], "reason": ""}, r"start 2 and cut \(2, 4\) do not fit a model of 4"),
+        ({"depth": 4, "start": 2, "cut": [-1], "reason": ""}, "do not fit"),
         ({"depth": 4, "start": 0, "cut": [], "reason": ""}, "start 0 and cut"),
         ({"depth": 2, "start": 1, "cut": [0, 1], "reason": ""}, "do not fit"),
+        ({"depth": 10**15, "start": 1, "cut": [], "reason": ""}, "depth"),
     ],
 )
 def test_wrong_records(record: object, line: str) -> None:
-    with pytest.raises(PlanError, match=line):
-        Recommendation.from_record(record)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=line):
+        Recommendation.model_validate(record)
+
+
+def test_it_is_layers_and_a_record() -> None:
+    found = Recommendation(depth=4, start=2, cut=(2, 3), reason="by hand.")
+    assert (found["keep"], found.get("start"), dict(found)["cut"]) == ((0, 1), 2, (2, 3))
+    assert 1 in found and "cut" in found and 2 not in found and "kept" not in found
 
 
 def test_a_recommendation_is_read_from_the_analysis_folder(tmp_path: Path) -> None:
     found = recommend(spectra(MEDIUM))
     path = tmp_path / "spectra.json"
-    path.write_text(json.dumps({"kind": "analysis", "recommendation": found.as_record()}))
+    path.write_text(analysis_of(found))
     assert load_recommendation(tmp_path) == found
-    path.write_text(json.dumps({"kind": "analysis", "schema": 1}))
+    whole = json.loads(analysis_of(found))
+    path.write_text(json.dumps(whole | {"schema": 1, "recommendation": None}))
     with pytest.raises(OutputError, match=r"spectra\.json holds no recommendation .*run inheritune analyze again"):
         load_recommendation(tmp_path)
-    path.write_text(json.dumps({"recommendation": {"depth": 4}}))
+    path.write_text(json.dumps(whole | {"recommendation": {"depth": 4}}))
     with pytest.raises(
-        OutputError, match=r"spectra\.json .*recommendation\.start is None.*run inheritune analyze again"
+        OutputError, match=r"spectra\.json .*recommendation\.start is missing.*run inheritune analyze again"
     ):
         load_recommendation(tmp_path)
-    path.write_text(json.dumps({"recommendation": {"depth": 4, "start": 5, "cut": [], "reason": ""}}))
-    with pytest.raises(OutputError, match=r"spectra\.json: start 5 .* 4 layers; run inheritune analyze again"):
+    path.write_text(json.dumps(whole | {"recommendation": {"depth": 4, "start": 5, "cut": [], "reason": ""}}))
+    with pytest.raises(OutputError, match=r"spectra\.json .*start 5 .* 4 layers\): run inheritune analyze again"):
         load_recommendation(tmp_path)
     with pytest.raises(OutputError, match="no file"):
         load_recommendation(tmp_path / "nowhere")

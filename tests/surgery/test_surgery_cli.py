@@ -18,11 +18,11 @@ from inheritune.checkpoints import hub
 from inheritune.cli import inherit as command
 from inheritune.decoder import count_parameters
 from inheritune.errors import InherituneError, ModelError, OutputError, PlanError
-from inheritune.spectra.files import save_spectra
+from inheritune.spectra import save_spectra
 from inheritune.spectra.recommend import Recommendation
 from inheritune.spectra.result import Spectra
 from inheritune.surgery import LayerPlan
-from tiny import make_gpt2, perturbed
+from tiny import analysis_of, make_gpt2, perturbed
 
 
 def call(*arguments: object) -> Result:
@@ -107,16 +107,16 @@ def test_mistakes_get_one_line(folder: Path, tmp_path: Path) -> None:
 def test_layers_may_name_an_analysis(folder: Path, tmp_path: Path, tiny_llama: PreTrainedModel) -> None:
     analysis, out = tmp_path / "analysis", tmp_path / "out"
     analysis.mkdir()
-    found = Recommendation(4, 3, (3,), "by hand.")
-    (analysis / "spectra.json").write_text(json.dumps({"recommendation": found.as_record()}))
+    found = Recommendation(depth=4, start=3, cut=(3,), reason="by hand.")
+    (analysis / "spectra.json").write_text(analysis_of(found))
     result = call(folder, "--layers", analysis, "--out", out)
     assert result.exit_code == 0, result.output
     new = AutoModelForCausalLM.from_pretrained(out).state_dict()
     assert_same_weights(new, surgery.inherit(tiny_llama, [0, 1, 2]).state_dict())
     assert_same_weights(new, surgery.inherit(tiny_llama, found).state_dict())
 
-    deeper = Recommendation(6, 3, (3, 4, 5), "of another model.")
-    (analysis / "spectra.json").write_text(json.dumps({"recommendation": deeper.as_record()}))
+    deeper = Recommendation(depth=6, start=3, cut=(3, 4, 5), reason="of another model.")
+    (analysis / "spectra.json").write_text(analysis_of(deeper))
     error = refusal(folder, "--layers", analysis, "--out", tmp_path / "other")
     assert str(error) == ("the recommendation is for a model of 6 layers, this model has 4 (0-3): analyse this model")
     (analysis / "spectra.json").write_text("{}")

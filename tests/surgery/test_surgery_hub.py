@@ -54,8 +54,8 @@ def test_only_what_the_plan_needs_is_downloaded(
     out = surgery.inherit_checkpoint("them/llama", tmp_path / "out", [2, 0])
     assert_same_weights(load_model(out).state_dict(), surgery.inherit(tiny_llama, [2, 0]).state_dict())
     asked = hub.asked_for()
-    assert asked[:2] == ["config.json", INDEX]
-    assert set(asked[2:]) == shards_of(sharded, 0, 2) | {"README.md", "generation_config.json"}
+    assert asked[:3] == ["config.json", "adapter_config.json", INDEX]
+    assert set(asked[3:]) == shards_of(sharded, 0, 2) | {"README.md", "generation_config.json"}
     assert shards_of(sharded, 0, 2) < shards_of(sharded, 0, 1, 2, 3)
     card = (out / "README.md").read_text()
     assert f"[them/llama](https://huggingface.co/them/llama/tree/{COMMIT})" in card
@@ -72,7 +72,7 @@ def test_a_plan_that_does_not_fit_downloads_nothing_but_the_configuration(
     hub.add("them/llama", sharded)
     with pytest.raises(PlanError, match=line):
         surgery.inherit_checkpoint("them/llama", tmp_path / "out", layers)
-    assert hub.asked_for() == ["config.json"]
+    assert hub.asked_for() == ["config.json", "adapter_config.json"]
     assert not (tmp_path / "out").exists()
 
 
@@ -96,7 +96,7 @@ def test_checkpoints_without_an_index_of_safetensors(
     hub.add("them/one", folder)
     with pytest.raises(PlanError):
         surgery.inherit_checkpoint("them/one", tmp_path / "out", 5)
-    assert hub.asked_for() == ["config.json"]
+    assert hub.asked_for() == ["config.json", "adapter_config.json"]
     out = surgery.inherit_checkpoint("them/one", tmp_path / "out", 2)
     assert_same_weights(load_model(out).state_dict(), surgery.inherit(tiny_llama, 2).state_dict())
 

@@ -10,6 +10,7 @@ import pytest
 from inheritune.errors import OutputError, PlanError
 from inheritune.spectra.recommend import Recommendation
 from inheritune.surgery import LayerPlan, LayerRow, parse_parts
+from tiny import analysis_of
 
 
 def taken(plan: LayerPlan) -> list[tuple[str | None, int | None]]:
@@ -254,9 +255,9 @@ def test_parts() -> None:
 
 
 def test_a_recommendation_stands_for_the_layers_it_keeps(tmp_path: Path) -> None:
-    found = Recommendation(8, 6, (3, 6, 7), "by hand.")
+    found = Recommendation(depth=8, start=6, cut=(3, 6, 7), reason="by hand.")
     assert layers(LayerPlan.from_layers(found, 8)) == [0, 1, 2, 4, 5]
-    (tmp_path / "spectra.json").write_text(json.dumps({"recommendation": found.as_record()}))
+    (tmp_path / "spectra.json").write_text(analysis_of(found))
     for named in (tmp_path, str(tmp_path), f" {tmp_path}".strip()):
         assert layers(LayerPlan.from_layers(named, 8)) == [0, 1, 2, 4, 5]
     assert [row.source for row in LayerPlan.in_place(found, 8)] == [0, 1, 2, None, 4, 5, None, None]
@@ -269,9 +270,7 @@ def test_a_recommendation_stands_for_the_layers_it_keeps(tmp_path: Path) -> None
 def test_a_number_is_a_count_even_where_a_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "3").mkdir()
-    (tmp_path / "3" / "spectra.json").write_text(
-        json.dumps({"recommendation": Recommendation(8, 1, (7,), "").as_record()})
-    )
+    (tmp_path / "3" / "spectra.json").write_text(analysis_of(Recommendation(depth=8, start=1, cut=(7,), reason="")))
     assert layers(LayerPlan.from_layers("3", 8)) == [0, 1, 2]
     assert len(layers(LayerPlan.from_layers("./3", 8))) == 7
 
@@ -281,7 +280,7 @@ def test_folders_that_hold_no_recommendation(tmp_path: Path) -> None:
         LayerPlan.from_layers(str(tmp_path), 8)
     with pytest.raises(PlanError, match="cannot read layers"):
         LayerPlan.from_layers("a" * 5000, 8)
-    (tmp_path / "spectra.json").write_text(json.dumps({"kind": "analysis", "schema": 1}))
+    (tmp_path / "spectra.json").write_text(analysis_of(None))
     with pytest.raises(OutputError, match=r"holds no recommendation .*run inheritune analyze again") as caught:
         LayerPlan.from_layers(tmp_path, 8)
     assert "\n" not in str(caught.value)

@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from inheritune.data import Shards, TrainingWindows
-from inheritune.data.shards import write_manifest, write_split
+from inheritune.data.shards import open_shards, write_split
 from inheritune.errors import DataError, RecipeError
+from inheritune.records.data import Manifest, PrepareSettings, Splits
 from inheritune.training import (
     TrainingSettings,
     callbacks,
@@ -41,10 +42,11 @@ def shards(tmp_path: Path) -> Shards:
     folder.mkdir()
     dtype = np.dtype("<u2")
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 3000)
-    splits = {name: write_split(folder, name, [tokens], dtype) for name in ("train", "valid")}
-    return write_manifest(
-        folder, {"schema": 1, "dtype": dtype.str, "vocabulary": VOCABULARY, "splits": splits, "settings": {}}
-    )
+    train, valid = (write_split(folder, name, [tokens], dtype) for name in ("train", "valid"))
+    made = PrepareSettings(source="", tokenizer="", valid_fraction=0.5, separator="", field="")
+    splits = Splits(train=train, valid=valid)
+    Manifest(dtype=dtype.str, vocabulary=VOCABULARY, splits=splits, settings=made).write(folder / "manifest.json")
+    return open_shards(folder)
 
 
 def settings(**changes: object) -> TrainingSettings:

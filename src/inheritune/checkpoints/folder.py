@@ -91,6 +91,8 @@ def read_index(path: Path) -> dict[str, str]:
         named = {str(key): str(name) for key, name in json.loads(path.read_text("utf-8"))["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"cannot read {path}: expected a JSON object with a weight_map") from error
+    if not named:
+        raise ModelError(f"{path} names no weights: expected a JSON object with a weight_map")
     for name in named.values():
         if Path(name).name != name:
             raise ModelError(f"{path} names the file {name!r}: expected names of files beside it")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inheritune.errors import ModelError, OutputError
+from inheritune.errors import ModelError, OutputError, reason
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _CACHED = re.compile(r"(?:^|[/\\])models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})$")
@@ -88,6 +88,28 @@ def open_repository(name: str, revision: str | None = None) -> Repository:
     return Repository(name, path.parent.name, path.parent)
 
 
+def fetch_repository(name: str, revision: str | None, patterns: Iterable[str]) -> Repository:
+    """Find a model or tokenizer on the hub, or in the cache, and bring the files that fit `patterns` here.
+
+    Raises:
+        ModelError: as `open_repository`.
+    """
+    from huggingface_hub import snapshot_download
+
+    offline = not hub_can_answer()
+    with _in_one_line(name, revision):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns], local_files_only=offline))
+    return Repository(name, folder.name, folder)
+
+
+def cached_repository(name: str) -> Repository | None:
+    """Return a model's main branch as the cache has it, without asking the hub; None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, "config.json")
+    return Repository(name, Path(path).parent.name, Path(path).parent) if isinstance(path, str) else None
+
+
 def cached_name(folder: Path) -> tuple[str, str] | None:
     """Return the id and the commit of the hub's model that a folder of the cache holds; None for any other folder."""
     found = _CACHED.search(str(folder))
@@ -139,6 +161,8 @@ def _reason(name: str, revision: str | None, error: Exception) -> str:
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{name}"
+    if isinstance(error, OSError) and error.errno is not None:  # no permission, no space: not the hub's fault
+        return f"cannot keep {name} in the hub's cache: {reason(error)}"
     if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: ask for access at {page}, then log in (hf auth login) or set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -153,7 +177,7 @@ def _reason(name: str, revision: str | None, error: Exception) -> str:
         )
     if isinstance(error, errors.EntryNotFoundError):
         return f"{name} is no model for transformers: it has no config.json on the hub; see {page}"
-    return f"cannot get {name} from the hub: {first_line(error)}"
+    return f"cannot get {name} from the hub: {reason(error)}"
 
 
 # -- upload -----------------------------------------------------------------------------------------------------------
@@ -238,11 +262,5 @@ def _push_reason(repo_id: str, error: Exception) -> str:
     if status in (403, 404):
         return f"cannot upload to {repo_id}: you may not write there with this token; expected YOUR-NAME/NAME"
     if isinstance(error, errors.HTTPError) and status is None:
-        return f"cannot upload to {repo_id}: the hub cannot be reached ({first_line(error)})"
-    return f"cannot upload to {repo_id}: {first_line(error)}"
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text that is not empty, or what kind of error it is."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        return f"cannot upload to {repo_id}: the hub cannot be reached ({reason(error)})"
+    return f"cannot upload to {repo_id}: {reason(error)}"

@@ -54,7 +54,9 @@ def _load(path: Path, device: str) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(refusal(path)) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise ModelError(f"{path} is damaged or not a PyTorch file") from error
     if not isinstance(loaded, dict):
         raise ModelError(f"{path} holds a {type(loaded).__name__}: expected tensors by name")
@@ -73,15 +75,17 @@ def _kinds() -> dict[torch.dtype, str]:
 
 def _offset(tensor: Tensor) -> int | None:
     """Return where the tensor's storage begins in the file; PyTorch before 2.7 does not say."""
-    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None) if _strided(tensor) else None
+
+
+def _strided(tensor: Tensor) -> bool:
+    """Return whether a tensor has one storage of its values; sparse ones have several."""
+    return str(tensor.layout) == "torch.strided"
 
 
 def _lies_plainly(path: Path, tensors: dict[str, Tensor]) -> bool:
-    import torch
-
     return _same_byte_order(path) and all(
-        _offset(tensor) is not None and tensor.layout == torch.strided and tensor.is_contiguous()
-        for tensor in tensors.values()
+        _offset(tensor) is not None and tensor.is_contiguous() for tensor in tensors.values()
     )
 
 
@@ -95,7 +99,8 @@ def _same_byte_order(path: Path) -> bool:
 
 
 def _stored(path: Path, key: str, tensor: Tensor) -> StoredTensor:
-    start = (_offset(tensor) or 0) + tensor.storage_offset() * tensor.itemsize
+    offset = _offset(tensor)
+    start = 0 if offset is None else offset + tensor.storage_offset() * tensor.itemsize
     return StoredTensor(path, key, _kinds()[tensor.dtype], tuple(tensor.shape), start, tensor.numel() * tensor.itemsize)
 
 
@@ -107,7 +112,9 @@ def _convert(path: Path, copy: Path) -> dict[str, StoredTensor]:
     tensors = _load(path, "cpu")
     first: dict[Any, str] = {}
     names = {
-        key: first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype), key)
+        key: first.setdefault(
+            (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if _strided(tensor) else key, key
+        )
         for key, tensor in tensors.items()
     }
     kept = set(names.values())

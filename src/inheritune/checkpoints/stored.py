@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import ModelError
+from inheritune.errors import ModelError, reason
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,6 @@ TYPES = {
 
 _POINTER = b"version https://git-lfs"
 _PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
-_BYTES = {"64": 8, "32": 4, "16": 2, "8": 1}
 _LONGEST_HEADER = 100_000_000
 """Bytes; safetensors' own limit."""
 
@@ -106,6 +106,24 @@ def refuse_pointer(path: Path) -> None:
             raise ModelError(f"{path} is a git-lfs pointer, not the file itself: run git lfs pull in {path.parent}")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a model's folder.
+
+    Raises:
+        ModelError: it is missing, cannot be read, is not JSON, or holds something else than an object.
+    """
+    refuse_pointer(path)
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged or not JSON: {reason(error)}") from error
+    if not isinstance(held, dict):
+        raise ModelError(f"{path} holds a JSON {type(held).__name__}: expected an object")
+    return held
+
+
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of one safetensors file by name, and confirm that it is whole.
 
@@ -117,7 +135,8 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length) if length <= _LONGEST_HEADER else b"")
-        header.pop("__metadata__", None)
+        if not isinstance(header.pop("__metadata__", {}), dict):
+            raise _DamagedError("its metadata is no object")
         tensors = {str(key): _stored(path, key, entry, 8 + length) for key, entry in header.items()}
         _check_whole(tensors.values(), 8 + length, total)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -139,7 +158,7 @@ def _detail(error: Exception) -> str:
 def _stored(path: Path, key: str, entry: dict[str, Any], data: int) -> StoredTensor:
     kind, shape = str(entry["dtype"]), tuple(entry["shape"])
     start, end = entry["data_offsets"]
-    if kind in TYPES and end - start != math.prod(shape) * type_bytes(kind):
+    if 8 * (end - start) != math.prod(shape) * _bits(kind):
         raise _DamagedError(f"{key!r} has {end - start} bytes, which is not {list(shape)} of {kind}")
     return StoredTensor(path, key, kind, shape, data + start, end - start)
 
@@ -157,6 +176,12 @@ def _check_whole(tensors: Collection[StoredTensor], start: int, total: int) -> N
 
 def type_bytes(kind: str) -> int:
     """Return the number of bytes of one element of a type of `TYPES`."""
-    if kind == "BOOL":
-        return 1
-    return _BYTES[kind.partition("_")[0].lstrip("BCFIU")]
+    return _bits(kind) // 8
+
+
+def _bits(kind: str) -> int:
+    """Return the number of bits of one element of any type, which its name says: 4 of `F4`, 8 of `F8_E8M0`."""
+    named = re.fullmatch(r"(?:BF|C|F|I|U)(\d+)(?:_E\d+M\d+[A-Z]*)?", kind)
+    if named is None and kind != "BOOL":
+        raise _DamagedError(f"{kind!r} is no type of tensors")
+    return int(named[1]) if named else 8

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inheritune.cli.options import SEPARATOR, Field, Separator
+
 if TYPE_CHECKING:
     from inheritune.records.evaluation import Comparison, Evaluated, EvaluationRecord, Speed, SpeedRatio
 
@@ -25,6 +27,8 @@ def evaluate(
         typer.Option(help="A text source, a folder of prepared shards (validation split), or windows.npy (N, T + 1)."),
     ],
     against: Annotated[str | None, typer.Option(help="The reference: a model folder or hub id.")] = None,
+    field: Field = "text",
+    separator: Separator = SEPARATOR,
     length: Annotated[
         int | None, typer.Option(help="Input tokens of a window (by default 512 or the context; less for little data).")
     ] = None,
@@ -53,6 +57,8 @@ def evaluate(
             model,
             data,
             against,
+            separator=separator,
+            field=field,
             length=length,
             windows=windows,
             batch=batch,

@@ -162,11 +162,11 @@ def _revived(plan: LayerPlan, analysis: Path, config: PretrainedConfig) -> Layer
 
 def _note_other_model(analysis: str | Path | None, model: str) -> None:
     """Say so where an analysis names another model than the one at hand: a copy of it, or a mistake."""
-    from inheritune.spectra.reading import read_spectra
+    from inheritune.spectra.folder import read_analysis
 
     if analysis is None:
         return
-    analysed = str(read_spectra(analysis, needed=()).get("model", model))
+    analysed = read_analysis(analysis).model or model
     if analysed != model and Path(analysed).resolve() != Path(model).resolve():
         typer.echo(f"note: {analysis} is the analysis of {analysed}, not of {model}", err=True)
 

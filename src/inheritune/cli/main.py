@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import cast
+from typing import Annotated, cast
 
 import typer
 
+from inheritune import __version__
 from inheritune.cli import analyze, evaluate, inherit, plan, prepare, quickstart, report, reproduce, run
 from inheritune.errors import InherituneError
 
@@ -18,12 +19,28 @@ UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 """Click's own class; by this road because newer releases of Typer bring a click of their own."""
 
 app = typer.Typer(
-    help="Find where a decoder language model's attention has collapsed, and build a smaller, equally good model.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"inheritune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Find where a decoder language model's attention has collapsed, and build a smaller, equally good model."""
+
+
 for command in (quickstart, analyze, inherit, prepare, plan, run, evaluate, reproduce, report):
     command.register(app)
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from inheritune.cli.options import SEPARATOR, Field, Separator
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -15,14 +17,14 @@ def register(app: typer.Typer) -> None:
 
 def prepare(
     source: Annotated[
-        str, typer.Argument(help="stdlib, a .txt/.jsonl/.parquet file, a folder of them, or hf:NAME[:CONFIG].")
+        str, typer.Argument(help="stdlib, a .txt/.jsonl/.csv/.parquet file, a folder of them, or hf:NAME[:CONFIG].")
     ],
     tokenizer: Annotated[str, typer.Option(help="A tokenizer or model (folder or hub id), or train:SIZE.")],
     out: Annotated[Path, typer.Option(help="The folder of the shards.")],
     validation: Annotated[str | None, typer.Option(help="A second source, for validation alone.")] = None,
     valid_fraction: Annotated[float, typer.Option(help="Share of the documents for validation.")] = 0.04,
-    separator: Annotated[str, typer.Option(help=r"Between two documents of a text file (\n is a line end).")] = r"\n\n",
-    field: Annotated[str, typer.Option(help="The field of JSON lines and tables that holds the text.")] = "text",
+    separator: Separator = SEPARATOR,
+    field: Field = "text",
 ) -> None:
     """Tokenize text once into shards that every run can share.
 
@@ -37,10 +39,11 @@ def prepare(
         tokenizer,
         validation=validation,
         valid_fraction=valid_fraction,
-        separator=separator.replace(r"\n", "\n"),
+        separator=separator,
         field=field,
     )
-    splits = shards.manifest["splits"]
-    rows = [(name, f"{splits[name]['documents']:,}", f"{splits[name]['tokens']:,}") for name in ("train", "valid")]
+    splits = shards.manifest.splits
+    parts = (("train", splits.train), ("valid", splits.valid))
+    rows = [(name, f"{part.documents:,}", f"{part.tokens:,}") for name, part in parts]
     print_table(f"{source}: {shards.vocabulary:,} token ids", ("split", "documents", "tokens"), rows)
     console.print(f"shards: {out}   manifest: {out / 'manifest.json'}", markup=False)

@@ -28,12 +28,13 @@ def report(
     from inheritune.cli.console import console
     from inheritune.report import check_page, load, opening, save_figures, write_report
 
-    found = load(paths)
+    opened = opening(load(paths))
     check_page(out)
     # The folder is claimed before the page is written: the page may lie in it, and a wrong folder must leave no page.
     files = None if figures is None else save_figures(paths, figures)
     page = write_report(paths, out)
-    console.print(opening(found).sentence, markup=False)
-    console.print(f"page: {page}", markup=False)
+    lines = [opened.sentence, *opened.cautions, *map(str, opened.steps), f"page: {page}"]
     if files is not None:
-        console.print(f"figures: {len(files)} files in {figures}", markup=False)
+        lines.append(f"figures: {len(files)} files in {figures}")
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)  # so that a command can be copied

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from inheritune.data.shards import MANIFEST, TOKENIZER, Shards, open_shards, token_dtype, write_manifest, write_split
-from inheritune.data.sources import VALID_FRACTION, Document, read_documents
-from inheritune.data.tokenizer import TRAIN_PREFIX, encode, resolve_tokenizer
+from inheritune.data.readers import BLANK_LINE
+from inheritune.data.shards import MANIFEST, TOKENIZER, Shards, open_shards, token_dtype, write_split
+from inheritune.data.sources import VALID_FRACTION, Document, read_documents, source_content
+from inheritune.data.tokenizer import TRAIN_PREFIX, encode, resolve_tokenizer, tokenizer_digest, vocabulary_size
 from inheritune.decoder import load_tokenizer
-from inheritune.errors import DataError, OutputError
-from inheritune.progress import Advance, progress
-from inheritune.storage import read_json
+from inheritune.errors import DataError, ModelError, OutputError
+from inheritune.progress import Advance, note, progress
+from inheritune.records.data import Manifest, PrepareSettings, SourceContent, Splits
+from inheritune.storage import is_being_filled, whole_folder
+
+WAIT_SECONDS = 0.5
 
 
 def prepare(
@@ -25,10 +28,12 @@ def prepare(
     *,
     validation: str | Path | None = None,
     valid_fraction: float = VALID_FRACTION,
-    separator: str = "\n\n",
+    separator: str = BLANK_LINE,
     field: str = "text",
 ) -> Shards:
     r"""Tokenize `source` into the folder `out`; a folder that already holds exactly this is reused.
+
+    Where another process is filling `out`, this one waits and reuses what it made.
 
     Documents, not windows, are split: a document goes to validation when the hash of its key falls below
     `valid_fraction`. A source so small that no document falls there gives the one with the least hash.
@@ -40,62 +45,139 @@ def prepare(
         validation: a second source that is the whole validation split; all of `source` is then for training.
         valid_fraction: the share of documents for validation, in (0, 1).
         separator: what stands between two documents of a `.txt` file.
-        field: the field of JSON lines and tables that holds the text.
+        field: the field of rows that holds the text.
 
     Raises:
         DataError: no text, a bad fraction, or too few documents to split.
         ModelError: no tokenizer at `tokenizer`.
-        OutputError: `out` holds something else, or cannot be written.
+        OutputError: `out` holds something else or shards of another source, or cannot be written.
     """
     if not 0 < valid_fraction < 1:
         raise DataError(f"valid fraction {valid_fraction}: expected a number between 0 and 1, both excluded")
-    settings = {
-        "source": str(source),
-        "tokenizer": str(tokenizer),
-        "validation": None if validation is None else str(validation),
-        "valid_fraction": valid_fraction,
-        "separator": separator,
-        "field": field,
-    }
+    settings = PrepareSettings(
+        source=str(source),
+        tokenizer=str(tokenizer),
+        validation=None if validation is None else str(validation),
+        valid_fraction=valid_fraction,
+        separator=separator,
+        field=field,
+    )
     out = Path(out)
+    _wait_for_others(out)
     if (out / MANIFEST).is_file():
         return _reuse(out, settings)
-    if out.exists() and any(out.iterdir()):
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise OutputError(f"{out} holds something else: pass a new or empty folder")
-    train, valid = _split(source, validation, valid_fraction, separator, field)
-    return _write(out, train, valid, settings)
-
-
-def _reuse(out: Path, settings: dict[str, Any]) -> Shards:
-    held = read_json(out / MANIFEST)["settings"]
-    differing = [key for key in settings if held.get(key) != settings[key]]
-    if differing == ["tokenizer"] and _same_tokenizer(out / TOKENIZER, settings["tokenizer"]):
-        return open_shards(out)  # it only lies elsewhere now
-    if differing:
-        key = differing[0]
-        raise OutputError(f"{out} holds other shards (its {key} is {held.get(key)!r}, yours is {settings[key]!r})")
+    try:
+        with whole_folder(out) as temporary:
+            _write(temporary, settings)
+    except OutputError:
+        if not (out / MANIFEST).is_file():
+            raise
+        return _reuse(out, settings)  # another process began in the same moment and was faster
     return open_shards(out)
 
 
-def _same_tokenizer(held: Path, spec: str) -> bool:
+def _wait_for_others(out: Path) -> None:
+    while is_being_filled(out):
+        note(f"another process is preparing {out}: waiting for it")
+        time.sleep(WAIT_SECONDS)
+
+
+def _contents(settings: PrepareSettings) -> dict[str, SourceContent]:
+    """Return what the files of the source and of the validation source are now, by the setting that names them."""
+    named = {"source": settings.source, "validation": settings.validation}
+    found = {key: source_content(source) for key, source in named.items() if source is not None}
+    return {key: content for key, content in found.items() if content is not None}
+
+
+def _reuse(out: Path, settings: PrepareSettings) -> Shards:
+    """Open the shards in `out` if `settings` would make the same ones: sources and tokenizers are known by content.
+
+    Raises:
+        OutputError: they would make others.
+    """
+    shards = open_shards(out)
+    try:
+        contents = _contents(settings) if shards.manifest.sources else {}
+    except DataError as error:
+        contents = {}
+        note(f"{error}; the shards in {out} are used as they are")
+    for key, value in settings.as_json().items():
+        if why := _difference(shards, key, value, contents.get(key)):
+            raise OutputError(f"{out} holds other shards ({why}): pass another folder, or delete it to make it again")
+    return shards
+
+
+def _difference(shards: Shards, key: str, value: object, content: SourceContent | None) -> str:
+    """Say how a setting of the shards differs from one asked for; sources and tokenizers are known by their content."""
+    held = shards.manifest.settings[key]
+    old = shards.manifest.sources.get(key)
+    if old is not None and content is not None:
+        changed = f"it had {_size(old)}, now it has {_size(content)}" if held == value else f"its {key} is {held!r}"
+        return f"the {key} {value} has other content: {changed}" if old != content else ""
+    if key == "tokenizer":
+        if _same_tokenizer(shards, str(value)):
+            return ""
+        if held == value:
+            return f"the tokenizer {value} has changed"
+    return f"its {key} is {held!r}, yours is {value!r}" if held != value else ""
+
+
+def _size(content: SourceContent) -> str:
+    """Say the size of a source, and its digest, since another text may be as long."""
+    files = f" in {content.files:,} files" if content.files > 1 else ""
+    return f"{content.bytes:,} bytes{files}, SHA-256 {content.sha256[:8]}"
+
+
+def _same_tokenizer(shards: Shards, spec: str) -> bool:
     """Return whether `spec` names a tokenizer that equals the one the shards were made with, wherever it is."""
+    named = spec == shards.manifest.settings.tokenizer
     if spec.startswith(TRAIN_PREFIX):
-        return False
-    one, two = (getattr(load_tokenizer(place), "backend_tokenizer", None) for place in (held, spec))
-    return one is not None and two is not None and one.to_str() == two.to_str()
+        return named
+    try:
+        asked = tokenizer_digest(load_tokenizer(spec))
+    except ModelError:
+        return named  # it is gone, or the hub cannot be reached: the shards have a copy
+    known = shards.manifest.tokenizer_sha256
+    if known is None and named:
+        return True
+    return asked in (known, tokenizer_digest(load_tokenizer(shards.tokenizer)))
+
+
+def _write(folder: Path, settings: PrepareSettings) -> None:
+    """Write both splits and the tokenizer into `folder`, the manifest last."""
+    named = not settings.tokenizer.startswith(TRAIN_PREFIX)
+    encoder = resolve_tokenizer(settings.tokenizer, ()) if named else None  # a wrong name is said before any reading
+    sources = _contents(settings)
+    train, valid = _split(*(settings[key] for key in ("source", "validation", "valid_fraction", "separator", "field")))
+    if encoder is None:
+        encoder = resolve_tokenizer(settings.tokenizer, (document.text for document in train))
+    size = vocabulary_size(encoder)
+    dtype = token_dtype(size)
+    encoder.save_pretrained(folder / TOKENIZER)
+    with progress("tokenizing", len(train) + len(valid)) as advance:
+        train_split, valid_split = (
+            write_split(folder, name, _counted(encode((document.text for document in part), encoder), advance), dtype)
+            for name, part in (("train", train), ("valid", valid))
+        )
+    Manifest(
+        dtype=dtype.str,
+        vocabulary=size,
+        splits=Splits(train=train_split, valid=valid_split),
+        settings=settings,
+        sources=sources,
+        tokenizer_sha256=tokenizer_digest(encoder),
+    ).write(folder / MANIFEST)
 
 
 def _split(
-    source: str | Path, validation: str | Path | None, fraction: float, separator: str, field: str
+    source: str, validation: str | None, fraction: float, separator: str, field: str
 ) -> tuple[list[Document], list[Document]]:
-    documents = list(read_documents(source, separator, field))
-    if not documents:
-        raise DataError(f"{source} holds no text")
+    """Return the documents for training and for validation."""
+    documents = _read(source, separator, field)
     if validation is not None:
-        valid = list(read_documents(validation, separator, field))
-        if not valid:
-            raise DataError(f"{validation} holds no text")
-        return documents, valid
+        return documents, _read(validation, separator, field)
     if len(documents) < 2:
         raise DataError(f"{source} is a single document and cannot be split: name a validation source beside it")
     threshold = max(fraction, min(document.position() for document in documents) + 1e-15)
@@ -108,36 +190,15 @@ def _split(
     return train, valid
 
 
-def _write(out: Path, train: list[Document], valid: list[Document], settings: dict[str, Any]) -> Shards:
-    """Write both splits and the tokenizer into a temporary folder, and rename it when it is whole."""
-    encoder = resolve_tokenizer(settings["tokenizer"], (document.text for document in train))
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a preparation that was killed
-    dtype = token_dtype(len(encoder))
-    try:
-        temporary.mkdir(parents=True)
-        encoder.save_pretrained(temporary / TOKENIZER)
-        splits = {}
-        with progress("tokenizing", len(train) + len(valid)) as advance:
-            for name, documents in (("train", train), ("valid", valid)):
-                encoded = encode((document.text for document in documents), encoder)
-                splits[name] = write_split(temporary, name, _counted(encoded, advance), dtype)
-                splits[name]["documents"] = len(documents)
-        write_manifest(
-            temporary,
-            {"schema": 1, "dtype": dtype.str, "vocabulary": len(encoder), "splits": splits, "settings": settings},
-        )
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except OSError as error:
-        raise OutputError(f"cannot write shards to {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return open_shards(out)
+def _read(source: str, separator: str, field: str) -> list[Document]:
+    documents = list(read_documents(source, separator, field))
+    if not documents:
+        raise DataError(f"{source} holds no text")
+    return documents
 
 
 def _counted(documents: Iterable[np.ndarray], advance: Advance) -> Iterator[np.ndarray]:
+    """Pass documents on, integers of shape (tokens,) each, and count them."""
     for document in documents:
         yield document
         advance()

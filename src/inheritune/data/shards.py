@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inheritune.errors import DataError, OutputError
-from inheritune.storage import read_json, write_json
+from inheritune.errors import DataError
+from inheritune.records.base import read_record
+from inheritune.records.data import Manifest, ShardFile, Split
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
@@ -38,7 +40,7 @@ class Shards:
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     _maps: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False)
 
     @property
@@ -48,36 +50,48 @@ class Shards:
 
     @property
     def vocabulary(self) -> int:
-        """The number of token ids of the tokenizer."""
-        return int(self.manifest["vocabulary"])
+        """One more than the largest token id of the tokenizer."""
+        return self.manifest.vocabulary
 
     @property
     def digest(self) -> str:
         """SHA-256 over the digests of all shards: equal digests mean equal tokens in both splits."""
-        sums = [shard["sha256"] for split in ("train", "valid") for shard in self.manifest["splits"][split]["shards"]]
+        splits = self.manifest.splits
+        sums = [shard.sha256 for split in (splits.train, splits.valid) for shard in split.shards]
         return hashlib.sha256("".join(sums).encode()).hexdigest()
 
     def tokens(self, split: str) -> int:
         """Return the number of tokens of `"train"` or `"valid"`."""
-        return int(self.manifest["splits"][split]["tokens"])
+        return self._split(split).tokens
 
     def read(self, split: str, start: int, count: int) -> np.ndarray:
-        """Return tokens `start` to `start + count - 1` of a split, across shards, as int64."""
-        parts = []
+        """Return tokens `start` to `start + count - 1` of a split, across shards: int64 of shape (count,)."""
+        parts = [np.zeros(0, dtype=np.int64)]
         for shard in self._arrays(split):
             if start < len(shard) and count > 0:
                 part = shard[start : start + count]
                 parts.append(part)
                 count -= len(part)
             start = max(start - len(shard), 0)
-        return np.concatenate(parts).astype(np.int64)
+        return np.concatenate(parts).astype(np.int64, copy=False)
 
     def _arrays(self, split: str) -> list[np.ndarray]:
         if split not in self._maps:
-            dtype = np.dtype(self.manifest["dtype"])
-            names = [shard["name"] for shard in self.manifest["splits"][split]["shards"]]
-            self._maps[split] = [np.memmap(self.folder / name, dtype=dtype, mode="r") for name in names]
+            dtype = np.dtype(self.manifest.dtype)
+            paths = [self.folder / shard.name for shard in self._split(split).shards]
+            self._maps[split] = [np.memmap(path, dtype=dtype, mode="r") for path in paths]
         return self._maps[split]
+
+    def _split(self, split: str) -> Split:
+        held: Split = self.manifest.splits[split]
+        return held
+
+
+def is_shards(source: str | Path) -> bool:
+    """Return whether `source` is a folder of finished shards; any text may be asked for."""
+    with suppress(OSError):  # a name may be too long
+        return (Path(source) / MANIFEST).is_file() and (Path(source) / TOKENIZER).is_dir()
+    return False
 
 
 def open_shards(folder: str | Path) -> Shards:
@@ -85,37 +99,36 @@ def open_shards(folder: str | Path) -> Shards:
 
     Raises:
         DataError: the folder is not one, or a shard is missing or of another length than the manifest says.
+        OutputError: the manifest is damaged, or of a later version.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder} holds no token shards: expected a folder made by 'inheritune prepare'")
-    manifest = read_json(folder / MANIFEST)
-    width = np.dtype(manifest["dtype"]).itemsize
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            path = folder / shard["name"]
-            size = path.stat().st_size if path.is_file() else -1
-            if size != shard["tokens"] * width:
-                raise DataError(f"shard {path} is missing or cut short: expected {shard['tokens'] * width} bytes")
+    manifest = read_record(folder / MANIFEST, Manifest)
+    width = np.dtype(manifest.dtype).itemsize
+    for shard in (*manifest.splits.train.shards, *manifest.splits.valid.shards):
+        path = folder / shard.name
+        size = path.stat().st_size if path.is_file() else -1
+        if size != shard.tokens * width:
+            raise DataError(f"shard {path} is missing or cut short: expected {shard.tokens * width} bytes")
     return Shards(folder, manifest)
 
 
-def write_split(folder: Path, split: str, documents: Iterable[np.ndarray], dtype: np.dtype[Any]) -> dict[str, Any]:
-    """Write one split's documents as shards and return its part of the manifest.
+def write_split(folder: Path, split: str, documents: Iterable[np.ndarray], dtype: np.dtype[Any]) -> Split:
+    """Write one split's documents, integers of shape (tokens,) each, as shards and return its part of the manifest.
 
     A document is never cut at a shard's end, so a shard may be longer than `SHARD_TOKENS` by part of a document.
 
     Raises:
-        OutputError: the disk is full or the folder cannot be written.
+        DataError: a token does not fit into `dtype`.
+        OSError: the disk is full or the folder cannot be written.
     """
-    writer = _Writer(folder, split, dtype)
-    try:
-        for tokens in documents:
-            writer.add(tokens)
-        writer.close()
-    except OSError as error:
-        raise OutputError(f"cannot write shards to {folder}: {error.strerror or error}") from error
-    return {"tokens": sum(shard["tokens"] for shard in writer.shards), "shards": writer.shards}
+    writer, count = _Writer(folder, split, dtype), 0
+    for count, tokens in enumerate(documents, start=1):  # noqa: B007 - the number of documents
+        writer.add(tokens)
+    writer.close()
+    total = sum(shard.tokens for shard in writer.shards)
+    return Split(tokens=total, shards=tuple(writer.shards), documents=count)
 
 
 class _Writer:
@@ -123,11 +136,15 @@ class _Writer:
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype[Any]) -> None:
         self.folder, self.split, self.dtype = folder, split, dtype
-        self.shards: list[dict[str, Any]] = []
+        self.shards: list[ShardFile] = []
         self._waiting: list[np.ndarray] = []
         self._count = 0
 
     def add(self, tokens: np.ndarray) -> None:
+        """Append a document, integers of shape (tokens,)."""
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() <= np.iinfo(self.dtype).max:
+            ids = f"{tokens.min()} to {tokens.max()}"
+            raise DataError(f"the tokenizer gave ids {ids}: expected 0 to {np.iinfo(self.dtype).max}, its largest")
         self._waiting.append(tokens.astype(self.dtype))
         self._count += len(tokens)
         if self._count >= SHARD_TOKENS:
@@ -140,11 +157,5 @@ class _Writer:
         name = f"{self.split}-{len(self.shards):05d}.bin"
         data = np.concatenate(self._waiting)
         data.tofile(self.folder / name)
-        self.shards.append({"name": name, "tokens": len(data), "sha256": hashlib.sha256(data.tobytes()).hexdigest()})
+        self.shards.append(ShardFile(name=name, tokens=len(data), sha256=hashlib.sha256(data.data).hexdigest()))
         self._waiting, self._count = [], 0
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> Shards:
-    """Write the manifest, the last file of a finished folder, and open the folder."""
-    write_json(folder / MANIFEST, manifest)
-    return open_shards(folder)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inheritune.data.sources import END_OF_TEXT
+from inheritune.data.readers import END_OF_TEXT, reason
 from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError
 
@@ -19,6 +22,47 @@ if TYPE_CHECKING:
 TRAIN_PREFIX = "train:"
 BATCH_TEXTS = 64
 MIN_VOCABULARY = 257  # 256 bytes and the end of text
+MAX_VOCABULARY = 1 << 31
+
+
+@dataclass(frozen=True)
+class NamedTokenizer:
+    """The tokenizer of a model or of shards, and what to call it in an error."""
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+
+
+def check_same_vocabulary(tokenizers: Sequence[NamedTokenizer]) -> None:
+    """Refuse tokenizers that number tokens differently: their models' losses are about different things.
+
+    Raises:
+        DataError: two vocabularies differ.
+    """
+    for other in tokenizers[1:]:
+        first = tokenizers[0]
+        ours, theirs = first.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+        if ours == theirs:
+            continue
+        differing = len(dict(ours.items() ^ theirs.items()))
+        sizes = f"{first.name} has a vocabulary of {len(ours)} tokens, {other.name} one of {len(theirs)}"
+        raise DataError(f"{sizes} ({differing} differ): expected models and data of one vocabulary")
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return one more than the largest token id; `len(tokenizer)` is less where ids have gaps."""
+    return 1 + max([*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder])
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a SHA-256 of what makes tokens of text: equal ones make equal tokens, wherever the tokenizer lies.
+
+    Of a tokenizer in Python alone only the vocabulary is known.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    held = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    told = {key: value for key, value in held.items() if backend is None or key not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
@@ -27,13 +71,15 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     Every byte is in the alphabet, so any text can be encoded and decoded without loss.
 
     Raises:
-        DataError: `vocabulary` is smaller than the 256 bytes and the end of text.
+        DataError: `vocabulary` is smaller than the 256 bytes and the end of text, or beyond any use.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if vocabulary < MIN_VOCABULARY:
-        raise DataError(f"a vocabulary of {vocabulary} is too small: expected at least {MIN_VOCABULARY}")
+    if not MIN_VOCABULARY <= vocabulary <= MAX_VOCABULARY:
+        size = "small" if vocabulary < MIN_VOCABULARY else "large"
+        expected = f"expected at least {MIN_VOCABULARY}, at most {MAX_VOCABULARY}"
+        raise DataError(f"a vocabulary of {vocabulary} is too {size}: {expected}")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -58,26 +104,34 @@ def resolve_tokenizer(spec: str | Path, texts: Iterable[str]) -> PreTrainedToken
     if not name.startswith(TRAIN_PREFIX):
         return load_tokenizer(spec)
     size = name.removeprefix(TRAIN_PREFIX)
-    if not size.isdigit():
+    if not (size.isascii() and size.isdecimal() and len(size) < 20):
         raise DataError(f"tokenizer {name!r}: expected a number behind 'train:', for example 'train:2048'")
     return train_tokenizer(texts, int(size))
 
 
 def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
-    """Yield the tokens of each text, int64, with what marks a document's bounds for this tokenizer.
+    """Yield the tokens of each text, int64 of shape (tokens,), with what marks a document's bounds for this tokenizer.
 
     A tokenizer that puts a special token before or behind a text by itself (Llama's `<s>`) is left to it; behind the
     others (GPT-2) comes the end-of-text token, as models of that family were trained.
 
     Raises:
-        DataError: the tokenizer marks no bounds and has no end-of-text token.
+        DataError: the tokenizer marks no bounds and has no end-of-text token, or cannot encode a text.
     """
-    marks_bounds = bool(tokenizer("")["input_ids"])
+    marks_bounds = bool(_ids([""], tokenizer)[0])
     end = [] if marks_bounds else [tokenizer.eos_token_id]
     if end == [None]:
         raise DataError("the tokenizer has no end-of-text token: expected one with eos_token set")
     iterator = iter(texts)
     while batch := list(itertools.islice(iterator, BATCH_TEXTS)):
-        # A document longer than the model's context is no mistake here, so the tokenizer is told not to warn of it.
-        for ids in tokenizer(batch, verbose=False)["input_ids"]:
+        for ids in _ids(batch, tokenizer):
             yield np.array([*ids, *end], dtype=np.int64)
+
+
+def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    try:
+        # A document longer than the model's context is no mistake here, so the tokenizer is told not to warn of it.
+        ids: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]
+    except Exception as error:
+        raise DataError(f"the tokenizer cannot encode the text: {reason(error)}") from error
+    return ids

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inheritune.data.shards import MANIFEST, Shards, open_shards
+from inheritune.data.readers import BLANK_LINE
+from inheritune.data.shards import Shards, is_shards, open_shards
 from inheritune.data.sources import STDLIB, VALID_FRACTION, read_documents
 from inheritune.data.tokenizer import encode
 from inheritune.errors import DataError
@@ -36,12 +37,14 @@ def validation_windows(
     Raises:
         DataError: there are fewer tokens than one window.
     """
-    tokens = read_tokens(source, tokenizer)
+    return spread_windows(read_tokens(source, tokenizer), length, limit, _name(source))
+
+
+def spread_windows(tokens: np.ndarray, length: int, limit: int, name: str) -> np.ndarray:
+    """Return windows as `validation_windows` does, of tokens (tokens,) of `read_tokens`; `name` is for an error."""
     whole = (len(tokens) - 1) // length
     if whole < 1:
-        raise DataError(
-            f"{_name(source)} has {len(tokens)} validation tokens: expected at least {length + 1}, one window"
-        )
+        raise DataError(f"{name} has {len(tokens)} validation tokens: expected at least {length + 1}, one window")
     starts = length * (np.arange(min(limit, whole)) * whole // min(limit, whole))
     return tokens[starts[:, None] + np.arange(length + 1)]
 
@@ -63,7 +66,7 @@ def sample_windows(
 
 
 def draw_windows(tokens: np.ndarray, sequences: int, length: int, seed: int, name: str) -> np.ndarray:
-    """Return windows as `sample_windows` does, of tokens that `read_tokens` returned; `name` is what an error says."""
+    """Return windows as `sample_windows` does, of tokens (tokens,) of `read_tokens`; `name` is for an error."""
     places = len(tokens) - length + 1
     if places < 1:
         raise DataError(f"{name} has {len(tokens)} tokens: expected at least {length}, one sequence")
@@ -72,16 +75,21 @@ def draw_windows(tokens: np.ndarray, sequences: int, length: int, seed: int, nam
     return tokens[starts[:, None] + np.arange(length)]
 
 
-def read_tokens(source: str | Path | Shards, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Return the validation tokens of shards, or the tokens of all of a text source, as int64.
+def read_tokens(
+    source: str | Path | Shards,
+    tokenizer: PreTrainedTokenizerBase,
+    separator: str = BLANK_LINE,
+    field: str = "text",
+) -> np.ndarray:
+    """Return the validation tokens of shards, or the tokens of all of a text source: int64 of shape (tokens,).
 
     Of the standard library only the validation documents are read: the others are what models here are trained on.
     """
-    if not isinstance(source, Shards) and (Path(source) / MANIFEST).is_file():
+    if not isinstance(source, Shards) and is_shards(source):
         source = open_shards(source)
     if isinstance(source, Shards):
         return source.read("valid", 0, source.tokens("valid"))
-    documents = read_documents(source)
+    documents = read_documents(source, separator, field)
     if str(source) == STDLIB:
         documents = (document for document in documents if document.position() < VALID_FRACTION)
     parts = list(encode((document.text for document in documents), tokenizer))

@@ -1,64 +1,61 @@
-"""Load and save models and tokenizers, with every user's mistake said in one line.
+"""Load and save models, with every user's mistake said in one line.
 
 Code that a checkpoint brings along (`auto_map` in its config.json) is run only if `trust_remote_code` is True.
 """
 
 from __future__ import annotations
 
-import json
+import copy
+import functools
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from inheritune.checkpoints.folder import read_folder
-from inheritune.checkpoints.hub import HUB_ID, first_line, hub_can_answer, open_repository
-from inheritune.checkpoints.pickled import refusal
-from inheritune.checkpoints.stored import refuse_pointer
-from inheritune.errors import ModelError, nearest
+from inheritune.checkpoints.folder import WEIGHTS, read_folder
+from inheritune.checkpoints.stored import read_object
+from inheritune.decoder.source import CONFIG, Place, locate
+from inheritune.errors import ModelError, library_errors
 from inheritune.storage import whole_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Files of weights that are added to a model's own when it is run; nothing that reads the model's files sees them."""
+
+_COUNT = re.compile(r"(num|n)_(.*_)?(layer|block|expert|head|group)s?")
+"""Fields of a configuration that count modules."""
+
+_AT_LEAST_ONE = re.compile(r"(num_hidden_layers|num_layers|n_layers?|num_attention_heads|n_heads?)")
+_MOST_MODULES = 10_000
+"""A greater count is a mistake: building such a model, even without weights, would take all memory."""
+
+_TASK = re.compile(r"For([A-Z]\w*)$")
+_LOG = logging.getLogger(__name__)
 
 
 def load_config(
     source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """Read the configuration of the decoder at `source`, a local folder or a hub id; no weights are read.
+    """Read the configuration of the decoder at `source`; no weights are read.
+
+    Attention that this machine cannot run is left out of it: transformers then takes PyTorch's own, or plain matrices.
 
     Args:
-        source: a local folder or a hub id.
+        source: a local folder, the folder of a finished run, a hub id, or `stdlib`.
         revision: the branch, tag or commit of a model on the hub; None for its main branch.
         trust_remote_code: run the code that the checkpoint brings along, if it needs any.
 
     Raises:
-        ModelError: there is no such model, its config.json is missing or wrong, it is not a decoder language model, or
-            it needs code that is not trusted.
+        ModelError: there is no such model, its config.json is missing or wrong, it is not a decoder language model, it
+            is an adapter, or it needs code that is not trusted.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    settings = _settings(source, revision, trust_remote_code)
-    _check_config_file(source)
-    try:
-        config = AutoConfig.from_pretrained(_place(source), **settings)
-    except StrictDataclassError as error:  # its last line says which field holds what
-        reason = str(error).splitlines()[-1].strip().partition("Error: ")[2]
-        raise ModelError(f"the config.json of {source} is wrong: {reason or first_line(error)}") from error
-    except (OSError, ValueError, KeyError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(_untrusted(source)) from error
-        raise ModelError(f"cannot load a model from {source}: {first_line(error)}") from error
-    _check_is_decoder(config, source, trust_remote_code)
-    if trust_remote_code:
-        _register_own_code(config, source, settings)
-    return config
+    return _read_config(locate(source, revision), trust_remote_code)
 
 
 def load_model(
@@ -68,10 +65,10 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load the decoder at `source` in evaluation mode; a model that is passed in comes back as it is.
+    """Load the decoder at `source` in evaluation mode, on the CPU; a model that is passed in comes back as it is.
 
     Args:
-        source: a model, a local folder, or a hub id.
+        source: a model, a local folder, the folder of a finished run, a hub id, or `stdlib`.
         dtype: `"auto"` (as saved), `"float32"`, `"bfloat16"` or `"float16"`.
         revision: the branch, tag or commit of a model on the hub; None for its main branch.
         trust_remote_code: run the code that the checkpoint brings along, if it needs any.
@@ -79,70 +76,23 @@ def load_model(
     Raises:
         ModelError: there is no such model, it is not a decoder, a file is missing or corrupt, or weights are missing.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
     if isinstance(source, PreTrainedModel):
         return source
-    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
-    settings = _settings(source, revision, trust_remote_code)
+    place = locate(source, revision)
+    config = _read_config(place, trust_remote_code)
     # Else a shape that does not fit is an error that only points at a table; here it is said in a line.
-    settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(_place(source), config=config, dtype=dtype, **settings)
-    except UnpicklingError as error:
-        _check_weight_files(source)
-        raise ModelError(refusal(source)) from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        _check_weight_files(source)
-        reason = "they do not fit its config.json" if "above report" in str(error) else first_line(error)
-        raise ModelError(f"cannot load the weights in {source}: {reason}") from error
+    settings = {"output_loading_info": True, "ignore_mismatched_sizes": True, **place.arguments(trust_remote_code)}
+    with _weight_errors(place, config):
+        model, info = AutoModelForCausalLM.from_pretrained(place.address, config=config, dtype=dtype, **settings)
     if info["mismatched_keys"]:
-        name, found, expected = min(info["mismatched_keys"])
-        raise ModelError(f"{source} stores {name} as {list(found)}: its config.json asks for {list(expected)}")
+        name, stored, expected = min(info["mismatched_keys"])
+        raise ModelError(f"{source} stores {name} as {list(stored)}: its config.json asks for {list(expected)}")
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(f"the checkpoint {source} lacks {len(missing)} of the model's weights, {missing[0]!r} first")
     return model.eval()
-
-
-def load_tokenizer(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a model or tokenizer folder, a `tokenizer.json` file, or a hub id.
-
-    Args:
-        source: where it is.
-        revision: the branch, tag or commit of a model on the hub; None for its main branch.
-        trust_remote_code: run the code that the tokenizer brings along, if it needs any.
-
-    Raises:
-        ModelError: there is no tokenizer there.
-    """
-    from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
-
-    path = Path(source).expanduser()
-    if path.suffix == ".json" and path.is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=str(path))
-    check_source(source, revision)
-    if path.is_dir() and not any(any(path.glob(pattern)) for pattern in TOKENIZER_FILES):
-        # transformers would make an empty tokenizer of the model's class.
-        raise ModelError(f"no tokenizer in {source}: expected one of {', '.join(TOKENIZER_FILES)} there")
-    if path.is_dir():
-        for file in (file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
-            refuse_pointer(file)
-    settings = _manners(source, trust_remote_code)
-    if revision is not None:
-        settings["revision"] = revision
-    try:
-        if (path / "merges.txt").is_file() and not (path / "tokenizer_config.json").is_file():
-            # A bare vocab.json and merges.txt name no class; GPT-2's byte-level BPE is the one that has these files.
-            return GPT2TokenizerFast.from_pretrained(str(path))
-        return AutoTokenizer.from_pretrained(_place(source), **settings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(_untrusted(source)) from error
-        raise ModelError(f"no tokenizer in {source}: {_reason(source, error)}") from error
 
 
 def save_model(
@@ -192,82 +142,142 @@ def _write_model(model: PreTrainedModel, folder: Path, max_shard_size: int | str
         shutil.copymode(folder / "config.json", path)
 
 
-def check_source(source: str | Path, revision: str | None = None) -> None:
-    """Refuse a path that is not there and a folder that is empty before any library is asked.
+def _read_config(place: Place, trust_remote_code: bool) -> PretrainedConfig:
+    """Read and check the configuration of a model that was found."""
+    from transformers import AutoConfig
+
+    _refuse_adapter(place)
+    if not (place.folder / CONFIG).exists():
+        raise ModelError(f"no config.json in {place.name}: expected a model in Hugging Face format")
+    _check_counts(read_object(place.folder / CONFIG), place)
+    with untrusted_code(place), library_errors(f"{place.file(CONFIG)} is wrong"):
+        config = AutoConfig.from_pretrained(place.address, **place.arguments(trust_remote_code))
+    _check_is_decoder(config, place, trust_remote_code)
+    if trust_remote_code:
+        _register_own_code(config, place)
+    return use_available_attention(_text_config(config))
+
+
+def _text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """Return the part of a composite configuration that transformers' causal language model is built of.
+
+    Of a few families (Llama 4, Qwen 3.5) it is the text decoder alone, of others (Gemma 3) the whole.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    part = config.sub_configs.get("text_config")
+    if kind is None or part is None or getattr(kind, "config_class", None) is not part:
+        return config
+    text = config.get_text_config()
+    if (quantised := getattr(config, "quantization_config", None)) is not None:
+        text.quantization_config = quantised
+    text.name_or_path, text.architectures = config.name_or_path, [kind.__name__]
+    return text
+
+
+def build_empty(config: PretrainedConfig) -> PreTrainedModel:
+    """Return the model that `config` describes with shapes but no weights (meta device); no memory is needed.
 
     Raises:
-        ModelError: `source` is neither a folder with something in it nor, by its form, a hub id; or it is a folder,
-            of which there is no `revision`.
+        Exception: whatever transformers trips over, where `config` describes no model; call it in `library_errors`.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not any(path.iterdir()):
-            raise ModelError(f"the folder {source} is empty: expected a model in Hugging Face format (config.json ...)")
-        if revision is not None:
-            raise ModelError(f"{source} is a folder: a revision ({revision}) is for models on the hub")
-        return
-    if path.is_file():
-        raise ModelError(f"{source} is a file: expected a model folder or a hub id")
-    if isinstance(source, Path) or not HUB_ID.match(str(source)) or (path.parent.is_dir() and "/" in str(source)):
-        siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ModelError(f"no folder {source}: expected a model folder or a hub id{nearest(str(path), siblings)}")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
 
-def _check_config_file(source: str | Path) -> None:
-    """Refuse a folder without a configuration, or with one that is not even JSON, naming the file."""
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        return
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"no config.json in {source}: expected a model in Hugging Face format")
-    refuse_pointer(path)
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is damaged or not JSON: {first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path} holds a JSON {type(config).__name__}: expected an object, a model's configuration")
+def use_available_attention(config: PretrainedConfig) -> PretrainedConfig:
+    """Let transformers choose the attention: PyTorch's `sdpa`, or `eager` where the family has no other.
+
+    What a config.json names beside them (`flash_attention_2`, kernels of the hub) is a matter of the machine on which
+    it was written. `eager` stays, which runs everywhere.
+
+    Args:
+        config: is changed, and returned.
+    """
+    for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        named = getattr(part, "_attn_implementation", None)
+        if named not in (None, "eager"):
+            part._attn_implementation = None
+            if named != "sdpa":
+                _note(f"note: the attention {named!r} of the config.json is not used: PyTorch's own (sdpa) or eager is")
+    return config
 
 
-def _check_weight_files(source: str | Path) -> None:
-    """Say which of a folder's files is damaged or missing, if one is: the libraries' errors name none."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        read_folder(folder)
+@functools.cache
+def _note(text: str) -> None:
+    """Print a note once, although a command may read a configuration several times."""
+    _LOG.warning(text)
 
 
-def _settings(source: str | Path, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    """Return the arguments with which transformers finds `source` and nothing else, after confirming that it exists."""
-    check_source(source, revision)
-    settings = _manners(source, trust_remote_code)
-    if Path(source).expanduser().is_dir():
-        return settings
-    # One commit for everything that is read, and files that are here are not asked for again.
-    return settings | {"revision": open_repository(str(source), revision).commit}
+def _refuse_adapter(place: Place) -> None:
+    held = [name for name in ADAPTERS if (place.folder / name).exists()]
+    if place.repository is not None and place.repository.fetch_if_there(ADAPTERS[0]):
+        held = [ADAPTERS[0]]
+    if held:
+        raise ModelError(
+            f"{place.name} holds an adapter ({held[0]}), whose weights are not in the model's own: merge it first "
+            "(peft: merge_and_unload(), then save_pretrained()) and pass the merged model"
+        )
 
 
-def _manners(source: str | Path, trust_remote_code: bool) -> dict[str, Any]:
-    """Return whether code may be run and the hub be asked, as arguments of `from_pretrained`."""
-    # A folder needs the hub only where its code is in another repository.
-    needed = trust_remote_code or not Path(source).expanduser().is_dir()
-    return {"trust_remote_code": trust_remote_code, "local_files_only": not (needed and hub_can_answer())}
+def _check_counts(config: dict[str, Any], place: Place) -> None:
+    """Refuse a configuration that counts no layers or heads, or more of them or of experts than any model can have."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_counts(value, place)
+        elif _COUNT.fullmatch(name) and isinstance(value, int | float):
+            least = 1 if _AT_LEAST_ONE.fullmatch(name) else 0
+            if not least <= value <= _MOST_MODULES:
+                expected = f"expected {least} to {_MOST_MODULES:,}"
+                raise ModelError(f"{place.file(CONFIG)} is wrong: {name} is {value}, {expected}")
 
 
-def _place(source: str | Path) -> str:
-    """Return a folder with its `~` resolved, or the hub id, as transformers wants it."""
-    path = Path(source).expanduser()
-    return str(path if path.is_dir() else source)
-
-
-def _untrusted(source: str | Path) -> str:
-    return (
-        f"{source} needs code that comes with it (auto_map in its config.json): read that code, and pass "
+def _needs_code(place: Place) -> ModelError:
+    return ModelError(
+        f"{place.name} needs code that comes with it (auto_map in its config.json): read that code, and pass "
         "trust_remote_code=True (--trust-remote-code) if you trust it"
     )
 
 
-def _register_own_code(config: Any, source: str | Path, settings: dict[str, Any]) -> None:
+@contextmanager
+def untrusted_code(place: Place) -> Iterator[None]:
+    """Say which option runs the code that a model or tokenizer needs, where it is missing."""
+    try:
+        yield
+    except ModelError as error:
+        if "trust_remote_code" in str(error.__cause__):
+            raise _needs_code(place) from error.__cause__
+        raise
+
+
+@contextmanager
+def _weight_errors(place: Place, config: PretrainedConfig) -> Iterator[None]:
+    """Turn what goes wrong with weights into one line that names the damaged file, which the libraries do not."""
+
+    def check() -> None:
+        if place.repository is None or any((place.folder / name).exists() for name in WEIGHTS):
+            read_folder(place.folder)
+        if (generation := place.folder / "generation_config.json").exists():
+            read_object(generation)
+        with library_errors(f"{place.file(CONFIG)} is wrong"):
+            build_empty(config)
+
+    failure = f"cannot load the weights in {place.name}"
+    with library_errors(failure, check):
+        try:
+            yield
+        except RuntimeError as error:
+            if "above report" not in str(error):  # of tensors that could not be brought to the model's layout
+                raise
+            check()
+            raise ModelError(f"{failure}: they do not fit its config.json") from error
+
+
+def _register_own_code(config: Any, place: Place) -> None:
     """Let transformers build models of a configuration whose code the user trusts, without asking again."""
     from transformers import AutoModelForCausalLM
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -275,32 +285,40 @@ def _register_own_code(config: Any, source: str | Path, settings: dict[str, Any]
     code = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
     if code is None or type(config).__module__.startswith("transformers.models."):
         return
-    own = {key: value for key, value in settings.items() if key != "trust_remote_code"}
-    AutoModelForCausalLM.register(
-        type(config), get_class_from_dynamic_module(code, _place(source), **own), exist_ok=True
-    )
+    own = {key: value for key, value in place.arguments(True).items() if key != "trust_remote_code"}
+    with library_errors(f"the code {code} of {place.name} cannot be used"):
+        own_class = get_class_from_dynamic_module(code, place.address, **own)
+        AutoModelForCausalLM.register(type(config), own_class, exist_ok=True)
 
 
-def _check_is_decoder(config: Any, source: str | Path, trust_remote_code: bool = False) -> None:
+def _check_is_decoder(config: Any, place: Place, trust_remote_code: bool) -> None:
+    """Refuse what transformers builds no causal language model for, or what was saved with another head.
+
+    Names of classes that transformers does not know (a wrapper's, as in FSDPLlamaForCausalLM) are no reason: it goes by
+    the `model_type`.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = getattr(config, "model_type", "?")
     names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{place.file(CONFIG)} is wrong: architectures is {names!r}, expected a list of class names")
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{source} is an encoder-decoder ({kind}): expected a decoder-only language model")
+        raise ModelError(f"{place.name} is an encoder-decoder ({kind}): expected a decoder-only language model")
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         if trust_remote_code:
             return
         if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise ModelError(_untrusted(source))
-    heads = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (names and not heads.intersection(names)):
-        found = ", ".join(names) or kind
-        raise ModelError(f"{source} is not a decoder language model ({found}): expected a ...ForCausalLM checkpoint")
+            raise _needs_code(place)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (names and not any(map(_is_language_model, names))):
+        described = ", ".join(names) or kind
+        raise ModelError(
+            f"{place.name} is not a decoder language model ({described}): expected a ...ForCausalLM checkpoint"
+        )
 
 
-def _reason(source: str | Path, error: Exception) -> str:
-    """Say in one line why a model or tokenizer could not be had."""
-    if Path(source).is_dir() or hub_can_answer():
-        return first_line(error)
-    return "there is no such folder, it is not in the hub's cache, and the hub cannot be reached"
+def _is_language_model(name: str) -> bool:
+    """Return whether a class of this name may have a language-model head: it names no other task, and a head."""
+    if task := _TASK.search(name):
+        return task[1].startswith(("CausalLM", "ConditionalGeneration"))
+    return "LMHead" in name or not name.endswith("Model")

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.checkpoints.folder import INDEX, SINGLE, checkpoint_bytes, read_folder
-from inheritune.checkpoints.hub import hub_can_answer
 from inheritune.checkpoints.stored import IN_MEMORY, StoredTensor, StreamError
 from inheritune.decoder.loading import load_config, load_model
+from inheritune.decoder.source import locate
 from inheritune.decoder.view import Decoder, check_finite, compute_buffers, open_decoder
 from inheritune.errors import ModelError
 
@@ -218,8 +218,6 @@ def open_streamed(source: str | Path) -> StreamedDecoder:
     config = load_config(source)
     _check_plain(config, source)
     folder = _local_folder(source)
-    if folder is None:
-        raise ModelError(f"the weights of {source} are not in the hub's cache, and the hub cannot be reached")
     _check_files(folder, config, source)
     stored = read_folder(folder)
     for tensor in stored.values():
@@ -260,24 +258,17 @@ def _check_files(folder: Path, config: Any, source: str | Path) -> None:
         raise StreamError(f"{source} holds {found}: expected {SINGLE} or {INDEX} to read by layer, or {IN_MEMORY}")
 
 
-def _local_folder(source: str | Path) -> Path | None:
+def _local_folder(source: str | Path) -> Path:
     """Return the folder with the checkpoint, for a hub id the one in the hub's cache (filled first)."""
-    from huggingface_hub import snapshot_download
-
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    patterns = ["config.json", "model*.safetensors", INDEX]
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns, local_files_only=not hub_can_answer()))
-    except (OSError, ValueError):
-        return None
+    place = locate(source)
+    if place.repository is not None:
+        place.repository.fetch((), ("model*.safetensors", INDEX))
+    return place.folder
 
 
 def _exceeds_memory(source: str | Path) -> bool:
     load_config(source)  # says what is wrong with the source
-    folder = _local_folder(source)
-    return folder is not None and checkpoint_bytes(folder) > MEMORY_SHARE * available_memory()
+    return checkpoint_bytes(_local_folder(source)) > MEMORY_SHARE * available_memory()
 
 
 def _group_limit() -> int | None:

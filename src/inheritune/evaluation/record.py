@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from inheritune.data import NamedTokenizer, check_same_vocabulary
+from inheritune.data.readers import BLANK_LINE
 from inheritune.decoder import count_parameters, load_config, load_model, open_decoder
 from inheritune.decoder.device import on_accelerator
 from inheritune.decoder.source import model_identity
-from inheritune.errors import InherituneError, OutputError
+from inheritune.errors import InherituneError, ModelError, OutputError
 from inheritune.evaluation.loss import check_windows, evaluate_windows
 from inheritune.evaluation.paired import CONFIDENCE, MARGIN, check_settings, compare
 from inheritune.evaluation.speed import compare_speed, measure_speed
 from inheritune.evaluation.tasks import check_tasks, run_tasks
-from inheritune.evaluation.windows import NamedTokenizer, check_same_vocabulary, open_tokenizer, resolve_windows
+from inheritune.evaluation.windows import open_tokenizer, resolve_windows
 from inheritune.records.base import environment, now, read_record
 from inheritune.records.evaluation import (
     Evaluated,
@@ -47,6 +49,8 @@ def evaluate(
     data: str | Path | np.ndarray,
     against: Source | None = None,
     *,
+    separator: str = BLANK_LINE,
+    field: str = "text",
     length: int | None = None,
     windows: int | None = None,
     batch: int = 16,
@@ -66,6 +70,8 @@ def evaluate(
         data: windows (N, T + 1) of tokens, a `.npy` file of them, a folder of prepared shards (their validation split)
             or any source of text (all of it), tokenized by the model's own tokenizer.
         against: the reference to compare with.
+        separator: what stands between two documents of a text file.
+        field: the field of JSON lines and tables that holds the text.
         length: input tokens of a window, T; by default what an array has, else the smaller of 512 and the context,
             halved (not below 64) while the data make fewer than 8 windows.
         windows: how many windows at most, spread evenly; by default all of an array, 256 of shards and text.
@@ -89,7 +95,7 @@ def evaluate(
     sources = [model] if against is None else [model, against]
     if tasks:
         check_tasks(tasks, task_limit)
-    tokens = _common_windows(sources, data, length, windows)
+    tokens = _common_windows(sources, data, length, windows, separator, field)
     if against is not None:
         check_settings(len(tokens), margin, confidence)
     name = "token windows" if isinstance(data, np.ndarray) else str(data)
@@ -132,14 +138,19 @@ def check_output(path: Path, model: str, data: str, against: str | None) -> None
 
 
 def _common_windows(
-    sources: Sequence[Source], data: str | Path | np.ndarray, length: int | None, limit: int | None
+    sources: Sequence[Source],
+    data: str | Path | np.ndarray,
+    length: int | None,
+    limit: int | None,
+    separator: str,
+    field: str,
 ) -> np.ndarray:
     """Return windows of `data`, (N, T + 1) integers, for all models; only their configurations are loaded for it."""
     limits = [_limits(source) for source in sources]
     tokenizers = [tokenizer for tokenizer in map(_tokenizer, sources) if tokenizer is not None]
     check_same_vocabulary(tokenizers)
     context = min((context for context, _ in limits if context is not None), default=None)
-    windows = resolve_windows(data, tokenizers, context, length, limit)
+    windows = resolve_windows(data, tokenizers, context, length, limit, separator, field)
     check_windows(windows, context, min(vocabulary for _, vocabulary in limits))
     return windows
 
@@ -153,8 +164,15 @@ def _limits(source: Source) -> tuple[int | None, int]:
 
 
 def _tokenizer(source: Source) -> NamedTokenizer | None:
-    name = str(source) if isinstance(source, str | Path) else source.name_or_path
-    return open_tokenizer(name) if name else None
+    if isinstance(source, str | Path):
+        return open_tokenizer(str(source))
+    name = source.name_or_path  # where the model once came from; nobody passed it, so it may be gone
+    try:
+        return open_tokenizer(name) if name else None
+    except ModelError:
+        if Path(name).is_dir():
+            raise
+        return None
 
 
 def _loaded(source: Source) -> PreTrainedModel:

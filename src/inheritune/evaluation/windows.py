@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inheritune.data import open_shards, validation_windows
-from inheritune.data.shards import MANIFEST
-from inheritune.decoder import load_tokenizer
-from inheritune.errors import DataError, ModelError
+from inheritune.data import NamedTokenizer, check_same_vocabulary, open_shards, read_tokens, spread_windows
+from inheritune.data.readers import BLANK_LINE
+from inheritune.data.shards import is_shards
+from inheritune.decoder import NoTokenizerError, load_tokenizer
+from inheritune.errors import DataError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 LENGTH = 512
 """Input tokens of a window unless told otherwise: the memory of a batch is bounded, and more context changes little."""
@@ -25,36 +25,12 @@ ENOUGH_WINDOWS = 8
 WINDOWS = 256
 
 
-@dataclass(frozen=True)
-class NamedTokenizer:
-    """The tokenizer of a model or of shards, and what to call it in an error."""
-
-    name: str
-    tokenizer: PreTrainedTokenizerBase
-
-
 def open_tokenizer(source: str) -> NamedTokenizer | None:
     """Return the tokenizer that lies beside a model, or None where there is none."""
     try:
         return NamedTokenizer(source, load_tokenizer(source))
-    except ModelError:
+    except NoTokenizerError:
         return None
-
-
-def check_same_vocabulary(tokenizers: Sequence[NamedTokenizer]) -> None:
-    """Refuse tokenizers that number tokens differently: their models' losses are about different things.
-
-    Raises:
-        DataError: two vocabularies differ.
-    """
-    for other in tokenizers[1:]:
-        first = tokenizers[0]
-        ours, theirs = first.tokenizer.get_vocab(), other.tokenizer.get_vocab()
-        if ours == theirs:
-            continue
-        differing = len(dict(ours.items() ^ theirs.items()))
-        sizes = f"{first.name} has a vocabulary of {len(ours)} tokens, {other.name} one of {len(theirs)}"
-        raise DataError(f"{sizes} ({differing} differ): expected models and data of one vocabulary")
 
 
 def resolve_windows(
@@ -63,6 +39,8 @@ def resolve_windows(
     context: int | None,
     length: int | None,
     limit: int | None,
+    separator: str = BLANK_LINE,
+    field: str = "text",
 ) -> np.ndarray:
     """Return the windows of `data` to evaluate on.
 
@@ -74,6 +52,8 @@ def resolve_windows(
         length: input tokens of a window. By default those of an array; of shards and text 512 or the context if that is
             shorter, halved (not below 64) while there are fewer than 8 windows, because an interval needs windows.
         limit: the greatest number of windows; by default all of an array, 256 of shards and text.
+        separator: of documents of a text source, see `read_documents`.
+        field: of the rows of a text source.
 
     Returns:
         (N, T + 1) integers.
@@ -93,7 +73,8 @@ def resolve_windows(
     known = [*tokenizers, *shards]
     if not known:
         raise DataError(f"no tokenizer beside the model for the text {data}: expected token windows or a model folder")
-    return _tokenized(data, known[0].tokenizer, context, length, limit or WINDOWS)
+    tokens = read_tokens(data, known[0].tokenizer, separator, field)
+    return _windows_of(tokens, str(data), context, length, limit or WINDOWS)
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -121,26 +102,15 @@ def _cut(windows: np.ndarray, length: int | None, limit: int | None) -> np.ndarr
 
 def _shards_tokenizer(data: str | Path) -> list[NamedTokenizer]:
     """Return the tokenizer of prepared shards; nothing for other data."""
-    if not (Path(data) / MANIFEST).is_file():
+    if not is_shards(data):
         return []
     return [NamedTokenizer(str(data), load_tokenizer(open_shards(data).tokenizer))]
 
 
-def _tokenized(
-    data: str | Path, tokenizer: PreTrainedTokenizerBase, context: int | None, length: int | None, limit: int
-) -> np.ndarray:
-    """Return windows of shards or text, of a length that leaves enough of them unless `length` is given."""
-    if length is not None:
-        return validation_windows(data, tokenizer, length, limit)
-    length = min(context or LENGTH, LENGTH)
-    while True:
-        shorter = length // 2
-        try:
-            windows = validation_windows(data, tokenizer, length, limit)
-        except DataError:
-            if shorter < SHORTEST:
-                raise
-            windows = np.empty((0, length + 1), dtype=np.int64)
-        if len(windows) >= min(limit, ENOUGH_WINDOWS) or shorter < SHORTEST:
-            return windows
-        length = shorter
+def _windows_of(tokens: np.ndarray, name: str, context: int | None, length: int | None, limit: int) -> np.ndarray:
+    """Return windows (N, length + 1) of tokens (tokens,), of a length that leaves enough of them unless it is given."""
+    if length is None:
+        length = min(context or LENGTH, LENGTH)
+        while (len(tokens) - 1) // length < min(limit, ENOUGH_WINDOWS) and length // 2 >= SHORTEST:
+            length //= 2
+    return spread_windows(tokens, length, limit, name)

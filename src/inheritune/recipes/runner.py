@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.data import sample_windows
 from inheritune.decoder import open_decoder
+from inheritune.decoder.source import model_identity
 from inheritune.distributed import from_main
 from inheritune.errors import InherituneError
 from inheritune.evaluation import generate_sample, measure_speed
@@ -16,8 +17,9 @@ from inheritune.recipes.methods import METHODS
 from inheritune.recipes.rounds import load_round
 from inheritune.recipes.schema import Recipe
 from inheritune.recipes.workspace import Workspace, open_workspace, recall_layers
+from inheritune.records.analysis import AnalysedText
 from inheritune.records.base import environment, now
-from inheritune.spectra import analyze, attention_maps, save_maps, save_spectra
+from inheritune.spectra import analyze_into
 from inheritune.storage import RECORD, claim_folder, read_json, release_folder, write_json
 
 if TYPE_CHECKING:
@@ -127,10 +129,20 @@ def _analysis(workspace: Workspace, model: PreTrainedModel, role: str) -> str | 
     tokens = sample_windows(
         workspace.shards, workspace.tokenizer, settings.sequences, length, seed=workspace.recipe.seed
     )
-    folder = workspace.folder / place
-    spectra = analyze(model, tokens, tau=settings.tau, eta=settings.eta, mask="both")
-    save_maps(attention_maps(model, tokens, spectra, workspace.tokenizer), folder)
-    source = workspace.recipe.data.validation or workspace.recipe.data.source
-    data = {"source": source, "tokens": workspace.shards.tokens("valid"), "seed": workspace.recipe.seed}
-    save_spectra(spectra, folder, f"{workspace.recipe.name}: {role}", data)
+    recipe = workspace.recipe
+    analyze_into(
+        workspace.folder / place,
+        model,
+        tokens,
+        tau=settings.tau,
+        eta=settings.eta,
+        tokenizer=workspace.tokenizer,
+        name=f"{recipe.name}: {role}",
+        identity=model_identity(workspace.reference_path) if role == "reference" else None,
+        data=AnalysedText(
+            source=recipe.data.validation or recipe.data.source,
+            tokens=workspace.shards.tokens("valid"),
+            seed=recipe.seed,
+        ),
+    )
     return place

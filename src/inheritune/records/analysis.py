@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
 
+from pydantic import AfterValidator, Field, computed_field, field_validator, model_validator
+
+from inheritune.layers import ranges, runs
 from inheritune.records.base import Document, Environment, Record
 
 Mask = Literal["causal", "full"]
 """`causal`: what the model computes. `full`: the softmax of the very same logits without the mask."""
 
 HeadClass = Literal["sink", "uniform", "potent"]
+Index = Annotated[int, Field(ge=0)]
+
+
+def _names_a_share(text: str) -> str:
+    if not 0 < float(text) < 1:
+        raise ValueError("expected a tau between 0 and 1 for a name")
+    return text
 
 
 class LayerMeasures(Record):
-    """One layer under one mask; lists have an entry for each head."""
+    """One layer under one mask; lists have an entry for each head, see `Spectra`."""
 
-    rank: tuple[float, ...]
+    rank: tuple[float, ...] = Field(min_length=1)
     mass: tuple[float, ...]
     max_rank: float
     avg_mass: float
@@ -25,12 +36,16 @@ class LayerMeasures(Record):
     stable_rank: tuple[float | None, ...] | None = None
     sink_column: tuple[float | None, ...] | None = None
     sink_epsilon: tuple[float | None, ...] | None = None
-    ranks: dict[str, tuple[float, ...]] = {}
+    ranks: dict[Annotated[str, AfterValidator(_names_a_share)], tuple[float, ...]] = {}
     """The rank at each tau that was asked for."""
+
+    def measured(self) -> set[str]:
+        """Return which lists there are."""
+        return {name for name, value in self if isinstance(value, tuple)} | {f"ranks.{tau}" for tau in self.ranks}
 
 
 class LayerGradients(Record):
-    """Norms of the gradients of one layer's heads, and their bounds (Theorem H.1)."""
+    """Norms of the gradients of one layer's heads, and their bounds (Theorem H.1); see `GradientProbe`."""
 
     query: tuple[float | None, ...]
     key: tuple[float | None, ...]
@@ -41,32 +56,108 @@ class LayerGradients(Record):
 class LayerAnalysis(Record):
     """One layer that has attention."""
 
-    index: int
+    index: Index
     causal: LayerMeasures | None = None
     full: LayerMeasures | None = None
     classes: tuple[HeadClass, ...] | None = None
     gradients: LayerGradients | None = None
 
+    @model_validator(mode="after")
+    def _has_one_number_of_heads(self) -> Self:
+        lists: dict[str, tuple[object, ...] | None] = {"classes": self.classes}
+        for part in ("causal", "full", "gradients"):
+            lists |= {f"{part}.{name}": value for name, value in self[part] or () if isinstance(value, tuple)}
+        for mask in (self.causal, self.full):
+            lists |= {f"ranks.{tau}": values for tau, values in (mask.ranks if mask else {}).items()}
+        heads = next((len(mask.rank) for mask in (self.causal, self.full) if mask), None)
+        for name, values in lists.items():
+            if values is not None and len(values) != heads:
+                raise ValueError(f"{name} has {len(values)} entries, expected {heads}, one for each head")
+        return self
+
+
+class GradientRun(Record):
+    """What the gradient probe ran on."""
+
+    sequences: int
+    loss: float
+    """Mean next-token cross-entropy, nats a token."""
+
 
 class BlockAnalysis(Record):
     """One whole block; see `BlockMeasures`."""
 
-    index: int
+    index: Index
     influence: float | None = None
     mlp_rank: float | None = None
     mlp_rank_error: float | None = None
     mlp_mass: float | None = None
 
 
-class RecommendationRecord(Record):
-    """Which layers to keep; see `Recommendation`."""
+class Recommendation(Record):
+    """With which layers to start, and why; `inherit`, `run` and `LayerPlan.from_layers` take it as `layers`.
 
-    depth: int
+    Iterating over it gives the layers that stay.
+
+    Attributes:
+        depth: number of layers of the analysed model.
+        start: l, with how many first layers to start Inheritune.
+        cut: the layers to cut, 0-based, ascending.
+        reason: one sentence.
+        others: which layers the measures of other papers would cut, as many as `cut`, by the measure's name; the
+            measures agree where the lists do.
+    """
+
+    depth: int = Field(ge=1, le=100_000)
     start: int
     cut: tuple[int, ...]
-    keep: tuple[int, ...] = ()
     reason: str
     others: dict[str, tuple[int, ...]] = {}
+
+    @model_validator(mode="after")
+    def _fits_the_depth(self) -> Self:
+        cut = set(self.cut)
+        if not (1 <= self.start <= self.depth and len(cut) < self.depth and all(0 <= i < self.depth for i in cut)):
+            raise ValueError(f"start {self.start} and cut {self.cut} do not fit a model of {self.depth} layers")
+        return self
+
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # it stands for layers, not for fields
+        return iter(self.keep)
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.keep or super().__contains__(item)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def keep(self) -> tuple[int, ...]:
+        """The layers that stay, 0-based, ascending."""
+        return tuple(sorted(set(range(self.depth)) - set(self.cut)))
+
+    @property
+    def option(self) -> str:
+        """What `--layers` and a recipe's `layers` take to say the same, the end of a range excluded: `0:12`."""
+        return ",".join(f"{run[0]}:{run[-1] + 1}" for run in runs(self.keep))
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Return what to do, the layers as ranges and the layers as a list, one row for each thing to print."""
+        rows = [("keep", self.keep), ("cut", self.cut)]
+        rows += [(f"{name} would cut", layers) for name, layers in self.others.items()]
+        return [(what, ranges(layers), ", ".join(map(str, layers)) or "-") for what, layers in rows]
+
+    def table(self) -> str:
+        """Return the recommendation as text: the plan with both ends of a range included, the reason, the option."""
+        lines = [("", "ranges", "layers"), *self.rows()]
+        widths = [max(len(line[column]) for line in lines) for column in range(2)]
+        start = f"start with {self.start} layer{'' if self.start == 1 else 's'} of {self.depth}"
+        title = f"{start}, numbered from 0, both ends of a range included"
+        body = [f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}".rstrip() for a, b, c in lines]
+        return "\n".join([title, *body, f"why: {self.reason}", f"how: --layers {self.option} (the end is excluded)"])
 
 
 class AnalysedText(Record):
@@ -86,37 +177,82 @@ class AnalysisRecord(Document):
     AGAIN = "run inheritune analyze again"
 
     model: str | None = None
+    """What the model is called: a folder or hub id."""
     identity: str | None = None
+    """What the model is, wherever it lies (`model_identity`); None where that is not known."""
     depth: int | None = None
     tau: float
     taus: tuple[float, ...] = ()
     eta: float
-    sequences: int
-    length: int
-    masks: tuple[Mask, ...]
-    layers: tuple[LayerAnalysis, ...]
+    sequences: int = Field(ge=1)
+    length: int = Field(ge=1)
+    masks: tuple[Mask, ...] = Field(min_length=1)
+    layers: tuple[LayerAnalysis, ...] = Field(min_length=1)
     blocks: tuple[BlockAnalysis, ...] | None = None
     angular_distance: tuple[tuple[float | None, ...], ...] | None = None
     """Row l: the distances from the input of block l to that of block l + n, n = 1, 2, ..."""
-    recommendation: RecommendationRecord | None = None
+    gradients: GradientRun | None = None
+    recommendation: Recommendation | None = None
     data: AnalysedText | None = None
     environment: Environment = Environment()
     created: str | None = None
+
+    @field_validator("masks")
+    @classmethod
+    def _names_each_mask_once(cls, masks: tuple[Mask, ...]) -> tuple[Mask, ...]:
+        if len(set(masks)) < len(masks):
+            raise ValueError("expected each mask once")
+        return masks
+
+    @model_validator(mode="after")
+    def _has_layers_that_fit(self) -> Self:
+        before = -1
+        for i, layer in enumerate(self.layers):
+            if not before < layer.index < (self.depth or layer.index + 1):
+                depth = "" if self.depth is None else f" and below the depth, {self.depth}"
+                raise ValueError(f"layers[{i}].index is {layer.index}, expected more than {before}{depth}")
+            before = layer.index
+            for mask in self.masks:
+                part, first = layer[mask], self.layers[0][mask]
+                if part is None or part.measured() != first.measured():
+                    raise ValueError(f"layers[{i}].{mask} has not the measures that are expected of each layer")
+        return self
+
+    @model_validator(mode="after")
+    def _has_blocks_that_fit(self) -> Self:
+        rows, blocks = self.angular_distance, self.blocks
+        if rows is not None and blocks is not None and [len(row) for row in rows] != [*range(len(blocks), 0, -1)]:
+            raise ValueError(f"angular_distance has not the expected rows of {len(blocks)} to 1 numbers")
+        if blocks is not None and self.depth not in (None, len(blocks)):
+            raise ValueError(f"blocks has {len(blocks)} entries, expected {self.depth}, the depth")
+        return self
 
 
 class AttentionMap(Record):
     """The attention of one head on one sequence."""
 
-    layer: int
-    head: int
+    layer: Index
+    head: Index
     mask: Mask
     role: str
+    """Why it is shown: `potent`, `laziest`, `collapsed`, or its own layer and head."""
     rank: int | None = None
+    """k* of this very matrix."""
     mean_rank: float | None = None
+    """Rank(h, l), the mean over the sequences."""
     tokens: tuple[str, ...] | None = None
     text: str | None = None
-    values: tuple[tuple[float, ...], ...]
-    """T x T."""
+    """Of the tokens together: a character may be split over several."""
+    values: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    """(T, T)."""
+
+    @model_validator(mode="after")
+    def _is_square(self) -> Self:
+        size = len(self.values)
+        for i, row in enumerate(self.values):
+            if len(row) != size:
+                raise ValueError(f"values[{i}] has {len(row)} numbers, expected {size}, as many as rows")
+        return self
 
 
 class MapsRecord(Document):
@@ -124,5 +260,6 @@ class MapsRecord(Document):
 
     KIND = "maps"
     AGAIN = "run inheritune analyze again"
+    INDENT = None
 
     maps: tuple[AttentionMap, ...]

@@ -10,11 +10,12 @@ from __future__ import annotations
 import datetime
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -29,23 +30,29 @@ VERSIONED = ("inheritune", "torch", "transformers", "accelerate", "tokenizers", 
 class Record(BaseModel):
     """Plain data with types; a field can also be had as `record["name"]`, as in version 0.1, where it was a dict."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",  # one in untyped data is refused by the writer, and not made a null
+        protected_namespaces=(),
+    )
 
     def __getitem__(self, name: str) -> Any:
-        if name not in type(self).model_fields:
+        if name not in self.keys():
             raise KeyError(name)
         return getattr(self, name)
 
     def __contains__(self, name: object) -> bool:
-        return name in type(self).model_fields
+        return name in self.keys()
 
-    def keys(self) -> Iterable[str]:
-        """Return the names of the fields."""
-        return type(self).model_fields.keys()
+    def keys(self) -> Collection[str]:
+        """Return the names of the fields, as the file has them."""
+        return {**type(self).model_fields, **type(self).model_computed_fields}.keys()
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a field by its name, `default` where there is none."""
-        return getattr(self, name) if name in type(self).model_fields else default
+        return getattr(self, name) if name in self.keys() else default
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON holds it."""
@@ -61,6 +68,8 @@ class Document(Record):
     """The version of its fields that this version writes; older ones are read as well."""
     AGAIN: ClassVar[str]
     """How to get a whole one."""
+    INDENT: ClassVar[int | None] = 2
+    """Spaces of a level in the file; None for one line."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the file's content."""
@@ -72,7 +81,7 @@ class Document(Record):
         Raises:
             OutputError: it cannot be written.
         """
-        write_json(path, self.as_json())
+        write_json(path, self.as_json(), self.INDENT)
         return self
 
 
@@ -80,7 +89,7 @@ AnyDocument = TypeVar("AnyDocument", bound=Document)
 
 
 def read_record(path: Path, kind: type[AnyDocument]) -> AnyDocument:
-    """Read a file that an inheritune command wrote.
+    """Read a file that an inheritune command wrote. No type is converted: a text is no number, `true` is not 1.
 
     Args:
         path: the file.
@@ -95,13 +104,15 @@ def read_record(path: Path, kind: type[AnyDocument]) -> AnyDocument:
     except OutputError as error:
         raise OutputError(f"{error}; {kind.AGAIN}" if path.is_file() else str(error)) from error
     if not isinstance(held, dict) or held.get("kind", kind.KIND) != kind.KIND:
-        found = f"a record of kind {held['kind']!r}" if isinstance(held, dict) else f"a {type(held).__name__}"
-        raise OutputError(f"{path} holds {found}: expected one of kind {kind.KIND!r}; {kind.AGAIN}")
+        what = f"a record of kind {held['kind']!r}" if isinstance(held, dict) else f"a {type(held).__name__}"
+        raise OutputError(f"{path} holds {what}: expected one of kind {kind.KIND!r}; {kind.AGAIN}")
     schema = held.get("schema", 1)
-    if isinstance(schema, bool) or schema not in range(1, kind.SCHEMA + 1):
-        raise OutputError(f"{path} has schema {schema!r}: this version reads 1 to {kind.SCHEMA}, update inheritune")
+    if type(schema) is not int or schema not in range(1, kind.SCHEMA + 1):
+        newer = type(schema) is int and schema > kind.SCHEMA
+        advice = "update inheritune" if newer else kind.AGAIN
+        raise OutputError(f"{path} has schema {schema!r}: this version reads 1 to {kind.SCHEMA}, {advice}")
     try:
-        return kind.model_validate(held)
+        return kind.model_validate_json(json.dumps(held), strict=True)  # from JSON, a list is a tuple
     except ValidationError as error:
         raise OutputError(f"{path} is damaged or was changed by hand ({first_problem(error)}): {kind.AGAIN}") from error
 
@@ -110,11 +121,12 @@ def first_problem(error: ValidationError) -> str:
     """Return the first thing that is wrong with a record: its place in the file, what it is, what was expected."""
     problem = error.errors(include_url=False)[0]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
-    value = repr(problem["input"])
     if problem["type"] == "missing":
         return f"{place} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+    message, value = problem["msg"].removeprefix("Value error, "), repr(problem["input"])
     text = f"{message[:1].lower()}{message[1:]}"
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{place}: {text}" if place else text  # of several fields, which the text names
     return f"{place} is {value if len(value) <= 40 else f'{value[:36]} ...'}, {text}" if place else text
 
 
@@ -147,7 +159,7 @@ def environment() -> Environment:
         torch_threads=torch.get_num_threads(),
         accelerators=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         commit=_commit(),
-        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).encode("utf-8", "replace").decode(),
     )
 
 

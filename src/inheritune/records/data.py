@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from inheritune.records.base import Document, Record
 
 
@@ -18,7 +22,7 @@ class Split(Record):
 
     tokens: int
     shards: tuple[ShardFile, ...]
-    documents: int | None = None
+    documents: int = 0
 
 
 class Splits(Record):
@@ -28,12 +32,13 @@ class Splits(Record):
     valid: Split
 
 
-class SourceFile(Record):
-    """A file that text was read from."""
+class SourceContent(Record):
+    """What the files of a source were when they were read."""
 
-    path: str
+    files: int
     bytes: int
     sha256: str
+    """Of the file; of a folder, of a list of its files as `sha256sum` writes it."""
 
 
 class PrepareSettings(Record):
@@ -53,9 +58,12 @@ class Manifest(Document):
     KIND = "shards"
     AGAIN = "run inheritune prepare again, into a new folder"
 
-    dtype: str
+    dtype: Annotated[str, Field(pattern="^<u[24]$")]
     vocabulary: int
+    """One more than the largest token id of the tokenizer."""
     splits: Splits
     settings: PrepareSettings
-    sources: tuple[SourceFile, ...] | None = None
-    """What the source's files were; None in shards of version 0.1."""
+    sources: dict[str, SourceContent] = {}
+    """The content of `source` and `validation`; not known of data sets of the hub and in shards of version 0.1."""
+    tokenizer_sha256: str | None = None
+    """`tokenizer_digest` of the tokenizer; None in shards of version 0.1."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from inheritune.report.page.save import check_page, save_figures, write_report
-from inheritune.report.read.load import Run, Sources, load, load_runs
+from inheritune.report.read.models import Sources, load
+from inheritune.report.read.runs import Run, load_runs
 from inheritune.report.text.findings import opening
 from inheritune.report.text.verdict import Verdict, verdict
 

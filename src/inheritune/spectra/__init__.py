@@ -1,10 +1,20 @@
 """Where a decoder's attention has collapsed: the rank and column mass of every head.
 
-`capture` watches the model compute its attention, `rank` is the arithmetic on the matrices, `analysis` joins them.
+`watch` sees the model compute its attention, `measure` is the arithmetic on the matrices, `analysis` joins them, and
+`flow` is the whole way from a model to the folder of an analysis.
 """
 
-from inheritune.spectra.analysis import analyze, check_gradients, prepare
-from inheritune.spectra.files import load_spectra, save_maps, save_spectra
+from inheritune.records.analysis import Recommendation
+from inheritune.spectra.analysis import analyze
+from inheritune.spectra.flow import analyze_into
+from inheritune.spectra.folder import (
+    load_recommendation,
+    load_spectra,
+    read_analysis,
+    read_maps,
+    save_maps,
+    save_spectra,
+)
 from inheritune.spectra.gradients import GradientProbe, gradient_probe
 from inheritune.spectra.maps import attention_maps
 from inheritune.spectra.measure.blocks import BlockMeasures, BlockObserver
@@ -17,7 +27,7 @@ from inheritune.spectra.measure.rank import (
     squared_singular_values,
     stable_rank,
 )
-from inheritune.spectra.recommend import Recommendation, load_recommendation, recommend
+from inheritune.spectra.recommend import recommend
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.capture import visit_attention
 
@@ -29,15 +39,16 @@ __all__ = [
     "Recommendation",
     "Spectra",
     "analyze",
+    "analyze_into",
     "approximate_rank",
     "attention_maps",
-    "check_gradients",
     "column_mass",
     "gradient_probe",
     "load_recommendation",
     "load_spectra",
-    "prepare",
     "rank_and_mass",
+    "read_analysis",
+    "read_maps",
     "recommend",
     "row_entropy",
     "save_maps",

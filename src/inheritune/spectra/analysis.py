@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -27,47 +27,57 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+Model: TypeAlias = "PreTrainedModel | Decoder | str | Path"
+Tau: TypeAlias = float | Sequence[float]
+
+
+class Options(TypedDict, total=False):
+    """How the work of `analyze` is done."""
+
+    memory: int
+    stream: bool | None
+    gradients: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `analyze` was given, checked and opened.
+
+    Attributes:
+        decoder: the model.
+        tokens: (N, T) int64, on the CPU.
+        taus: shares of the squared singular values; the first is the one of `Spectra.rank`.
+        eta: share of the squared column norms.
+        masks: which softmaxes are analysed.
+        memory: bytes that the work on attention may take.
+        gradients: number of sequences of the gradient probe.
+    """
+
+    decoder: Decoder
+    tokens: Tensor
+    taus: tuple[float, ...]
+    eta: float
+    masks: tuple[Mask, ...]
+    memory: int
+    gradients: int
+
 
 @overload
 def analyze(
-    model: PreTrainedModel | Decoder | str | Path,
-    tokens: Any,
-    tau: float | Sequence[float] = 0.9,
-    eta: float = 0.9,
-    mask: Literal["causal", "full"] = "causal",
-    *,
-    memory: int = ...,
-    stream: bool | None = ...,
-    gradients: int = ...,
+    model: Model, tokens: Any, tau: Tau = ..., eta: float = ..., mask: Mask = ..., **options: Unpack[Options]
 ) -> Spectra: ...
 @overload
 def analyze(
-    model: PreTrainedModel | Decoder | str | Path,
-    tokens: Any,
-    tau: float | Sequence[float] = 0.9,
-    eta: float = 0.9,
-    *,
-    mask: Literal["both"],
-    memory: int = ...,
-    stream: bool | None = ...,
-    gradients: int = ...,
+    model: Model, tokens: Any, tau: Tau = ..., eta: float = ..., *, mask: Literal["both"], **options: Unpack[Options]
 ) -> BothSpectra: ...
 @overload
 def analyze(
-    model: PreTrainedModel | Decoder | str | Path,
-    tokens: Any,
-    tau: float | Sequence[float] = 0.9,
-    eta: float = 0.9,
-    mask: str = "causal",
-    *,
-    memory: int = ...,
-    stream: bool | None = ...,
-    gradients: int = ...,
+    model: Model, tokens: Any, tau: Tau = ..., eta: float = ..., mask: str = ..., **options: Unpack[Options]
 ) -> Spectra | BothSpectra: ...
 def analyze(
-    model: PreTrainedModel | Decoder | str | Path,
+    model: Model,
     tokens: Any,
-    tau: float | Sequence[float] = 0.9,
+    tau: Tau = 0.9,
     eta: float = 0.9,
     mask: str = "causal",
     *,
@@ -100,43 +110,34 @@ def analyze(
         DataError: the tokens are not (N, T) integers that the model can read.
         ModelError: no such model, not a decoder, damaged weights, or a model whose attention cannot be observed.
     """
-    taus = check_taus(tau)
-    decoder, sequences, masks = prepare(model, tokens, tau, eta, mask, stream, memory)
-    check_gradients(gradients, len(sequences), decoder)
-    observer = BlockObserver(taus[0], eta)
-    table = HeadTable(len(sequences), taus)
-
-    def consume(piece: Piece) -> None:
-        table.put(piece, measure_heads(piece.probabilities, taus, eta))
-
-    with progress("analysing attention", total=len(sequences) * decoder.layers) as advance:
-        visit_attention(decoder, sequences, masks, consume, advance, [observer], memory)
-    found = [_spectra(table, name, eta, sequences.shape[1]) for name in masks]
-    probe = gradient_probe(decoder.model, sequences[:gradients]) if gradients else None
-    found = [replace(each, blocks=observer.measures(), gradients=probe) for each in found]
-    return found[0] if len(found) == 1 else BothSpectra(*found)
+    return measure(prepare(model, tokens, tau, eta, mask, memory=memory, stream=stream, gradients=gradients))
 
 
 def prepare(
-    model: PreTrainedModel | Decoder | str | Path,
+    model: Model,
     tokens: Any,
-    tau: float | Sequence[float],
+    tau: Tau,
     eta: float,
     mask: str,
-    stream: bool | None = None,
+    *,
     memory: int = DEFAULT_MEMORY,
-) -> tuple[Decoder, Tensor, tuple[Mask, ...]]:
-    """Check everything that `analyze` is given, cheapest first, and return it ready for use.
+    stream: bool | None = None,
+    gradients: int = 0,
+) -> Prepared:
+    """Check everything that `analyze` is given, (N, T) tokens among it, cheapest first, and open the model.
 
     Raises:
         InherituneError: as `analyze`.
     """
     from transformers import PreTrainedModel
 
-    check_taus(tau)
+    taus = check_taus(tau)
     check_fraction("eta", eta)
     masks = check_mask(mask)
     sequences = check_tokens(tokens)
+    if not 0 <= gradients <= len(sequences):
+        count = len(sequences)
+        raise InherituneError(f"gradients of {gradients} sequences: expected 0 to {count}, the sequences given")
     if not isinstance(model, PreTrainedModel | Decoder | str | Path):
         raise ModelError(f"the model is a {type(model).__name__}: expected a PreTrainedModel, a folder or a hub id")
     decoder = model if isinstance(model, Decoder) else load_decoder(model, stream)
@@ -144,22 +145,32 @@ def prepare(
     plan_work(sequences.shape[1], memory, decoder.model.get_input_embeddings().weight.device)
     if not isinstance(decoder, StreamedDecoder):
         check_weights(decoder)
-    return decoder, sequences, masks
-
-
-def check_gradients(gradients: int, sequences: int, decoder: Decoder) -> None:
-    """Refuse a gradient probe on more sequences than there are, or on a model that is read layer by layer.
-
-    Raises:
-        InherituneError: naming what was passed.
-    """
-    if not 0 <= gradients <= sequences:
-        raise InherituneError(f"gradients of {gradients} sequences: expected 0 to {sequences}, the sequences given")
-    if gradients and isinstance(decoder, StreamedDecoder):
+    elif gradients:
         raise InherituneError(
             "the gradient probe needs the whole model in memory, which is read layer by layer here: leave out "
             "gradients (--gradients), or pass stream=False (--no-stream)"
         )
+    return Prepared(decoder, sequences, taus, eta, masks, memory, gradients)
+
+
+def measure(prepared: Prepared) -> Spectra | BothSpectra:
+    """Do the analysis that `prepare` has made ready; see `analyze`.
+
+    Raises:
+        ModelError: the model's attention cannot be observed.
+    """
+    decoder, tokens, taus, eta = prepared.decoder, prepared.tokens, prepared.taus, prepared.eta
+    observer, table = BlockObserver(taus[0], eta), HeadTable(len(tokens), taus)
+
+    def consume(piece: Piece) -> None:
+        table.put(piece, measure_heads(piece.probabilities, taus, eta))
+
+    with progress("analysing attention", total=len(tokens) * decoder.layers) as advance:
+        visit_attention(decoder, tokens, prepared.masks, consume, advance, [observer], prepared.memory)
+    probe = gradient_probe(decoder.model, tokens[: prepared.gradients]) if prepared.gradients else None
+    parts = [_spectra(table, mask, eta, tokens.shape[1]) for mask in prepared.masks]
+    parts = [replace(part, blocks=observer.measures(), gradients=probe) for part in parts]
+    return parts[0] if len(parts) == 1 else BothSpectra(*parts)
 
 
 def _spectra(table: HeadTable, mask: Mask, eta: float, length: int) -> Spectra:

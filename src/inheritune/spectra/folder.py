@@ -1,14 +1,37 @@
-"""The folder of an analysis: `spectra.json` and `maps.json`."""
+"""The folder of an analysis, `spectra.json` and `maps.json`: results to records and back, written and read."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from inheritune.records.analysis import AnalysisRecord, AttentionMap, MapsRecord
-from inheritune.records.base import read_record
+import numpy as np
+
+from inheritune.errors import OutputError
+from inheritune.records.analysis import (
+    AnalysedText,
+    AnalysisRecord,
+    AttentionMap,
+    GradientRun,
+    LayerAnalysis,
+    LayerGradients,
+    LayerMeasures,
+    MapsRecord,
+    Mask,
+    Recommendation,
+)
+from inheritune.records.base import environment, now, read_record
+from inheritune.spectra.gradients import GradientProbe
+from inheritune.spectra.measure.blocks import BlockMeasures
+from inheritune.spectra.recommend import recommend
+from inheritune.spectra.result import BothSpectra, Spectra
 
 SPECTRA = "spectra.json"
 MAPS = "maps.json"
+
+_MEASURES = ("rank", "rank_error", "mass", "entropy", "stable_rank", "sink_column", "sink_epsilon")
+"""The tables of `Spectra`, (layers, heads), by the name that they have in the file too."""
 
 
 def read_analysis(folder: str | Path) -> AnalysisRecord:
@@ -28,3 +51,152 @@ def read_maps(folder: str | Path) -> tuple[AttentionMap, ...]:
     """
     path = Path(folder) / MAPS
     return read_record(path, MapsRecord).maps if path.is_file() else ()
+
+
+def load_spectra(folder: str | Path) -> Spectra | BothSpectra:
+    """Read the result that `save_spectra` wrote in `folder`, without the gradient probe.
+
+    Raises:
+        OutputError: there is no `spectra.json`, or it is not as an analysis wrote it.
+    """
+    return from_record(read_analysis(folder))
+
+
+def load_recommendation(folder: str | Path) -> Recommendation:
+    """Read the recommendation in the `spectra.json` that `inheritune analyze` wrote in `folder`.
+
+    Raises:
+        OutputError: there is no such file, it is not as an analysis wrote it, or it holds no recommendation.
+    """
+    held = read_analysis(folder).recommendation
+    if held is None:
+        raise OutputError(
+            f"{Path(folder) / SPECTRA} holds no recommendation (an older analysis?): {AnalysisRecord.AGAIN}"
+        )
+    return held
+
+
+def save_spectra(
+    result: Spectra | BothSpectra,
+    folder: str | Path,
+    model: str,
+    data: AnalysedText | None = None,
+    identity: str | None = None,
+) -> AnalysisRecord:
+    """Write `result` to `spectra.json` in `folder` and return the record; see `to_record`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    return to_record(result, model, data, identity).write(Path(folder) / SPECTRA)
+
+
+def save_maps(maps: Iterable[AttentionMap], folder: str | Path) -> MapsRecord:
+    """Write attention maps to `maps.json` in `folder` and return the record.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    return MapsRecord(maps=tuple(maps)).write(Path(folder) / MAPS)
+
+
+def to_record(
+    result: Spectra | BothSpectra, model: str, data: AnalysedText | None = None, identity: str | None = None
+) -> AnalysisRecord:
+    """Return the record of an analysis; what is not defined (NaN) is null there.
+
+    Args:
+        result: what `analyze` returned.
+        model: what to call the model, a folder or hub id.
+        data: where the tokens are from.
+        identity: what the model is, wherever it lies (`model_identity`).
+    """
+    first, advice = result.parts[0], recommend(result)
+    probe = first.gradients
+    return AnalysisRecord(
+        model=model,
+        identity=identity,
+        depth=advice.depth,
+        tau=first.tau,
+        taus=tuple(first.ranks or [first.tau]),
+        eta=first.eta,
+        sequences=first.sequences,
+        length=first.length,
+        masks=tuple(part.mask for part in result.parts),
+        layers=tuple(_layer(result, row) for row in range(len(first.layers_index))),
+        gradients=None if probe is None else GradientRun(sequences=probe.sequences, loss=probe.loss),
+        recommendation=advice,
+        data=data,
+        environment=environment(),
+        created=now(),
+        **({} if first.blocks is None else first.blocks.as_record()),
+    )
+
+
+def from_record(record: AnalysisRecord) -> Spectra | BothSpectra:
+    """Return the result that a record holds, without the gradient probe."""
+    parts = [_spectra(record, mask) for mask in sorted(record.masks)]
+    return parts[0] if len(parts) == 1 else BothSpectra(*parts)
+
+
+def _layer(result: Spectra | BothSpectra, row: int) -> LayerAnalysis:
+    """Return one layer; the places of heads that it lacks are left out."""
+    first = result.parts[0]
+    classes = [name for name in result.head_classes[row].tolist() if name] if isinstance(result, BothSpectra) else None
+    return LayerAnalysis(
+        index=first.layers_index[row],
+        classes=None if classes is None else tuple(classes),
+        gradients=None if first.gradients is None else _gradients(first.gradients, row),
+        **{part.mask: _measures(part, row) for part in result.parts},
+    )
+
+
+def _measures(part: Spectra, row: int) -> LayerMeasures:
+    heads = ~np.isnan(part.rank[row])
+    tables = {name: table for name in _MEASURES if (table := getattr(part, name)) is not None}
+    return LayerMeasures(
+        max_rank=part.max_rank[row],
+        avg_mass=part.avg_mass[row],
+        lazy=part.layers_index[row] in part.lazy_layers,
+        ranks={f"{tau:g}": _plain(table[row][heads]) for tau, table in part.ranks.items()},
+        **{name: _plain(table[row][heads]) for name, table in tables.items()},
+    )
+
+
+def _gradients(probe: GradientProbe, row: int) -> LayerGradients:
+    heads = ~np.isnan(probe.query[row])
+    return LayerGradients(**{name: _plain(getattr(probe, name)[row][heads]) for name in LayerGradients.model_fields})
+
+
+def _plain(values: np.ndarray[Any, Any]) -> tuple[Any, ...]:
+    """Return the numbers of (heads,) values as JSON can hold them: NaN is null."""
+    return tuple(None if value != value else value for value in values.tolist())
+
+
+def _spectra(record: AnalysisRecord, mask: Mask) -> Spectra:
+    layers = [layer[mask] for layer in record.layers]
+    tables: dict[str, Any] = {
+        name: _padded([layer[name] for layer in layers]) for name in _MEASURES if layers[0][name] is not None
+    }
+    if "sink_column" in tables:
+        tables["sink_column"] = np.nan_to_num(tables["sink_column"], nan=-1).astype(np.int64)
+    angles = {"blocks": record.blocks, "angular_distance": record.angular_distance}
+    return Spectra(
+        tau=record.tau,
+        eta=record.eta,
+        mask=mask,
+        sequences=record.sequences,
+        length=record.length,
+        layers_index=tuple(layer.index for layer in record.layers),
+        ranks={float(tau): _padded([layer.ranks[tau] for layer in layers]) for tau in layers[0].ranks},
+        blocks=None if None in angles.values() else BlockMeasures.from_record(angles),
+        **tables,
+    )
+
+
+def _padded(rows: Sequence[Sequence[float | None]]) -> np.ndarray[Any, Any]:
+    """Return rows of different lengths as one (layers, heads) float64 array, NaN behind the short ones."""
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = np.array(values, dtype=np.float64)  # null is NaN
+    return table

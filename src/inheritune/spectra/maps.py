@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inheritune.decoder import Decoder
 from inheritune.errors import PlanError
-from inheritune.records.analysis import Mask
-from inheritune.spectra.analysis import prepare
+from inheritune.records.analysis import AttentionMap, Mask
+from inheritune.spectra.analysis import Model, Prepared, prepare
 from inheritune.spectra.measure.pieces import Piece
 from inheritune.spectra.measure.rank import approximate_rank
 from inheritune.spectra.result import BothSpectra, Spectra
@@ -19,24 +18,24 @@ from inheritune.spectra.watch.capture import visit_attention
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 MAP_TOKENS = 128
 """Longest map, in tokens: a longer one shows nothing more on a page and its file grows with the square."""
 
 
 def attention_maps(
-    model: PreTrainedModel | Decoder | str | Path,
+    model: Model,
     tokens: Any,
     spectra: Spectra | BothSpectra,
     tokenizer: PreTrainedTokenizerBase | None = None,
     heads: Sequence[tuple[int, int]] = (),
-) -> list[dict[str, Any]]:
+) -> tuple[AttentionMap, ...]:
     """Return the attention matrices, on the first sequence, of a few heads for each mask and of others asked for.
 
     Args:
         model: the model that was analysed.
-        tokens: the tokens that were analysed; the map is of the first `MAP_TOKENS` tokens of the first sequence.
+        tokens: (N, T), the tokens that were analysed; the map is of the first `MAP_TOKENS` of the first sequence.
         spectra: the result, which chooses the heads: `potent`, the head of the highest rank; `laziest`, the head of
             the lowest rank in the layer with the least MaxRank; and, where a collapsed head of another layer has a
             rank lower still, that head, `collapsed`. Each mask chooses its own.
@@ -44,37 +43,56 @@ def attention_maps(
         heads: (layer, head) of more heads to show, 0-based, under every mask that was analysed.
 
     Returns:
-        For each map `layer`, `head`, `mask`, `role`, `rank` (k* of this very matrix), `mean_rank` (over the
-        sequences), `tokens`, `text` (of the tokens together: a character may be split over several) and `values`
-        (T x T, rounded to 4 decimals).
+        The maps of each mask in turn, (T, T), rounded to 4 decimals.
 
     Raises:
         PlanError: a layer or head of `heads` was not analysed.
     """
-    parts = [spectra.causal, spectra.full] if isinstance(spectra, BothSpectra) else [spectra]
-    decoder, checked, _ = prepare(model, tokens, parts[0].tau, parts[0].eta, "causal")
-    first = checked[:1, :MAP_TOKENS]
-    more = check_heads(heads, parts[0])
-    wanted = {(part.mask, role): place for part in parts for role, place in (choose_heads(part) | more).items()}
+    first = spectra.parts[0]
+    return draw_maps(prepare(model, tokens, first.tau, first.eta, first.mask), spectra, tokenizer, heads)
+
+
+def draw_maps(
+    prepared: Prepared,
+    spectra: Spectra | BothSpectra,
+    tokenizer: PreTrainedTokenizerBase | None,
+    heads: Sequence[tuple[int, int]],
+) -> tuple[AttentionMap, ...]:
+    """Return the maps of `attention_maps` of a model and tokens that are prepared already.
+
+    Raises:
+        PlanError: a layer or head of `heads` was not analysed.
+    """
+    tokens = prepared.tokens[:1, :MAP_TOKENS]
+    first, more = spectra.parts[0], check_heads(heads, spectra.parts[0])
+    shown = [(part, *item) for part in spectra.parts for item in (choose_heads(part) | more).items()]
+    places = {(part.mask, first.layers_index[row], head) for part, _, (row, head) in shown}
     matrices: dict[tuple[Mask, int, int], Tensor] = {}
 
     def keep(piece: Piece) -> None:
-        for (mask, _), (row, head) in wanted.items():
-            layer, local = parts[0].layers_index[row], head - piece.head
+        for mask, layer, head in places:
+            local = head - piece.head
             if (mask, layer) == (piece.mask, piece.layer) and 0 <= local < piece.probabilities.shape[1]:
                 matrices[mask, layer, head] = piece.probabilities[0, local].cpu().clone()
 
-    visit_attention(decoder, first, [part.mask for part in parts], keep)
-    ids = first[0].tolist()
-    names = None if tokenizer is None else [tokenizer.decode([token]) for token in ids]
+    visit_attention(prepared.decoder, tokens, [part.mask for part in spectra.parts], keep)
+    ids = tokens[0].tolist()
+    names = None if tokenizer is None else tuple(tokenizer.decode([token]) for token in ids)
     text = None if tokenizer is None else tokenizer.decode(ids)
-    maps = []
-    for part in parts:
-        for role, (row, head) in (choose_heads(part) | more).items():
-            matrix = matrices[part.mask, part.layers_index[row], head]
-            read = {"tokens": names, "text": text, "values": _rounded(matrix)}
-            maps.append(_entry(part, role, row, head, matrix) | read)
-    return maps
+    return tuple(
+        AttentionMap(
+            layer=(layer := first.layers_index[row]),
+            head=head,
+            mask=part.mask,
+            role=role,
+            rank=int(approximate_rank(matrices[part.mask, layer, head], part.tau)),
+            mean_rank=float(part.rank[row, head]),
+            tokens=names,
+            text=text,
+            values=_rounded(matrices[part.mask, layer, head]),
+        )
+        for part, role, (row, head) in shown
+    )
 
 
 def choose_heads(spectra: Spectra) -> dict[str, tuple[int, int]]:
@@ -110,16 +128,23 @@ def check_heads(heads: Sequence[tuple[int, int]], spectra: Spectra) -> dict[str,
     return chosen
 
 
-def _entry(part: Spectra, role: str, row: int, head: int, matrix: Tensor) -> dict[str, Any]:
-    return {
-        "layer": part.layers_index[row],
-        "head": head,
-        "mask": part.mask,
-        "role": role,
-        "rank": int(approximate_rank(matrix, part.tau)),
-        "mean_rank": float(part.rank[row, head]),
-    }
+def check_heads_of(heads: Sequence[tuple[int, int]], decoder: Decoder) -> None:
+    """Refuse, before an analysis, a (layer, head) that the model does not have.
+
+    Where the heads differ from layer to layer, the configuration has no one number: `check_heads` refuses them later.
+
+    Raises:
+        PlanError: naming it.
+    """
+    count = getattr(decoder.config, "num_attention_heads", None)
+    for layer, head in heads:
+        if layer >= decoder.layers:
+            depth = f"{decoder.layers} (0-{decoder.layers - 1})"
+            raise PlanError(f"a map of layer {layer} (--maps): the model has {depth}")
+        if isinstance(count, int) and head >= count:
+            raise PlanError(f"a map of head {head} of layer {layer} (--maps): it has {count} (0-{count - 1})")
 
 
-def _rounded(matrix: Tensor) -> list[list[float]]:
-    return [[round(value, 4) for value in row] for row in matrix.tolist()]
+def _rounded(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
+    """Return a (T, T) matrix as numbers with 4 decimals."""
+    return tuple(tuple(round(value, 4) for value in row) for row in matrix.tolist())

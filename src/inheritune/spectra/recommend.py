@@ -18,17 +18,14 @@ near-even averaging. Where no layer stands out (no lazy tail, or all layers lazy
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inheritune.errors import InherituneError, OutputError, PlanError
-from inheritune.layers import ranges, runs
-from inheritune.spectra.reading import SPECTRA as SPECTRA
-from inheritune.spectra.reading import read_spectra
+from inheritune.errors import InherituneError, PlanError
+from inheritune.layers import ranges
+from inheritune.records.analysis import Recommendation as Recommendation
 from inheritune.spectra.result import BothSpectra, Spectra
 
 if TYPE_CHECKING:
@@ -38,109 +35,6 @@ LAZY_BELOW = 2.0
 """floor(AvgRank) = 1 (Definition G.1): AvgRank is at least 1, so below 2."""
 LEAST_SHARE = 3
 """No fewer than depth / 3 layers: the shallowest target in the paper has 4 of 12 (Fig. 2, Table 4)."""
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """With which layers to start, and why; `inherit`, `run` and `LayerPlan.from_layers` take it as `layers`.
-
-    Iterating over it gives the layers that stay.
-
-    Attributes:
-        depth: number of layers of the analysed model.
-        start: l, with how many first layers to start Inheritune.
-        cut: the layers to cut, 0-based, ascending.
-        reason: one sentence.
-        others: which layers the neighbours' measures would cut, as many as `cut`, by the measure's name; the measures
-            agree where the lists do.
-    """
-
-    depth: int
-    start: int
-    cut: tuple[int, ...]
-    reason: str
-    others: tuple[tuple[str, tuple[int, ...]], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.start <= self.depth or not set(self.cut) <= set(range(self.depth)) or not self.keep:
-            raise PlanError(f"start {self.start} and cut {list(self.cut)} do not fit a model of {self.depth} layers")
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.keep)
-
-    def __len__(self) -> int:
-        return len(self.keep)
-
-    def __str__(self) -> str:
-        return self.table()
-
-    @property
-    def keep(self) -> tuple[int, ...]:
-        """The layers that stay, 0-based, ascending."""
-        return tuple(layer for layer in range(self.depth) if layer not in self.cut)
-
-    @property
-    def option(self) -> str:
-        """What `--layers` and a recipe's `layers` take to say the same, the end of a range excluded: `0:12`."""
-        return ",".join(f"{run[0]}:{run[-1] + 1}" for run in runs(self.keep))
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Return what to do, the layers as ranges and the layers as a list, one row for each thing to print."""
-        rows = [("keep", self.keep), ("cut", self.cut)]
-        rows += [(f"{name} would cut", layers) for name, layers in self.others]
-        return [(what, ranges(layers), ", ".join(map(str, layers)) or "-") for what, layers in rows]
-
-    def table(self) -> str:
-        """Return the recommendation as text: the plan with both ends of a range included, the reason, the option."""
-        head = ("", "ranges", "layers")
-        lines = [head, *self.rows()]
-        widths = [max(len(line[column]) for line in lines) for column in range(2)]
-        title = f"start with {_layers(self.start)} of {self.depth}, numbered from 0, both ends of a range included"
-        body = [f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}".rstrip() for a, b, c in lines]
-        return "\n".join([title, *body, f"why: {self.reason}", f"how: --layers {self.option} (the end is excluded)"])
-
-    def as_record(self) -> dict[str, Any]:
-        """Return plain data for `spectra.json`."""
-        return {
-            "depth": self.depth,
-            "start": self.start,
-            "cut": list(self.cut),
-            "keep": list(self.keep),
-            "reason": self.reason,
-            "others": {name: list(layers) for name, layers in self.others},
-        }
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Recommendation:
-        """Read back what `as_record` wrote.
-
-        Raises:
-            PlanError: it is something else.
-        """
-        try:
-            others = tuple((str(name), tuple(map(int, layers))) for name, layers in record.get("others", {}).items())
-            cut = tuple(map(int, record["cut"]))
-            return cls(int(record["depth"]), int(record["start"]), cut, str(record["reason"]), others)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(
-                f"not a recommendation ({type(error).__name__}: {error}): expected depth, start, cut, reason"
-            ) from error
-
-
-def load_recommendation(folder: str | Path) -> Recommendation:
-    """Read the recommendation in the `spectra.json` that `inheritune analyze` wrote in `folder`.
-
-    Raises:
-        OutputError: there is no such file, it is not JSON or damaged, or it holds no recommendation.
-    """
-    path = Path(folder) / SPECTRA
-    held = read_spectra(folder, needed=()).get("recommendation")
-    if held is None:
-        raise OutputError(f"{path} holds no recommendation (an older analysis?): run inheritune analyze again")
-    try:
-        return Recommendation.from_record(held)
-    except PlanError as error:
-        raise OutputError(f"{path}: {error}; run inheritune analyze again") from error
 
 
 def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recommendation:
@@ -161,12 +55,16 @@ def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recom
             f"cannot recommend from a {type(spectra).__name__}: expected what analyze returns; the advice "
             "in an analysis folder is read by spectra.load_recommendation"
         )
-    parts = [spectra.causal, spectra.full] if isinstance(spectra, BothSpectra) else [spectra]
-    depth = _depth(parts[0], depth)
-    start, reason, profile = _decide([_Profile.of(part, depth) for part in parts])
-    cut = tuple(range(start, depth))
-    others = _others(parts[0].blocks, len(cut), depth)
-    return Recommendation(depth, start, cut, f"{reason}{_asides(profile, start)}.", others)
+    first = spectra.parts[0]
+    depth = _depth(first, depth)
+    start, reason, profile = _decide([_Profile.of(part, depth) for part in spectra.parts])
+    return Recommendation(
+        depth=depth,
+        start=start,
+        cut=tuple(range(start, depth)),
+        reason=f"{reason}{_asides(profile, start)}.",
+        others=_others(first.blocks, depth - start, depth),
+    )
 
 
 @dataclass(frozen=True)
@@ -265,16 +163,16 @@ def _asides(profile: _Profile, start: int) -> str:
     return asides
 
 
-def _others(blocks: BlockMeasures | None, count: int, depth: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Return which layers the neighbours' measures would cut, where they are known."""
+def _others(blocks: BlockMeasures | None, count: int, depth: int) -> dict[str, tuple[int, ...]]:
+    """Return which layers the measures of other papers would cut, where they are known."""
+    others: dict[str, tuple[int, ...]] = {}
     if blocks is None or count == 0 or blocks.depth != depth:
-        return ()
-    others = []
+        return others
     if not np.isnan(blocks.influence).any():
-        others.append(("Block Influence", tuple(blocks.least_influential(count))))
+        others["Block Influence"] = tuple(blocks.least_influential(count))
     if not np.isnan(blocks.angular_distance[: depth - count + 1, count]).any():
-        others.append(("angular distance", tuple(blocks.nearest_span(count))))
-    return tuple(others)
+        others["angular distance"] = tuple(blocks.nearest_span(count))
+    return others
 
 
 def _layers(count: int) -> str:

@@ -48,8 +48,8 @@ class Spectra:
         rank_error: (layers, heads) float64, standard error of Rank over the sequences: sample standard deviation of k*
             divided by sqrt(N); NaN for one sequence.
         entropy: (layers, heads) float64, Shannon entropy of a row in nats, mean over rows and sequences: 0 where each
-            token looks at one other, ln T where it looks at all alike. What an attention sink without a token (gpt-oss)
-            takes is no part of the row.
+            token attends to one other, ln T where it attends to all alike. What an attention sink without a token
+            (gpt-oss) takes is no part of the row.
         stable_rank: (layers, heads) float64, mean over the sequences of the squared Frobenius norm over the squared
             spectral norm: the rank without a threshold, 1 or more.
         sink_column: (layers, heads) int64, the column that the head collapses to on most sequences, the leftmost of
@@ -76,6 +76,11 @@ class Spectra:
     sink_epsilon: Heads | None = None
     blocks: BlockMeasures | None = None
     gradients: GradientProbe | None = None
+
+    @property
+    def parts(self) -> tuple[Spectra, ...]:
+        """The spectra under each mask, here these alone, as `BothSpectra` has two."""
+        return (self,)
 
     @property
     def causal(self) -> Spectra:
@@ -170,7 +175,7 @@ class Spectra:
 
 @dataclass(frozen=True, eq=False)
 class BothSpectra:
-    """The spectra of the same heads under both masks, which tell different stories.
+    """The spectra of the same heads under both masks.
 
     Attributes:
         causal: what the model computes.
@@ -181,13 +186,29 @@ class BothSpectra:
     full: Spectra
 
     @property
+    def parts(self) -> tuple[Spectra, ...]:
+        """The spectra under each mask, what the model computes first."""
+        return (self.causal, self.full)
+
+    @property
     def head_classes(self) -> NDArray[np.str_]:
         """(layers, heads): `sink`, `uniform` or `potent`, and an empty string where a layer has no such head.
 
-        Under the causal mask rank 1 means that every row looks at one column (`sink`). Without it, rank 1 also comes
+        Under the causal mask rank 1 means that every row attends to one column (`sink`). Without it, rank 1 also comes
         from near-uniform averaging: a head collapsed there and not under the causal mask is `uniform`. A head collapsed
         under neither is `potent`.
         """
-        causal, full = self.causal.collapsed_heads, self.full.collapsed_heads
-        classes = np.where(causal, "sink", np.where(full, "uniform", "potent"))
-        return np.where(np.isnan(self.causal.rank), "", classes)
+        return np.where(np.isnan(self.causal.rank), "", classes_of(self.causal.rank, self.full.rank))
+
+
+def classes_of(causal: Heads, full: Heads) -> NDArray[np.str_]:
+    """Return the class of each head by its Rank under both masks; see `BothSpectra.head_classes`.
+
+    Args:
+        causal: Rank(h, l), any shape, float64.
+        full: the same without the mask, of the same shape.
+
+    Returns:
+        `sink`, `uniform` or `potent`, of that shape.
+    """
+    return np.where(causal < COLLAPSED_RANK, "sink", np.where(full < COLLAPSED_RANK, "uniform", "potent"))

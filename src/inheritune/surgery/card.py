@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from inheritune.checkpoints.hub import cached_name, first_line, open_repository
-from inheritune.errors import ModelError
+from inheritune.checkpoints.hub import cached_name
+from inheritune.decoder.source import locate
+from inheritune.errors import ModelError, reason
 from inheritune.surgery.plan.layer_plan import LayerPlan
 
 CARD = "README.md"
@@ -31,12 +32,10 @@ def place_of(source: str | Path, revision: str | None = None) -> Place:
     Raises:
         ModelError: the hub has no such model, or refuses.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return source, folder
-    repository = open_repository(str(source), revision)
-    repository.fetch((), (CARD, *LICENCES))
-    return source, repository.folder
+    place = locate(source, revision)
+    if place.repository is not None:
+        place.repository.fetch((), (CARD, *LICENCES))
+    return source, place.folder
 
 
 def model_card(
@@ -179,7 +178,7 @@ def _metadata(card: Path) -> dict[str, Any]:
     try:
         return metadata_load(card) or {}
     except (ValueError, OSError, yaml.YAMLError) as error:
-        raise ModelError(f"cannot read the licence in {card}: {first_line(error)}") from error
+        raise ModelError(f"cannot read the licence in {card}: {reason(error)}") from error
 
 
 def _licence_line(licence: dict[str, Any]) -> str:

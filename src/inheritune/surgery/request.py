@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune import storage
-from inheritune.decoder import count_parameters, load_tokenizer, save_model
-from inheritune.errors import ModelError, PlanError
+from inheritune.decoder import NoTokenizerError, count_parameters, load_tokenizer, save_model
+from inheritune.errors import PlanError
 from inheritune.records.base import environment, now
 from inheritune.surgery.card import CARD, LICENCES, model_card, place_of
 from inheritune.surgery.config.blueprint import blueprint, draft
@@ -130,7 +130,7 @@ class Order:
         note = ""
         try:
             tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        except ModelError as error:
+        except NoTokenizerError as error:
             tokenizer, note = None, f"saved without a tokenizer: {error}"
         source = place_of(self.model, self.revision)
         card = model_card(

@@ -19,11 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from inheritune.decoder import Decoder, evaluating
 from inheritune.errors import PlanError
-from inheritune.spectra.files import load_spectra
-from inheritune.spectra.recommend import SPECTRA
+from inheritune.spectra.folder import from_record, read_analysis
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.capture import attention_implementation
-from inheritune.storage import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,9 +52,11 @@ def heads_to_revive(revive: Revived, depth: int) -> dict[int, tuple[int, ...]]:
     named = f"the analysis {revive}" if isinstance(revive, str | Path) else "the analysis"
     if isinstance(revive, str | Path):
         folder = Path(revive).expanduser()
-        revive = load_spectra(folder)
-        if (analysed := int(read_json(folder / SPECTRA).get("depth", depth))) != depth:
-            raise PlanError(f"{folder} analyses a model of {analysed} layers, this model has {depth}: analyse this one")
+        record = read_analysis(folder)
+        revive = from_record(record)
+        if record.depth not in (None, depth):
+            layers = f"{record.depth} layers, this model has {depth}"
+            raise PlanError(f"{folder} analyses a model of {layers}: analyse this one")
     if isinstance(revive, BothSpectra):
         revive = revive.causal
     if isinstance(revive, Spectra):

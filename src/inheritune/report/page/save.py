@@ -18,11 +18,11 @@ from typing import Any
 from inheritune import storage
 from inheritune.errors import OutputError
 from inheritune.records.base import now
-from inheritune.report import charts
-from inheritune.report.charts import attention_picture, save_picture, svg_of
-from inheritune.report.page import sections
-from inheritune.report.page.figures import Figures, page_data, short
-from inheritune.report.read.load import Model, Run, Sources, load, models
+from inheritune.report.charts.base import save_picture, script, svg_of
+from inheritune.report.charts.maps import attention_picture
+from inheritune.report.page import maps, sections
+from inheritune.report.page.figures import Context, Figures, page_data, short
+from inheritune.report.read.models import Model, Sources, load, models
 from inheritune.report.text import tables
 from inheritune.report.text.findings import opening
 
@@ -93,10 +93,10 @@ def save_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
 
 def _add_maps(figures: Figures, sources: Sources) -> None:
     for i, model in enumerate(sources.shown):
-        for j, drawn in enumerate(model.analysis.maps if model.analysis else []):
-            place = f"layer {drawn['layer']}, head {drawn['head']}, {drawn['mask']} mask"
-            name = f"attention-{short(model.label)}-{drawn['mask']}-{drawn['role']}"
-            figures.add(f"map-{i}-{j}", attention_picture(drawn["values"], f"{model.label[:24]}: {place}"), name)
+        for j, drawn in enumerate(model.analysis.maps if model.analysis else ()):
+            place = f"layer {drawn.layer}, head {drawn.head}, {drawn.mask} mask"
+            name = f"attention-{short(model.label)}-{drawn.mask}-{drawn.role}"
+            figures.add(f"map-{i}-{j}", attention_picture(drawn.values, f"{model.label[:24]}: {place}"), name)
 
 
 def render(sources: Sources) -> str:
@@ -109,9 +109,9 @@ def render(sources: Sources) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    scripts = [_safe_script(charts.script()), _safe_script(_template("page.js"))]
+    scripts = [_safe_script(script()), _safe_script(_template("page.js"))]
     figures, context = sections.build(sources)
-    data = page_data(figures) | {"lenses": sections.lenses(context["maps"])}
+    data = page_data(figures) | {"weights": maps.weights(context["maps"])}
     return environment.get_template("report.html.j2").render(
         **context,
         **_frame(sources),
@@ -149,35 +149,32 @@ def _template(name: str) -> str:
     return (files("inheritune.report.page") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _frame(sources: Sources) -> dict[str, Any]:
+def _frame(sources: Sources) -> Context:
     """Return what the template shows around the charts."""
     runs, trained = sources.runs, models(sources.runs)
+    tests = [
+        test for run in runs for test in (run.record.result.comparison, *(r.comparison for r in run.record.rounds))
+    ]
     labels = [run.label for run in runs] + [model.label for model in sources.studies]
     return {
         "title": f"Inheritune report: {', '.join(labels)}",
         "verdict": opening(sources),
         "trained": bool(runs),
         "models": tables.model_table(trained),
-        "rounds": tables.rounds_table(runs) if any(run.rounds for run in runs) else None,
-        "grown": any(len(run.rounds) > 1 for run in runs),
-        "margins": sorted({f"{each['margin']:g}" for each in _comparisons(runs)}),
+        "rounds": tables.rounds_table(runs) if any(run.record.rounds for run in runs) else None,
+        "grown": any(len(run.record.rounds) > 1 for run in runs),
+        "margins": sorted({f"{test.margin:g}" for test in tests if test is not None}),
         "samples": _samples(trained),
         "settings": sections.settings(sources),
         "created": now(),
     }
 
 
-def _comparisons(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    found = [part.get("comparison") for run in runs for part in (run.result, *run.rounds)]
-    return [each for each in found if each is not None]
-
-
-def _samples(shown: Sequence[Model]) -> list[dict[str, str]]:
+def _samples(shown: Sequence[Model]) -> list[Context]:
     """Return the generated text of each model that has one; a text that repeats its prompt is shown without it."""
-    found = []
-    for model in shown:
-        sample = model.record.get("sample")
-        if sample:
-            text = str(sample["text"]).removeprefix(str(sample["prompt"]))
-            found.append({"label": model.label, "prompt": str(sample["prompt"]), "text": text})
-    return found
+    samples = [(model.label, model.record.sample) for model in shown if model.record is not None]
+    return [
+        {"label": label, "prompt": sample.prompt, "text": sample.text.removeprefix(sample.prompt)}
+        for label, sample in samples
+        if sample is not None
+    ]

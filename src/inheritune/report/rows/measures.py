@@ -6,12 +6,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from inheritune.report.read.load import Analysis, Model, Run, finite
-from inheritune.report.rows.series import Row, at, head_classes, masks, offsets
+from inheritune.records.analysis import Mask
+from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.logs import WatchedStep
+from inheritune.report.read.models import Model
+from inheritune.report.read.runs import Run
+from inheritune.report.rows.series import Row, at, head_classes, offsets
 
-_BLOCK = ("influence", "mlp_rank", "mlp_rank_error", "mlp_mass")
 _DWARFED = 3
 """A value this many times the next one leaves less than a third of a linear axis to all others."""
 _APART = 1.5
@@ -27,17 +30,17 @@ def block_rows(model: Model) -> list[Row]:
     """
     if model.analysis is None:
         return []
-    spectra = model.analysis.spectra
-    ranks = {layer["index"]: layer for layer in spectra["layers"]}
+    analysis = model.analysis
+    ranks = {mask: {index: part.max_rank for index, part in analysis.under(mask)} for mask in analysis.masks}
     rows = []
-    for block in spectra.get("blocks") or []:
-        row: Row = {"model": model.label, "layer": block["index"]} | {key: block.get(key) for key in _BLOCK}
-        rank, error = row["mlp_rank"], row["mlp_rank_error"]
-        known = rank is not None and error is not None
-        row |= {"mlp_rank_low": rank - error if known else None, "mlp_rank_high": rank + error if known else None}
-        layer = ranks.get(block["index"])
-        row |= {mask: layer[mask]["max_rank"] if layer else None for mask in spectra["masks"]}
-        rows.append(row)
+    for block in analysis.record.blocks or ():
+        row: Row = {"model": model.label, "layer": block.index, "influence": block.influence}
+        row |= {"mlp_rank": block.mlp_rank, "mlp_rank_error": block.mlp_rank_error, "mlp_mass": block.mlp_mass}
+        low = high = None
+        if block.mlp_rank is not None and block.mlp_rank_error is not None:
+            low, high = block.mlp_rank - block.mlp_rank_error, block.mlp_rank + block.mlp_rank_error
+        row |= {"mlp_rank_low": low, "mlp_rank_high": high}
+        rows.append(row | {mask: each.get(block.index) for mask, each in ranks.items()})
     return rows
 
 
@@ -64,9 +67,9 @@ def agreement_rows(model: Model) -> list[Row]:
         return []
     return [
         {"mask": mask, "layer": row["layer"], "max_rank": row[mask], "influence": row["influence"]}
-        for mask in masks(model.analysis)
+        for mask in model.analysis.masks
         for row in block_rows(model)
-        if finite(row[mask]) and finite(row["influence"])
+        if row[mask] is not None and row["influence"] is not None
     ]
 
 
@@ -90,12 +93,10 @@ class Agreement:
 
 def agreements(model: Model) -> list[Agreement]:
     """Return the agreement of MaxRank and Block Influence under each mask; nothing for fewer than three layers."""
-    rows, found = agreement_rows(model), []
-    for mask in dict.fromkeys(row["mask"] for row in rows):
-        pairs = [(row["max_rank"], row["influence"]) for row in rows if row["mask"] == mask]
-        if len(pairs) > 2:
-            found.append(Agreement(mask, *_spearman(pairs), len(pairs)))
-    return found
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for row in agreement_rows(model):
+        pairs.setdefault(row["mask"], []).append((row["max_rank"], row["influence"]))
+    return [Agreement(mask, *_spearman(each), len(each)) for mask, each in pairs.items() if len(each) > 2]
 
 
 def _spearman(pairs: list[tuple[float, float]]) -> tuple[float | None, float | None]:
@@ -114,45 +115,44 @@ def angular_rows(analysis: Analysis) -> list[Row]:
     Row l of the record holds the distances from the input of block l to that of block l + n, n = 1, 2, ...: what
     cutting the n blocks from l on skips.
     """
-    rows = [
+    rows: list[Row] = [
         {"start": start, "end": start + n - 1, "span": n, "distance": distance}
-        for start, distances in enumerate(analysis.spectra.get("angular_distance") or [])
+        for start, distances in enumerate(analysis.record.angular_distance or ())
         for n, distance in enumerate(distances, start=1)
-        if finite(distance)
+        if distance is not None
     ]
-    best = {n: min((row for row in rows if row["span"] == n), key=_distance) for n in {row["span"] for row in rows}}
-    return [row | {"best": best[row["span"]] is row} for row in rows]
+    least: dict[int, Row] = {}
+    for row in rows:
+        if row["span"] not in least or row["distance"] < least[row["span"]]["distance"]:
+            least[row["span"]] = row
+    return [row | {"best": least[row["span"]] is row} for row in rows]
 
 
-def _distance(row: Row) -> float:
-    return float(row["distance"])
-
-
-def gradient_rows(analysis: Analysis, weight: str) -> list[Row]:
-    """Return each head's gradient norm for one weight (`query` or `key`), its bound and its causal sink epsilon.
+def gradient_rows(analysis: Analysis, weight: Literal["query", "key"]) -> list[Row]:
+    """Return each head's gradient norm for one weight, its bound and its causal sink epsilon.
 
     `class` is `not classed` unless both masks were analysed. `gradient`, `bound` and `epsilon` are None where they are
     unknown or zero, which a logarithmic axis cannot show.
     """
     rows: list[Row] = []
-    for layer in analysis.spectra["layers"]:
-        probe = layer.get("gradients") or {}
-        epsilons, classes = (layer.get("causal") or {}).get("sink_epsilon"), head_classes(analysis, layer)
-        for head, norm in enumerate(probe.get(weight) or []):
-            row = {"layer": layer["index"], "head": head, "gradient": _positive(norm)}
-            row |= {
-                "bound": _positive(at(probe.get(f"{weight}_bound"), head)),
-                "epsilon": _positive(at(epsilons, head)),
-            }
+    for layer in analysis.record.layers:
+        probe = layer.gradients
+        if probe is None:
+            continue
+        norms, bounds = (probe.query, probe.query_bound) if weight == "query" else (probe.key, probe.key_bound)
+        epsilons, classes = layer.causal.sink_epsilon if layer.causal else None, head_classes(layer)
+        for head, norm in enumerate(norms):
+            row = {"layer": layer.index, "head": head, "gradient": _positive(norm)}
+            row |= {"bound": _positive(at(bounds, head)), "epsilon": _positive(at(epsilons, head))}
             rows.append(row | {"class": at(classes, head) or "not classed"})
     return rows
 
 
-def _positive(value: Any) -> float | None:
-    return float(value) if finite(value) and value > 0 else None
+def _positive(value: float | None) -> float | None:
+    return value if value is not None and value > 0 else None
 
 
-def collapse_rows(run: Run, quantity: str, mask: str | None) -> list[Row]:
+def collapse_rows(run: Run, quantity: str, mask: Mask | None) -> list[Row]:
     """Return one watched quantity over training: a row for each watched step and layer.
 
     Args:
@@ -164,17 +164,22 @@ def collapse_rows(run: Run, quantity: str, mask: str | None) -> list[Row]:
         Rows with `round`, `step` (of the round), `tokens` (of all rounds), `start` and `end` (tokens, where the cell
         is drawn: half way to the watched steps before and after it in the same round), `layer` and `value`.
     """
-    part = mask or "gradients"
     rows: list[Row] = []
-    for turn, lines, offset in zip(run.rounds, run.collapse, offsets(run), strict=True):
-        kept = [line for line in lines if (line.get(part) or {}).get(quantity) is not None]
-        edges = _edges([int(line["tokens"]) for line in kept], int(turn["tokens"]))
-        for line, (start, end) in zip(kept, edges, strict=True):
-            place = {"round": turn["name"], "step": line["step"], "tokens": offset + int(line["tokens"])}
+    for each, lines, offset in zip(run.record.rounds, run.collapse, offsets(run), strict=True):
+        watched = [(line, values) for line in lines if (values := _watched(line, quantity, mask)) is not None]
+        edges = _edges([line.tokens for line, _ in watched], each.tokens)
+        for (line, values), (start, end) in zip(watched, edges, strict=True):
+            place = {"round": each.name, "step": line.step, "tokens": offset + line.tokens}
             place |= {"start": offset + start, "end": offset + end}
-            values = zip(line["layers"], line[part][quantity], strict=False)
-            rows += [place | {"layer": layer, "value": value} for layer, value in values if finite(value)]
+            pairs = zip(line.layers, values, strict=False)
+            rows += [place | {"layer": layer, "value": value} for layer, value in pairs if value is not None]
     return rows
+
+
+def _watched(line: WatchedStep, quantity: str, mask: Mask | None) -> tuple[float | None, ...] | None:
+    """Return a quantity of each layer at a watched step, None where it was not recorded."""
+    part = line.gradients if mask is None else line.causal if mask == "causal" else line.full
+    return None if part is None else part[quantity]
 
 
 def _edges(tokens: list[int], last: int) -> list[tuple[float, float]]:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from inheritune.report.read.load import Analysis, Model, Run, finite
-from inheritune.spectra.result import COLLAPSED_RANK
+from inheritune.records.analysis import HeadClass, LayerAnalysis, LayerMeasures, Mask
+from inheritune.records.runs import ReferenceRecord, RoundRecord
+from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.logs import LoggedStep
+from inheritune.report.read.models import Model
+from inheritune.report.read.runs import Run
+from inheritune.spectra.result import COLLAPSED_RANK, classes_of
+
+Value = TypeVar("Value")
 
 CURVE_POINTS = 300
 """About how many points of training loss are drawn for a run."""
 
 Row = dict[str, Any]
+"""What a chart draws at one place: named numbers and texts, as Vega takes them."""
 
 
 def offsets(run: Run) -> list[int]:
     """Return, for each round, the tokens the run had been trained on when the round began."""
-    done, starts = 0, []
-    for turn in run.rounds:
-        starts.append(done)
-        done += int(turn["tokens"])
-    return starts
+    return [0, *itertools.accumulate(each.tokens for each in run.record.rounds)][:-1]
 
 
 def bin_size(run: Run) -> int:
@@ -40,53 +45,53 @@ def curve_rows(run: Run) -> list[Row]:
     check on fewer windows is easier or harder than the whole, so it is never joined to an evaluation.
     """
     rows: list[Row] = []
-    for turn, lines, start in zip(run.rounds, run.metrics, offsets(run), strict=True):
+    for each, lines, start in zip(run.record.rounds, run.metrics, offsets(run), strict=True):
         points = [("training", tokens, loss) for tokens, loss in _binned(lines, bin_size(run))]
-        points += [("check", int(x["tokens"]), x["valid_loss"]) for x in lines if finite(x.get("valid_loss"))]
-        points += [("validation", tokens, loss) for tokens, loss in _evaluations(turn)]
+        points += [("check", line.tokens, line.valid_loss) for line in lines if line.valid_loss is not None]
+        points += [("validation", tokens, loss) for tokens, loss in _evaluations(each)]
         rows += [
-            {"model": run.label, "round": turn["name"], "kind": kind, "tokens": start + tokens, "loss": loss}
+            {"model": run.label, "round": each.name, "kind": kind, "tokens": start + tokens, "loss": loss}
             for kind, tokens, loss in points
         ]
     return rows
 
 
-def _binned(lines: Sequence[dict[str, Any]], size: int) -> Iterator[tuple[int, float]]:
+def _binned(lines: Sequence[LoggedStep], size: int) -> Iterator[tuple[int, float]]:
     for first in range(0, len(lines), size):
         part = lines[first : first + size]
-        losses = [line["loss"] for line in part if finite(line.get("loss"))]
+        losses = [line.loss for line in part if line.loss is not None]
         if losses:
-            yield int(part[-1]["tokens"]), sum(losses) / len(losses)
+            yield part[-1].tokens, sum(losses) / len(losses)
 
 
-def _evaluations(turn: dict[str, Any]) -> Iterator[tuple[int, float]]:
-    """Yield tokens within the round and loss of the evaluations before and after it."""
-    for key, tokens in (("start_evaluation", 0), ("evaluation", int(turn["tokens"]))):
-        if turn.get(key) is not None:
-            yield tokens, turn[key]["loss"]
+def _evaluations(each: RoundRecord) -> list[tuple[int, float]]:
+    """Return tokens within the round and loss of the evaluations before and after it."""
+    before = [] if each.start_evaluation is None else [(0, each.start_evaluation.loss)]
+    return [*before, (each.tokens, each.evaluation.loss)]
 
 
 def round_rows(run: Run) -> list[Row]:
     """Return where the rounds of a run begin; nothing for a run of one round, which has no growth to mark."""
-    if len(run.rounds) < 2:
+    rounds = run.record.rounds
+    if len(rounds) < 2:
         return []
     return [
         {
             "model": run.label,
-            "round": turn["name"],
-            "label": f"{turn['layers']} layer{'' if turn['layers'] == 1 else 's'}",
+            "round": each.name,
+            "label": f"{each.layers} layer{'s'[: each.layers != 1]}",
             "tokens": start,
         }
-        for turn, start in zip(run.rounds, offsets(run), strict=True)
+        for each, start in zip(rounds, offsets(run), strict=True)
     ]
 
 
 def reference_rows(models: Sequence[Model]) -> list[Row]:
-    """Return the validation loss of each reference that was evaluated."""
+    """Return the validation loss of each reference."""
     return [
-        {"model": model.label, "loss": model.record["evaluation"]["loss"]}
+        {"model": model.label, "loss": model.record.evaluation.loss}
         for model in models
-        if model.run is None and model.record.get("evaluation") is not None
+        if isinstance(model.record, ReferenceRecord)
     ]
 
 
@@ -104,12 +109,7 @@ def loss_range(rows: Sequence[Row], references: Sequence[Row]) -> tuple[float, f
     return low - pad, high + pad
 
 
-def masks(analysis: Analysis) -> list[str]:
-    """Return the masks an analysis was made with, `causal` first."""
-    return sorted(analysis.spectra["masks"])
-
-
-def layer_rows(model: Model, mask: str) -> list[Row]:
+def layer_rows(model: Model, mask: Mask) -> list[Row]:
     """Return MaxRank, AvgMass and laziness of each layer of an analysed model under one mask, with the heads' spread.
 
     `depth` is the place among the model's layers, 0 for the first and 1 for the last. `rank_low`, `rank_q1`,
@@ -117,38 +117,32 @@ def layer_rows(model: Model, mask: str) -> list[Row]:
     `top_head` is the head of MaxRank (the first of several) and `rank_error` the standard error of its Rank, where the
     record has it. A model that was not analysed under this mask has no rows.
     """
-    if model.analysis is None or mask not in model.analysis.spectra["masks"]:
+    if model.analysis is None:
         return []
-    last = depth_of(model.analysis) - 1
+    last = model.analysis.depth - 1
     return [
         {
             "model": model.label,
-            "layer": layer["index"],
-            "depth": layer["index"] / max(last, 1),
-            "max_rank": layer[mask]["max_rank"],
-            "avg_mass": layer[mask]["avg_mass"],
-            "lazy": layer[mask]["lazy"],
-            **_top_head(layer[mask]),
-            **_spread("rank", layer[mask]["rank"]),
-            **_spread("mass", layer[mask]["mass"]),
+            "layer": index,
+            "depth": index / max(last, 1),
+            "max_rank": part.max_rank,
+            "avg_mass": part.avg_mass,
+            "lazy": part.lazy,
+            **_top_head(part),
+            **_spread("rank", part.rank),
+            **_spread("mass", part.mass),
         }
-        for layer in model.analysis.spectra["layers"]
+        for index, part in model.analysis.under(mask)
     ]
 
 
-def depth_of(analysis: Analysis) -> int:
-    """Return the number of layers of the analysed model; of an older record, up to the last that was analysed."""
-    known = analysis.spectra.get("depth")
-    return int(known) if known else 1 + max(layer["index"] for layer in analysis.spectra["layers"])
+def _top_head(part: LayerMeasures) -> Row:
+    head = max(range(len(part.rank)), key=part.rank.__getitem__)
+    error = at(part.rank_error, head)
+    return {"heads": len(part.rank), "top_head": head} | ({} if error is None else {"rank_error": error})
 
 
-def _top_head(part: dict[str, Any]) -> Row:
-    head = max(range(len(part["rank"])), key=part["rank"].__getitem__)
-    error = at(part.get("rank_error"), head)
-    return {"heads": len(part["rank"]), "top_head": head} | ({} if error is None else {"rank_error": error})
-
-
-def at(values: Sequence[Any] | None, place: int) -> Any:
+def at(values: Sequence[Value] | None, place: int) -> Value | None:
     """Return a value of an optional list of a record, None where the record lacks it."""
     return None if values is None or place >= len(values) else values[place]
 
@@ -158,61 +152,52 @@ def _spread(name: str, values: Sequence[float]) -> Row:
     return {f"{name}_{key}": point for key, point in zip(("low", "q1", "median", "q3", "high"), points, strict=True)}
 
 
-def tau_rows(analysis: Analysis, mask: str) -> list[Row]:
+def tau_rows(analysis: Analysis, mask: Mask) -> list[Row]:
     """Return MaxRank of each layer for each tau (Fig. 10), nothing when the ranks are known for fewer than two."""
     rows = [
-        {"tau": f"{float(tau):g}", "layer": layer["index"], "max_rank": max(ranks)}
-        for layer in analysis.spectra["layers"]
-        for tau, ranks in sorted((layer[mask].get("ranks") or {}).items(), key=lambda item: float(item[0]))
+        {"tau": f"{float(tau):g}", "layer": index, "max_rank": max(ranks)}
+        for index, part in analysis.under(mask)
+        for tau, ranks in sorted(part.ranks.items(), key=lambda item: float(item[0]))
     ]
     return rows if len({row["tau"] for row in rows}) > 1 else []
 
 
-_PER_HEAD = ("mass", "entropy", "stable_rank", "sink_column", "sink_epsilon")
-
-
-def head_rows(analysis: Analysis, mask: str) -> list[Row]:
+def head_rows(analysis: Analysis, mask: Mask) -> list[Row]:
     """Return the Rank of each head under one mask, and whether the head is collapsed (Rank below `COLLAPSED_RANK`).
 
     Beside them what the record has of `error` (the standard error of Rank), `mass`, `entropy`, `stable_rank`,
     `sink_column`, `sink_epsilon` and, where both masks were analysed, `class`.
     """
+    classes = {layer.index: head_classes(layer) for layer in analysis.record.layers}
     rows: list[Row] = []
-    for layer in analysis.spectra["layers"]:
-        part, classes = layer[mask], head_classes(analysis, layer)
-        for head, rank in enumerate(part["rank"]):
-            row = {"layer": layer["index"], "head": head, "rank": rank, "collapsed": rank < COLLAPSED_RANK}
-            more = {"error": at(part.get("rank_error"), head), "class": at(classes, head)}
-            more |= {key: at(part.get(key), head) for key in _PER_HEAD}
-            rows.append(row | {key: value for key, value in more.items() if value is not None})
+    for index, part in analysis.under(mask):
+        more: dict[str, Sequence[float | str | None] | None]
+        more = {"error": part.rank_error, "class": classes[index], "mass": part.mass, "entropy": part.entropy}
+        more |= {"stable_rank": part.stable_rank, "sink_column": part.sink_column, "sink_epsilon": part.sink_epsilon}
+        for head, rank in enumerate(part.rank):
+            row = {"layer": index, "head": head, "rank": rank, "collapsed": rank < COLLAPSED_RANK}
+            known = {key: at(values, head) for key, values in more.items()}
+            rows.append(row | {key: value for key, value in known.items() if value is not None})
     return rows
 
 
-def head_classes(analysis: Analysis, layer: dict[str, Any]) -> list[str] | None:
+def head_classes(layer: LayerAnalysis) -> Sequence[HeadClass] | None:
     """Return the class of each head of a layer: `sink`, `uniform` or `potent`; None unless both masks were analysed."""
-    if len(analysis.spectra["masks"]) < 2:
-        return None
-    if layer.get("classes"):
-        return list(layer["classes"])
-    pairs = zip(layer["causal"]["rank"], layer["full"]["rank"], strict=True)
-    return [
-        "sink" if causal < COLLAPSED_RANK else "uniform" if full < COLLAPSED_RANK else "potent"
-        for causal, full in pairs
-    ]
+    if layer.classes is not None or layer.causal is None or layer.full is None:
+        return layer.classes
+    names: list[HeadClass] = classes_of(np.array(layer.causal.rank), np.array(layer.full.rank)).tolist()
+    return names
 
 
 def class_rows(analysis: Analysis) -> list[Row]:
     """Return the class of each head with its Rank under both masks; nothing unless both were analysed."""
     return [
-        {
-            "layer": layer["index"],
-            "head": head,
-            "class": name,
-            "causal": layer["causal"]["rank"][head],
-            "full": layer["full"]["rank"][head],
-        }
-        for layer in analysis.spectra["layers"]
-        for head, name in enumerate(head_classes(analysis, layer) or [])
+        {"layer": layer.index, "head": head, "class": name, "rank_causal": causal, "rank_full": full}
+        for layer in analysis.record.layers
+        if layer.causal and layer.full
+        for head, (name, causal, full) in enumerate(
+            zip(head_classes(layer) or (), layer.causal.rank, layer.full.rank, strict=True)
+        )
     ]
 
 
@@ -223,7 +208,7 @@ def highest_rank(models: Sequence[Model]) -> float:
             row["rank"]
             for model in models
             if model.analysis is not None
-            for mask in masks(model.analysis)
+            for mask in model.analysis.masks
             for row in head_rows(model.analysis, mask)
         ),
         default=1.0,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import functools
+
+from inheritune import layers
+from inheritune.records.evaluation import Comparison
 
 NOTHING = "–"
 """What a table cell shows where the record has no number."""
@@ -45,15 +47,17 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.4g} %"
 
 
-def interval(comparison: dict[str, Any]) -> str:
-    """Write a Comparison's confidence interval: `95 % CI −0.0019 to +0.0081`."""
-    low, high = signed(comparison["ci_low"]), signed(comparison["ci_high"])
-    return f"{percent(comparison['confidence'])} CI {low} to {high}"
+def interval(ci_low: float, ci_high: float, confidence: float) -> str:
+    """Write a confidence interval of a difference of losses: `95 % CI −0.0019 to +0.0081`."""
+    return f"{percent(confidence)} CI {signed(ci_low)} to {signed(ci_high)}"
 
 
-def difference(comparison: dict[str, Any] | None) -> str:
-    """Write a Comparison's difference and, on a second line, its confidence interval for a table cell."""
-    return NOTHING if comparison is None else f"{signed(comparison['difference'])}\n{interval(comparison)}"
+def difference(comparison: Comparison | None) -> str:
+    """Write a comparison's difference and, on a second line, its confidence interval for a table cell."""
+    if comparison is None:
+        return NOTHING
+    bounds = interval(comparison.ci_low, comparison.ci_high, comparison.confidence)
+    return f"{signed(comparison.difference)}\n{bounds}"
 
 
 def rate(per_second: float | None) -> str:
@@ -81,15 +85,8 @@ def yes_no(value: bool | None) -> str:
     return NOTHING if value is None else "yes" if value else "no"
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """Write whole numbers compactly: 0, 1, 2, 5 is `0–2, 5`."""
-    spans: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in spans)
+ranges = functools.partial(layers.ranges, dash=NOTHING)
+"""Ascending layers as ranges with an en dash: `0–2, 5`; the dash alone for none."""
 
 
 def plural(number: int, noun: str) -> str:

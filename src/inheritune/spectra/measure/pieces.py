@@ -18,13 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIECE_BYTES = 8 * 2**20
-"""Size of the float32 matrices that one worker takes at a time, where they are small."""
-
-LARGE_PIECE_BYTES = 64 * 2**20
-"""The same where they are large: as much as `PIECE_MATRICES` of them, or as many as this holds."""
-
-PIECE_MATRICES = 48
-"""Matrices in a piece that give every compiled kernel, which takes them by 16, enough of those left to it."""
+"""Size of the float32 matrices that one worker takes at a time; a larger matrix is a piece of its own."""
 
 CACHED_BYTES = 2**20
 """Size of the float32 matrices that stay in a core's cache from one pass over them to the next."""
@@ -116,8 +110,7 @@ def plan_work(length: int, memory: int, device: torch.device) -> WorkPlan:
 
 def piece_size(rows: int, columns: int) -> int:
     """Return how many R x C matrices one worker takes at a time, memory apart."""
-    matrix = 4 * rows * columns
-    return max(1, PIECE_BYTES // matrix, min(PIECE_MATRICES, LARGE_PIECE_BYTES // matrix))
+    return max(1, PIECE_BYTES // (4 * rows * columns))
 
 
 def in_pieces(function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Tensor) -> tuple[Tensor, ...]:

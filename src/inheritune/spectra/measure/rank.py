@@ -14,7 +14,6 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inheritune.errors import InherituneError
-from inheritune.spectra.measure import kernels
 from inheritune.spectra.measure.certificate import certify, rounding
 from inheritune.spectra.measure.pieces import cached_size, in_pieces
 
@@ -199,10 +198,9 @@ def piece_mass(piece: Tensor, columns: Columns, eta: float) -> Tensor:
 def piece_rank(piece: Tensor, columns: Columns, taus: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Return k* (n, taus) of a (n, T, T) batch and the largest squared singular value's share of their sum (n,).
 
-    From the cheapest proof to the dearest: a column or the column sums alone hold tau (k* = 1); the leading eigenvalues
-    of the float32 Gram matrix from the compiled kernel; without it, or where matrices are large, a certificate on a
-    small subspace and then all eigenvalues; those of the float64 matrix where float32 leaves k* open. The largest share
-    is NaN where the first proof sufficed: it was not needed.
+    From the cheapest proof to the dearest: a column or the column sums alone hold tau (k* = 1); a certificate on a
+    small subspace; all eigenvalues of the float32 Gram matrix; those of the float64 matrix where float32 leaves k*
+    open. The largest share is NaN where the first proof sufficed: it was not needed.
     """
     import torch
 
@@ -212,10 +210,6 @@ def piece_rank(piece: Tensor, columns: Columns, taus: Sequence[float]) -> tuple[
     if len(rest) == 0:
         return rank, top
     gram = _scaled_grams(piece, rest)
-    if kernels.suits(gram):
-        spectrum = kernels.leading_eigenvalues(gram, max(taus) + 2 * rounding(max(piece.shape[-2:])))
-        rank[rest], top[rest] = _ranks_of_spectra(piece, rest, spectrum, taus), spectrum[:, 0]
-        return rank, top
     rank[rest], top[rest] = certify(gram, taus)
     left = (rank[rest, 0] == 0).nonzero()[:, 0]
     if len(left):
@@ -315,9 +309,9 @@ def _eigenvalues(gram: Tensor) -> Tensor:
 
 
 def _ranks_of_spectra(piece: Tensor, chosen: Tensor, spectrum: Tensor, taus: Sequence[float]) -> Tensor:
-    """Return k* (m, taus) of the chosen matrices from float32 eigenvalues, largest first, as shares of the trace.
+    """Return k* (m, taus) of the `chosen` (m,) matrices of a (n, T, T) batch from their float32 `spectrum` (m, T).
 
-    (m, T) of them, or fewer: as many as all taus need.
+    The spectrum is the eigenvalues of the Gram matrix of trace 1, largest first.
     """
     import torch
 

@@ -7,15 +7,15 @@ source: modules, shapes and settings. Only shapes are read, so models on the met
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from inheritune.decoder import Decoder, open_decoder
-from inheritune.errors import PlanError
-from inheritune.surgery.config.target import target_config, unsayable
+from inheritune.decoder.loading import build_empty
+from inheritune.errors import PlanError, library_errors
+from inheritune.surgery.config.target import target_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,11 +45,8 @@ def blueprint(config: PretrainedConfig) -> PreTrainedModel:
     Raises:
         PlanError: transformers cannot build it.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"), unsayable(config):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    with library_errors(f"cannot build the {config.model_type} of {config.name_or_path}/config.json", kind=PlanError):
+        return build_empty(config)
 
 
 def draft(

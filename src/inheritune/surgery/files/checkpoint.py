@@ -29,10 +29,10 @@ from inheritune.checkpoints.folder import (
     tensor_names,
     weight_file,
 )
-from inheritune.checkpoints.hub import Repository, open_repository
+from inheritune.checkpoints.hub import Repository
 from inheritune.checkpoints.stored import StoredTensor, refuse_pointer
 from inheritune.decoder import Decoder, count_parameters, load_config
-from inheritune.decoder.loading import check_source
+from inheritune.decoder.source import locate
 from inheritune.errors import ModelError, OutputError, PlanError
 from inheritune.progress import progress
 from inheritune.storage import whole_folder
@@ -85,12 +85,8 @@ class Source:
         Raises:
             ModelError: there is no such model, or a revision is named of a folder.
         """
-        check_source(source, revision)
-        folder = Path(source).expanduser()
-        if folder.is_dir():
-            return cls(source, folder)
-        repository = open_repository(str(source), revision)
-        return cls(source, repository.folder, repository)
+        place = locate(source, revision)
+        return cls(source, place.folder, place.repository)
 
     def config(self, trust_remote_code: bool) -> PretrainedConfig:
         """Read the configuration, of the very commit that was found."""

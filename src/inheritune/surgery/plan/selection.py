@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from inheritune.errors import PlanError
-from inheritune.spectra.recommend import SPECTRA, load_recommendation
+from inheritune.spectra.folder import SPECTRA, load_recommendation
 
 _EXPECTED = (
     "expected a count (12), a range with its end excluded (0:12) or a list (0,2,4), "

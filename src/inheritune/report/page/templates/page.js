@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { charts, tables, lenses } = JSON.parse(document.getElementById("chart-data").textContent);
+  const { charts, tables, weights: maps } = JSON.parse(document.getElementById("chart-data").textContent);
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const font = getComputedStyle(document.body).fontFamily;
 
@@ -58,7 +58,7 @@
   const MOVES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   const watch = (place, { size, bytes, tokens }) => {
     const weights = atob(bytes);
-    const names = lenses.tokens[tokens];
+    const names = maps.tokens[tokens];
     const reading = place.nextElementSibling;
     const mark = place.appendChild(document.createElement("i"));
     let at = [0, 0];
@@ -89,5 +89,5 @@
       show(at[0] + move[0], at[1] + move[1]);
     });
   };
-  for (const [id, lens] of Object.entries(lenses.maps)) watch(document.getElementById(id), lens);
+  for (const [id, map] of Object.entries(maps.maps)) watch(document.getElementById(id), map);
 })();

@@ -1,0 +1,69 @@
+"""Charts of training: losses over tokens, and collapse while a model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from inheritune.records.analysis import Mask
+from inheritune.report.charts.collapse import WATCHED, training_map
+from inheritune.report.charts.curves import curves
+from inheritune.report.page.figures import Context, Figures, short
+from inheritune.report.read.models import Model
+from inheritune.report.read.runs import Run
+from inheritune.report.rows import measures, series
+from inheritune.report.rows.series import Row
+
+_WATCHED: tuple[list[tuple[str, Mask | None]], ...] = (
+    [("max_rank", "causal"), ("max_rank", "full")],
+    [("collapsed", "causal"), ("collapsed", "full")],
+    [("query", None), ("key", None)],
+)
+"""What is watched; charts of one list stand side by side and share a colour scale."""
+
+
+def loss_curves(
+    runs: Sequence[Run], trained: Sequence[Model], palette: dict[str, str], figures: Figures
+) -> Context | None:
+    """Add the training curves; None when no run has a loss to draw."""
+    rows = [row for run in runs for row in series.curve_rows(run)]
+    if not rows:
+        return None
+    references = series.reference_rows(trained)
+    losses = series.loss_range(rows, references)
+    marks = [row for run in runs for row in series.round_rows(run)]
+    figures.add("curves", curves(rows, references, marks, palette, losses), "training-loss")
+    return {
+        "references": [row["model"] for row in references],
+        "rounds": bool(marks),
+        "kinds": sorted({row["kind"] for row in rows}),
+        "distilled": [run.label for run in runs if run.record.method == "distill"],
+        "bin": max(series.bin_size(run) for run in runs),
+        "cut": f"{losses[1]:.2f}" if any(row["loss"] > losses[1] for row in rows) else None,
+    }
+
+
+def watched(runs: Sequence[Run], figures: Figures) -> list[Context]:
+    """Add the heat maps of collapse over training, for each run that was watched."""
+    shown = [(run.label, [_watched_group(run, i, each, figures) for each in _WATCHED]) for i, run in enumerate(runs)]
+    return [{"label": label, "groups": [each for each in groups if each]} for label, groups in shown if any(groups)]
+
+
+def _watched_group(run: Run, i: int, wanted: list[tuple[str, Mask | None]], figures: Figures) -> list[str]:
+    """Add the charts of one kind, which share a colour scale; nothing for what was not recorded."""
+    logarithmic = WATCHED[wanted[0][0]].logarithmic
+    drawn: list[tuple[str, Mask | None, list[Row]]] = []
+    for quantity, mask in wanted:
+        rows = measures.collapse_rows(run, quantity, mask)
+        drawn.append((quantity, mask, [row for row in rows if row["value"] > 0 or not logarithmic]))
+    ends = measures.value_range([row for _, _, rows in drawn for row in rows], logarithmic)
+    marks, ids = series.round_rows(run), []
+    for quantity, mask, rows in drawn:
+        if not rows:
+            continue
+        of_mask = f"-{mask}" if mask else ""
+        title = f"{run.label[:20]}: {WATCHED[quantity].title}{f', {mask} mask' if mask else ''}"
+        kind = quantity.replace("_", "") if mask else f"gradient-{quantity}"
+        chart = training_map(rows, WATCHED[quantity], marks, title, ends)
+        name = f"{kind}-over-training-{short(run.label)}{of_mask}"
+        ids.append(figures.add(f"watched-{i}-{quantity}{of_mask}", chart, name))
+    return ids

@@ -1,0 +1,53 @@
+"""What `inheritune analyze` wrote about a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inheritune.records.analysis import AnalysisRecord, AttentionMap, LayerMeasures, Mask
+from inheritune.spectra import folder as files
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The analysis of one model.
+
+    Attributes:
+        record: the content of spectra.json.
+        maps: the attention maps of maps.json; none where there is no such file.
+    """
+
+    record: AnalysisRecord
+    maps: tuple[AttentionMap, ...] = ()
+
+    @property
+    def masks(self) -> list[Mask]:
+        """The masks it was made with, `causal` first."""
+        return sorted(self.record.masks)
+
+    @property
+    def depth(self) -> int:
+        """The number of layers of the model; of an older record, up to the last that was analysed."""
+        return self.record.depth or 1 + max(layer.index for layer in self.record.layers)
+
+    def under(self, mask: Mask) -> list[tuple[int, LayerMeasures]]:
+        """Return the index and the measures of each layer that has attention; nothing for a mask it was not made with.
+
+        The lists of `LayerMeasures` have an entry for each head.
+        """
+        parts = ((layer.index, layer.causal if mask == "causal" else layer.full) for layer in self.record.layers)
+        return [(index, part) for index, part in parts if part is not None]
+
+    def lazy_layers(self, mask: Mask) -> list[int]:
+        """Return the lazy layers (MaxRank = 1, Def. G.1 of the paper), numbered from 0."""
+        return [index for index, part in self.under(mask) if part.lazy]
+
+
+def load_analysis(folder: Path) -> Analysis:
+    """Read the folder of an analysis; maps.json may be missing.
+
+    Raises:
+        OutputError: a file is missing, damaged, or of a later version.
+    """
+    return Analysis(files.read_analysis(folder), files.read_maps(folder))

@@ -1,0 +1,203 @@
+"""The models of a page: each reference and each analysed model once, under whatever path a record knows it.
+
+Two records speak of one model when they hold one identity (a digest of the model's files). Where one of them has none,
+as those of version 0.1, the paths are compared.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from inheritune.decoder.source import BUNDLED, resolve_model
+from inheritune.records.evaluation import Comparison
+from inheritune.records.runs import ReferenceRecord, ResultRecord
+from inheritune.report.read.analyses import Analysis, load_analysis
+from inheritune.report.read.runs import Run, load_runs, unique_folders
+from inheritune.spectra.folder import SPECTRA
+from inheritune.storage import RECORD
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the table and a line in the charts: a reference, the result of a run, or a model analysed alone.
+
+    Attributes:
+        label: its name on the page.
+        record: what a run's record says of it; None for an analysis alone.
+        analysis: its analysis, or None.
+        run: the run that made it; None for a reference or an analysis alone.
+        name: what a command takes for it: a folder or hub id, or None where the record does not say.
+    """
+
+    label: str
+    record: ReferenceRecord | ResultRecord | None
+    analysis: Analysis | None
+    run: Run | None = None
+    name: str | None = None
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The paired test against its reference; None for a reference and for what was not tested."""
+        return self.record.comparison if isinstance(self.record, ResultRecord) else None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a page is made of.
+
+    Attributes:
+        runs: finished runs.
+        studies: models that were analysed alone and are neither the reference nor the result of a run.
+    """
+
+    runs: tuple[Run, ...]
+    studies: tuple[Model, ...] = ()
+
+    @property
+    def shown(self) -> list[Model]:
+        """All models on the page: references, results, then analyses alone."""
+        return [*models(self.runs), *self.studies]
+
+
+def load(paths: Sequence[Path]) -> Sources:
+    """Read each run and each analysis folder once, and give each model a label of its own.
+
+    An analysis of the reference or the result of a run becomes the analysis of that model, in the place of the run's
+    own.
+
+    Args:
+        paths: folders of finished runs (with a record.json) or analyses (with a spectra.json).
+
+    Raises:
+        OutputError: nothing was named, a folder is neither, or one of them cannot be read.
+    """
+    folders = unique_folders(paths)
+    alone = [folder for folder in folders if not (folder / RECORD).is_file() and (folder / SPECTRA).is_file()]
+    analyses = {folder: load_analysis(folder) for folder in alone}
+    rest = [folder for folder in folders if folder not in analyses]
+    runs, left = _assign(load_runs(rest) if rest else [], analyses)
+    return Sources(tuple(runs), tuple(_studies(left, {model.label for model in models(runs)})))
+
+
+def _assign(runs: list[Run], analyses: dict[Path, Analysis]) -> tuple[list[Run], dict[Path, Analysis]]:
+    """Give runs the analyses of their references and results; return them, and the analyses of other models.
+
+    Of two analyses of one model, the second stands alone.
+    """
+    left: dict[Path, Analysis] = {}
+    given: set[tuple[str, int]] = set()
+    for folder, analysis in analyses.items():
+        before = len(given)
+        for i, run in enumerate(runs):
+            if ("reference", i) not in given and _is_reference(run, folder, analysis):
+                runs[i] = replace(runs[i], reference_analysis=analysis)
+                given.add(("reference", i))
+            elif ("result", i) not in given and _is_result(run, folder, analysis):
+                runs[i] = replace(runs[i], result_analysis=analysis)
+                given.add(("result", i))
+        if len(given) == before:
+            left[folder] = analysis
+    return runs, left
+
+
+def _is_reference(run: Run, folder: Path, analysis: Analysis) -> bool:
+    reference, held = run.record.reference, analysis.record
+    if reference is None:
+        return False
+    own = reference.analysis is not None and folder == run.path / reference.analysis
+    return own or _is_same(reference.model, reference.identity, held.model, held.identity)
+
+
+def _is_result(run: Run, folder: Path, analysis: Analysis) -> bool:
+    result, held = run.record.result, analysis.record
+    if result.analysis is not None and folder == run.path / result.analysis:
+        return True
+    identity = run.result_analysis.record.identity if run.result_analysis else None
+    return _is_same(_result_folder(run), identity, held.model, held.identity) or _is_same(
+        str(run.path), None, held.model, None
+    )
+
+
+def _is_same(name: str | None, identity: str | None, other: str | None, other_identity: str | None) -> bool:
+    if identity is not None and other_identity is not None:
+        return identity == other_identity
+    return name is not None and other is not None and path_or_id(name) == path_or_id(other)
+
+
+def path_or_id(name: str) -> str:
+    """Return what a command takes for a model from wherever it is run: `stdlib`, an absolute path, or a hub id."""
+    place = Path(resolve_model(name) if name == BUNDLED else name).expanduser()
+    if not os.path.exists(place):  # noqa: PTH110 - Path.exists raises for a name that is too long for a file
+        return name
+    return BUNDLED if place.resolve() == Path(resolve_model(BUNDLED)).resolve() else str(place.resolve())
+
+
+def _studies(analyses: dict[Path, Analysis], taken: set[str]) -> list[Model]:
+    """Return analyses that stand alone; one whose name is taken is told apart by its folder."""
+    studies: list[Model] = []
+    for folder, analysis in analyses.items():
+        name = path_or_id(analysis.record.model or folder.name)
+        short = "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]).lstrip("/")
+        studies.append(Model(_distinct(short, folder.name, taken), None, analysis, name=name))
+    return studies
+
+
+def _distinct(name: str, mark: str, taken: set[str]) -> str:
+    """Return a label that no other line of a chart has: the name, with a mark and then a number where it is taken."""
+    label, number = name if name not in taken else f"{name} ({mark})", 2
+    while label in taken:
+        label, number = f"{name} ({mark}, {number})", number + 1
+    taken.add(label)
+    return label
+
+
+def primary(runs: Sequence[Run]) -> Run:
+    """Return the run the verdict is about: the first made by Inheritune, else the first."""
+    return next((run for run in runs if run.record.method == "inheritune"), runs[0])
+
+
+def models(runs: Sequence[Run]) -> list[Model]:
+    """Return all models of runs: each different reference once, then the result of each run.
+
+    Runs that were compared with one reference share its row, and what one of their records does not say about it
+    (its speed, sample or analysis) is taken from the next that does.
+    """
+    merged: list[tuple[ReferenceRecord, Analysis | None]] = []
+    for run in runs:
+        record, analysis = run.record.reference, run.reference_analysis
+        if record is None:
+            continue
+        for i, (known, held) in enumerate(merged):
+            if is_same_reference(known, record):
+                said = {key: value for key, value in known if value is not None}
+                merged[i] = record.model_copy(update=said), held or analysis
+                break
+        else:
+            merged.append((record, analysis))
+    taken = {run.label for run in runs}
+    references = [
+        Model(
+            _distinct(record.name or record.model, "reference", taken), record, analysis, name=path_or_id(record.model)
+        )
+        for record, analysis in merged
+    ]
+    return references + [
+        Model(run.label, run.record.result, run.result_analysis, run, _result_folder(run)) for run in runs
+    ]
+
+
+def _result_folder(run: Run) -> str | None:
+    """Return the folder of a run's result, which the record names within the run's own."""
+    return None if run.record.result.model is None else str(run.path / run.record.result.model)
+
+
+def is_same_reference(one: ReferenceRecord | None, other: ReferenceRecord | None) -> bool:
+    """Tell whether two runs were measured against one reference with one result: its size, and its loss to the bit."""
+    if one is None or other is None:
+        return False
+    sizes = [(each.layers, each.parameters, each.evaluation.loss, each.evaluation.windows) for each in (one, other)]
+    named = (one.name or one.model) == (other.name or other.model) and None in (one.identity, other.identity)
+    return sizes[0] == sizes[1] and (named or _is_same(one.model, one.identity, other.model, other.identity))

@@ -1,0 +1,104 @@
+"""One analysis from a model and tokens to its folder, for the command and for a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inheritune.decoder.source import model_identity, resolve_model
+from inheritune.records.analysis import AnalysedText, AnalysisRecord, MapsRecord
+from inheritune.spectra.analysis import Model, Prepared, Tau, measure, prepare
+from inheritune.spectra.folder import save_maps, save_spectra
+from inheritune.spectra.maps import check_heads_of, draw_maps
+from inheritune.spectra.measure.pieces import DEFAULT_MEMORY
+from inheritune.storage import check_folder, claimed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def analyze_into(
+    folder: str | Path,
+    model: Model,
+    tokens: Any,
+    *,
+    tau: Tau = 0.9,
+    eta: float = 0.9,
+    mask: str = "both",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    heads: Sequence[tuple[int, int]] = (),
+    gradients: int = 0,
+    memory: int = DEFAULT_MEMORY,
+    stream: bool | None = None,
+    name: str | None = None,
+    identity: str | None = None,
+    data: AnalysedText | None = None,
+    claim: bool = False,
+) -> tuple[AnalysisRecord, MapsRecord]:
+    """Analyse a model and write `maps.json`, then `spectra.json`; nothing is written before the analysis is done.
+
+    Args:
+        folder: gets the files; made where it is missing.
+        model: as `analyze` takes it.
+        tokens: (N, T) integer token ids.
+        tau: as `analyze`.
+        eta: as `analyze`.
+        mask: as `analyze`.
+        tokenizer: names the tokens of the maps.
+        heads: (layer, head) of more heads to draw maps of.
+        gradients: as `analyze`.
+        memory: as `analyze`.
+        stream: as `analyze`.
+        name: what to call the model; a folder or hub id goes by itself.
+        identity: what the model is, wherever it lies; of a folder it is read (`model_identity`).
+        data: where the tokens are from.
+        claim: hold `folder` for this analysis and no other, as the command does; a run's own folder is held already.
+
+    Returns:
+        What the two files hold.
+
+    Raises:
+        InherituneError: as `analyze` and `attention_maps`, or the folder holds something else.
+        OutputError: the files cannot be written.
+    """
+    folder, source = Path(folder), str(model) if isinstance(model, str | Path) else None
+    if source is not None:
+        identity = identity or model_identity(source)
+        name, model = name or _label(source), resolve_model(source)
+    prepared = prepare(model, tokens, tau, eta, mask, memory=memory, stream=stream, gradients=gradients)
+    check_heads_of(heads, prepared.decoder)
+    name = name or str(prepared.decoder.config.name_or_path)
+    work = _work(prepared, identity or name, heads)
+    if claim:
+        check_folder(folder, work)
+    result = measure(prepared)
+    maps = draw_maps(prepared, result, tokenizer, heads)
+    with claimed(folder, work) if claim else nullcontext():
+        drawn = save_maps(maps, folder)
+        return save_spectra(result, folder, name, data, identity), drawn
+
+
+def _label(source: str) -> str:
+    """Return a model's absolute path, so that a command that names it works anywhere, or its hub id."""
+    place = Path(resolve_model(source)).expanduser()
+    return str(place.resolve()) if place.exists() else source
+
+
+def _work(prepared: Prepared, model: str, heads: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Return what makes an analysis this one and no other: what the model and the tokens are, not where they lie."""
+    digest = hashlib.sha256(prepared.tokens.numpy().astype("<i8").tobytes()).hexdigest()[:16]
+    return {
+        "kind": "analysis",
+        "model": model,
+        "tokens": digest,
+        "sequences": len(prepared.tokens),
+        "length": prepared.tokens.shape[1],
+        "tau": list(prepared.taus),
+        "eta": prepared.eta,
+        "mask": list(prepared.masks),
+        **({"gradients": prepared.gradients} if prepared.gradients else {}),
+        **({"list of maps": [f"{layer}.{head}" for layer, head in heads]} if heads else {}),
+    }
