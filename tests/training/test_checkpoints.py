@@ -8,16 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from training_data import make_shards
 from transformers import PreTrainedModel
 
 from inheritune.data import Shards, TrainingWindows
-from inheritune.data.shards import write_manifest, write_split
 from inheritune.training import TrainingSettings, train
 from inheritune.training.checkpoints import newest_checkpoint
-from tiny import VOCABULARY, make_gpt2
+from tiny import make_gpt2
 
 SETTINGS = TrainingSettings(
     steps=12, batch=4, length=16, learning_rate=1e-2, warmup_steps=3, log_every=2, valid_every=0, checkpoint_every=4
@@ -36,13 +35,7 @@ class Failing(TrainingWindows):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    folder = tmp_path_factory.mktemp("shards")
-    dtype = np.dtype("<u2")
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 3000)
-    splits = {name: write_split(folder, name, [tokens], dtype) for name in ("train", "valid")}
-    return write_manifest(
-        folder, {"schema": 1, "dtype": dtype.str, "vocabulary": VOCABULARY, "splits": splits, "settings": {}}
-    )
+    return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 from torch.nn.parallel import DistributedDataParallel
+from training_data import make_shards
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -28,10 +29,8 @@ from transformers import (
 
 import inheritune as it
 from inheritune.data import Shards, TrainingWindows, train_tokenizer
-from inheritune.data.shards import open_shards, write_split
 from inheritune.decoder import save_model
 from inheritune.errors import DataError, InherituneError, ModelError
-from inheritune.records.data import Manifest, PrepareSettings, Splits
 from inheritune.training import TrainingSettings, collapse, train
 from inheritune.training.collapse import WatchCollapse
 from tiny import VOCABULARY, make_gpt2, make_llama, perturbed
@@ -235,15 +234,7 @@ def test_weights_in_shards_are_not_watched(tmp_path: Path, caplog: pytest.LogCap
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Shards:
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    dtype = np.dtype("<u2")
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 3000)
-    train, valid = (write_split(folder, name, [tokens], dtype) for name in ("train", "valid"))
-    made = PrepareSettings(source="", tokenizer="", valid_fraction=0.5, separator="", field="")
-    splits = Splits(train=train, valid=valid)
-    Manifest(dtype=dtype.str, vocabulary=VOCABULARY, splits=splits, settings=made).write(folder / "manifest.json")
-    return open_shards(folder)
+    return make_shards(tmp_path / "shards")
 
 
 def settings(**changes: object) -> TrainingSettings:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from training_data import make_shards
 from transformers import (
     Gemma3Config,
     Gemma3ForCausalLM,
@@ -21,9 +22,7 @@ from transformers import (
 )
 
 from inheritune.data import Shards, TrainingWindows
-from inheritune.data.shards import open_shards, write_split
 from inheritune.errors import DataError, RecipeError
-from inheritune.records.data import Manifest, PrepareSettings, Splits
 from inheritune.training import (
     TrainingSettings,
     callbacks,
@@ -38,15 +37,7 @@ from tiny import VOCABULARY, make_gpt2
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Shards:
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    dtype = np.dtype("<u2")
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 3000)
-    train, valid = (write_split(folder, name, [tokens], dtype) for name in ("train", "valid"))
-    made = PrepareSettings(source="", tokenizer="", valid_fraction=0.5, separator="", field="")
-    splits = Splits(train=train, valid=valid)
-    Manifest(dtype=dtype.str, vocabulary=VOCABULARY, splits=splits, settings=made).write(folder / "manifest.json")
-    return open_shards(folder)
+    return make_shards(tmp_path / "shards")
 
 
 def settings(**changes: object) -> TrainingSettings:

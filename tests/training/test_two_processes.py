@@ -10,11 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-
-from inheritune.data.shards import write_manifest, write_split
-from tiny import VOCABULARY
+from training_data import make_shards
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -22,13 +19,7 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    (folder / "shards").mkdir()
-    dtype = np.dtype("<u2")
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 3000)
-    splits = {name: write_split(folder / "shards", name, [tokens], dtype) for name in ("train", "valid")}
-    write_manifest(
-        folder / "shards", {"schema": 1, "dtype": dtype.str, "vocabulary": VOCABULARY, "splits": splits, "settings": {}}
-    )
+    make_shards(folder / "shards")
     return folder
 
 

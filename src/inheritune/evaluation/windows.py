@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +12,6 @@ from inheritune.data.readers import BLANK_LINE
 from inheritune.data.shards import is_shards
 from inheritune.decoder import NoTokenizerError, load_tokenizer
 from inheritune.errors import DataError
-
-if TYPE_CHECKING:
-    pass
 
 LENGTH = 512
 """Input tokens of a window unless told otherwise: the memory of a batch is bounded, and more context changes little."""
