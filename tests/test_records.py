@@ -132,6 +132,8 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         read_record(tmp_path / "notes.json", Notes)
     with pytest.raises(OutputError, match=r"cannot read .* as JSON: Is a directory$"):
         read_record(tmp_path, Notes)
+    with pytest.raises(OutputError, match=r"cannot read .* as JSON: File name too long$"):
+        read_record(tmp_path / ("x" * 300), Notes)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot read .* as JSON: Not a directory$"):
         read_record(tmp_path / "file" / "notes.json", Notes)
@@ -212,6 +214,8 @@ def test_a_folder_is_checked_without_a_trace_and_by_the_options_name(tmp_path: P
         claim_folder(tmp_path / "file", mine, "--figures")
     with pytest.raises(OutputError, match="pass a new or empty --figures folder"):
         check_folder(tmp_path, mine, "--figures")
+    with pytest.raises(OutputError, match=r"cannot use --figures 'xxx.*': File name too long; pass another --figures$"):
+        check_folder(Path("x" * 300), mine, "--figures")
 
 
 def test_a_damaged_claim_is_one_line(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def claimed(
     Raises:
         OutputError: as `claim_folder`.
     """
+    check_folder(path, identity, option)
     fresh = not (path / IDENTITY).is_file()
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     claim_folder(path, identity, option)
@@ -140,7 +141,10 @@ def check_folder(path: Path, identity: dict[str, Any], option: str = "--out") ->
     Raises:
         OutputError: the folder holds other work or foreign files, or cannot be written.
     """
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    except OSError as error:  # no path, too long a name for one
+        raise OutputError(f"cannot use {option} {str(path)[:80]!r}: {error.strerror}; pass another {option}") from error
     if not there.is_dir():
         raise OutputError(f"{option} {path}: {there} is a file, expected a folder: pass a new or empty {option} folder")
     held = read_identity(path, option)

@@ -102,7 +102,8 @@ def read_record(path: Path, kind: type[AnyDocument]) -> AnyDocument:
     try:
         held = read_json(path)
     except OutputError as error:
-        raise OutputError(f"{error}; {kind.AGAIN}" if path.is_file() else str(error)) from error
+        missing = isinstance(error.__cause__, OSError)
+        raise OutputError(str(error) if missing else f"{error}; {kind.AGAIN}") from error
     if not isinstance(held, dict) or held.get("kind", kind.KIND) != kind.KIND:
         what = f"a record of kind {held['kind']!r}" if isinstance(held, dict) else f"a {type(held).__name__}"
         raise OutputError(f"{path} holds {what}: expected one of kind {kind.KIND!r}; {kind.AGAIN}")

@@ -64,13 +64,12 @@ def analyze_into(
         InherituneError: as `analyze` and `attention_maps`, or the folder holds something else.
         OutputError: the files cannot be written.
     """
-    folder, source = Path(folder), str(model) if isinstance(model, str | Path) else None
-    if source is not None:
-        identity = identity or model_identity(source)
-        name, model = name or _label(source), resolve_model(source)
-    prepared = prepare(model, tokens, tau, eta, mask, memory=memory, stream=stream, gradients=gradients)
+    folder, source = Path(folder), resolve_model(model) if isinstance(model, str | Path) else None
+    prepared = prepare(source or model, tokens, tau, eta, mask, memory=memory, stream=stream, gradients=gradients)
     check_heads_of(heads, prepared.decoder)
-    name = name or str(prepared.decoder.config.name_or_path)
+    if source is not None:  # what is in memory may have been changed since it was loaded
+        identity = identity or model_identity(source)
+    name = name or _label(source or prepared.decoder.config.name_or_path)
     work = _work(prepared, identity or name, heads)
     if claim:
         check_folder(folder, work)
@@ -83,7 +82,7 @@ def analyze_into(
 
 def _label(source: str) -> str:
     """Return a model's absolute path, so that a command that names it works anywhere, or its hub id."""
-    place = Path(resolve_model(source)).expanduser()
+    place = Path(source).expanduser()
     return str(place.resolve()) if place.exists() else source
 
 

@@ -9,11 +9,11 @@ The rule, which a person can follow on the chart of MaxRank:
 3. Cut all layers behind. Inheritune inherits a prefix, and growth appends the next layers where the cut was too deep.
 
 The start is never above the half: growth can add layers and cannot take any away. A lazy tail that lies in the deeper
-half changes no start; it is said where it begins, because growth into it is what the profile speaks against.
+half changes no start; the reason says where it begins, because there is little to gain from growing into it.
 
-The causal mask is asked first: it is what the model computes, and rank 1 means a sink there. Where it shows no lazy
-tail that begins by the half, the full mask is asked, whose collapse the paper's figures show: rank 1 there is a sink or
-near-even averaging. Where no layer stands out (no lazy tail, or all layers lazy), the start is the half.
+The causal mask is considered first: it is what the model computes, and rank 1 means a sink there. Where it shows no
+lazy tail that begins by the half, the full mask is considered, whose collapse the paper's figures show: rank 1 there is
+a sink or near-even averaging. Where there is no lazy tail, or all layers are lazy, the start is the half.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recom
 
     Args:
         spectra: what `analyze` returned. Blocks without attention (hybrid models) have no rank: they are neither lazy
-            nor potent, and stay or go with their neighbours.
+            nor potent, and stay or go with the layers beside them.
         depth: number of blocks of the model; where it is None, as many as `spectra.blocks` has, or else as the last
             analysed layer says (a hybrid's blocks behind it are then not known of).
 
@@ -62,7 +62,7 @@ def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recom
         depth=depth,
         start=start,
         cut=tuple(range(start, depth)),
-        reason=f"{reason}{_asides(profile, start)}.",
+        reason=f"{reason}{_remarks(profile, start)}.",
         others=_others(first.blocks, depth - start, depth),
     )
 
@@ -112,7 +112,7 @@ def _depth(spectra: Spectra, depth: int | None) -> int:
 
 
 def _decide(profiles: list[_Profile]) -> tuple[int, str, _Profile]:
-    """Return the start, the reason without its asides, and the profile that decided."""
+    """Return the start, the reason without its remarks, and the profile that decided."""
     first, depth = profiles[0], profiles[0].depth
     half = max(depth // 2, 1)
     if depth == 1:
@@ -150,17 +150,17 @@ def _evidence(profile: _Profile, start: int) -> str:
     return f"AvgRank {average:.2f} under the {profile.mask} mask, where rank 1 is {meaning}"
 
 
-def _asides(profile: _Profile, start: int) -> str:
+def _remarks(profile: _Profile, start: int) -> str:
     """Return what the decision leaves out: lazy layers among those that stay, and layers without attention."""
     lazy = [layer for layer, rank in profile.ranks.items() if layer < start and rank == 1.0]
     without = profile.depth - len(profile.ranks)
-    asides = ""
+    remarks = ""
     if lazy and not profile.all_lazy:
         verb, too = "is" if len(lazy) == 1 else "are", "" if profile.tail is None else " too"
-        asides += f"; of the layers that stay, {ranges(lazy)} {verb} lazy{too} under the {profile.mask} mask"
+        remarks += f"; of the layers that stay, {ranges(lazy)} {verb} lazy{too} under the {profile.mask} mask"
     if without and profile.ranks:
-        asides += f"; {_layers(without)} without attention {'has' if without == 1 else 'have'} no rank"
-    return asides
+        remarks += f"; {_layers(without)} without attention {'has' if without == 1 else 'have'} no rank"
+    return remarks
 
 
 def _others(blocks: BlockMeasures | None, count: int, depth: int) -> dict[str, tuple[int, ...]]:
