@@ -191,7 +191,9 @@ def test_the_recommended_commands_keep_the_layers_of_the_record() -> None:
         ("keep", "layers 0–7, 11 (9 of 12)"),
     ]
     cut, grow = (step.command for step in advice.steps)
-    assert grow == "inheritune run RECIPE.yaml --set 'reference=acme/my model' --set layers=6"
+    assert grow == (
+        "inheritune run heal --set 'reference=acme/my model' --set data.source=TEXT.txt --set layers=6 --out m-healed"
+    )
     assert cut == "inheritune inherit 'acme/my model' --layers 0,1,2,3,4,5,6,7,11 --out m-9-layers"
     plan = LayerPlan.from_layers(cut.split()[5], 12, "all")
     assert [row.source for row in plan] == held["keep"]
@@ -354,5 +356,6 @@ def test_scales_fit_what_they_show() -> None:
 def test_what_made_an_analysis_is_in_its_settings() -> None:
     record = analysis(2, 2) | {"data": {"source": "stories.txt", "tokens": 12345, "seed": 7}}
     pairs = dict(tables.study_settings(read(record)))
+    assert "data.source=stories.txt" in str(findings.recommendation(model_of(record)).steps[-1])  # type: ignore[union-attr]
     assert (pairs["data: source"], pairs["data: tokens"], pairs["seed"]) == ("stories.txt", "12,345", "7")
     assert dict(tables.study_settings(read(analysis(2, 2))))["seed"] == "–"

@@ -108,18 +108,15 @@ def recommendation(model: Model) -> Advice | None:
     if held is None:
         return None
     start, cut, depth = range(held.start), held.cut, held.depth
-    keep = [layer for layer in range(depth) if layer not in cut]
     words = f"start Inheritune with the first {fmt.plural(held.start, 'layer')} ({fmt.ranges(start)})"
     if cut:
         words += f"; to cut without growing, leave out {fmt.plural(len(cut), 'layer')} ({fmt.ranges(cut)})"
     facts = [("start with", _layers(start, depth)), ("cut", _layers(cut, depth))]
-    if keep != list(start):
-        facts.append(("keep", _layers(keep, depth)))
+    if held.keep != tuple(start):
+        facts.append(("keep", _layers(held.keep, depth)))
     facts += [(f"{name} would cut", _layers(layers, depth)) for name, layers in held.others.items()]
     reason = held.reason[:1].upper() + held.reason[1:]
-    return Advice(
-        model.label, f"{words}.", reason, facts, after_analysis(model.label, model.name, depth, held.start, keep)
-    )
+    return Advice(model.label, f"{words}.", reason, facts, after_analysis(model))
 
 
 def _layers(layers: Sequence[int], depth: int) -> str:

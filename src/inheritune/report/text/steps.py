@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inheritune.report.read.models import path_or_id
+from inheritune.report.read.models import Model, path_or_id
 from inheritune.report.read.runs import Run
 from inheritune.report.text import evidence
 from inheritune.report.text import format as fmt
 
+_TEXT = "TEXT.txt"
+"""What a command names where the record does not say which text was used."""
 _MORE = 4
 """Four times as many windows or steps: half the standard error."""
 
@@ -32,30 +33,24 @@ class Step:
         return self.purpose if self.command is None else f"{self.purpose}: {self.command}"
 
 
-def after_analysis(label: str, name: str | None, depth: int, start: int, keep: Sequence[int]) -> list[Step]:
-    """Return the cut that an analysis recommends, and how to train from it.
-
-    Args:
-        label: the model's name on the page, which the new folder is called by.
-        name: what a command takes for the model, or None.
-        depth: its number of layers.
-        start: with how many first layers to start Inheritune.
-        keep: the layers that stay when it is cut, ascending.
-    """
-    model, steps = name or "MODEL", []
-    if 0 < len(keep) < depth:
+def after_analysis(model: Model) -> list[Step]:
+    """Return the cut that a model's analysis recommends, and how to train from it; nothing without an analysis."""
+    record = model.analysis.record if model.analysis else None
+    advice = record.recommendation if record else None
+    if record is None or advice is None:
+        return []
+    name, short, steps = model.name or "MODEL", Path(model.label).name or "model", []
+    if advice.cut:
         # A list, since the end of a range is excluded in a command and included on the page.
-        chosen = str(len(keep)) if list(keep) == list(range(len(keep))) else ",".join(map(str, keep))
-        out = f"{Path(label).name or 'model'}-{len(keep)}-layers"
-        steps.append(Step("Cut it", shlex.join(["inheritune", "inherit", model, "--layers", chosen, "--out", out])))
-    changes = ["--set", f"reference={model}", "--set", f"layers={start}"]
-    steps.append(
-        Step(
-            f"Or train from its first {fmt.plural(start, 'layer')}, with a recipe that names your text",
-            shlex.join(["inheritune", "run", "RECIPE.yaml", *changes]),
-        )
-    )
-    return steps
+        keep, prefix = advice.keep, list(advice.keep) == list(range(len(advice.keep)))
+        layers = str(len(keep)) if prefix else ",".join(map(str, keep))
+        command = ["inheritune", "inherit", name, "--layers", layers, "--out", f"{short}-{len(keep)}-layers"]
+        steps.append(Step("Cut it", shlex.join(command)))
+    text = path_or_id(record.data.source or _TEXT) if record.data else _TEXT
+    changes = [f"reference={name}", f"data.source={text}", f"layers={advice.start}"]
+    command = ["inheritune", "run", "heal", *(part for change in changes for part in ("--set", change))]
+    purpose = f"Or keep its first {fmt.plural(advice.start, 'layer')} and train them, best on a text of your own"
+    return [*steps, Step(purpose, shlex.join([*command, "--out", f"{short}-healed"]))]
 
 
 def after_run(run: Run) -> list[Step]:
