@@ -62,8 +62,13 @@ def prepare(
         separator=separator,
         field=field,
     )
-    out = Path(out)
-    _wait_for_others(out)
+    return _reuse_or_write(Path(out), settings)
+
+
+def _reuse_or_write(out: Path, settings: PrepareSettings) -> Shards:
+    while is_being_filled(out):
+        note(f"another process is preparing {out}: waiting for it")
+        time.sleep(WAIT_SECONDS)
     if (out / MANIFEST).is_file():
         return _reuse(out, settings)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
@@ -78,17 +83,11 @@ def prepare(
     return open_shards(out)
 
 
-def _wait_for_others(out: Path) -> None:
-    while is_being_filled(out):
-        note(f"another process is preparing {out}: waiting for it")
-        time.sleep(WAIT_SECONDS)
-
-
 def _contents(settings: PrepareSettings) -> dict[str, SourceContent]:
     """Return what the files of the source and of the validation source are now, by the setting that names them."""
     named = {"source": settings.source, "validation": settings.validation}
-    found = {key: source_content(source) for key, source in named.items() if source is not None}
-    return {key: content for key, content in found.items() if content is not None}
+    contents = {key: source_content(source) for key, source in named.items() if source is not None}
+    return {key: content for key, content in contents.items() if content is not None}
 
 
 def _reuse(out: Path, settings: PrepareSettings) -> Shards:

@@ -14,13 +14,13 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from inheritune.checkpoints.stored import refuse_pointer
 from inheritune.data.readers import BLANK_LINE, ROWS, ending, read_rows, read_texts, read_whole, reason, text_of
 from inheritune.data.shards import is_shards
 from inheritune.errors import DataError, nearest
-from inheritune.progress import note, progress
+from inheritune.progress import Advance, note, progress
 from inheritune.records.data import SourceContent
 from inheritune.storage import IDENTITY
 
@@ -58,10 +58,11 @@ class _Files:
     left_out: dict[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
 
     def leave_out(self, why: str, place: str) -> None:
+        """Count something that is not read."""
         first, count = self.left_out.get(why, (place, 0))
         self.left_out[why] = (first, count + 1)
 
-    def tell(self, source: str) -> None:
+    def say_left_out(self, source: str) -> None:
         """Say what was left out, if anything was."""
         parts = [f"{why}: {count} (first {place})" for why, (place, count) in self.left_out.items()]
         if parts:
@@ -118,7 +119,7 @@ def source_content(source: str | Path) -> SourceContent | None:
     )
 
 
-def _digest(path: Path, advance: Any) -> str:
+def _digest(path: Path, advance: Advance) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -229,7 +230,7 @@ def _file_documents(source: str, files: _Files, separator: str, field: str) -> I
             files.leave_out("files that are not UTF-8", name)
         elif whole.strip():
             yield Document(name, whole)
-    files.tell(source)
+    files.say_left_out(source)
 
 
 def _hub_documents(name: str, field: str) -> Iterator[Document]:
@@ -249,4 +250,4 @@ def _hub_documents(name: str, field: str) -> Iterator[Document]:
     except Exception as error:
         place = f", after row {row}" if row else ""
         raise DataError(f"cannot read the data set {name!r} of the hub{place}: {reason(error)}") from error
-    files.tell(name)
+    files.say_left_out(name)
