@@ -266,6 +266,17 @@ def test_work_keeps_its_folder(error: BaseException | None, files: tuple[str, ..
     assert all((folder / name).is_file() for name in files) and (folder / "identity.json").is_file()
 
 
+def test_claims_inside_each_other_are_all_given_back(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InherituneError, match="no"),
+        claimed(tmp_path / "all", {"kind": "quickstart"}, "--out", ["data"]),
+    ):
+        write_text(tmp_path / "all" / "data" / "manifest.json", "")
+        write_text(tmp_path / "all" / ".data.lock", "")
+        work_in(tmp_path / "all" / "one", InherituneError("no"))
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_interruption_with_nothing_to_go_on_with_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         work_in(tmp_path / "mine", KeyboardInterrupt())

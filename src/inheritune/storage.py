@@ -177,13 +177,13 @@ def release_folder(path: Path) -> None:
 
 def _give_back(path: Path, made: Iterable[Path], preparation: Iterable[str]) -> None:
     """Remove a claim, and the folders that were made for it, if nothing but `preparation` is behind it."""
-    prepared = [path / name for name in preparation if (path / name).exists()]
-    if not path.is_dir() or {*path.iterdir()} != {path / IDENTITY, *prepared}:
+    held = [*path.iterdir()] if path.is_dir() else []
+    known = {IDENTITY.split(".")[0], *preparation}  # and their locks and temporary files, such as `.data.lock`
+    if not (path / IDENTITY).is_file() or any(each.name.lstrip(".").split(".")[0] not in known for each in held):
         return
-    for each in prepared:
-        shutil.rmtree(each, ignore_errors=True)
-    (path / IDENTITY).unlink()
-    with suppress(OSError):  # the first that holds something else stays, and those above it
+    with suppress(OSError):  # the first folder that holds something else stays, and those above it
+        for each in held:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
         for folder in made:
             folder.rmdir()
 

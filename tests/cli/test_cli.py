@@ -12,7 +12,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from inheritune.cli.main import main
-from inheritune.data import train_tokenizer
+from inheritune.data import open_shards, train_tokenizer
 from inheritune.decoder import save_model
 from tiny import perturbed
 
@@ -88,6 +88,30 @@ def test_prepare_plan_run_and_report(
     assert f"{record['result']['evaluation']['loss']:.4f}" in printed
     assert call(monkeypatch, "report", tmp_path / "run", "--out", tmp_path / "report.html") == 0
     assert "heal" in (tmp_path / "report.html").read_text()
+
+
+def test_field_and_separator_wherever_data_are_taken(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = " ".join((place / "text.txt").read_text().split())
+    rows, parts, model = tmp_path / "rows.jsonl", tmp_path / "parts.txt", place / "model"
+    rows.write_text(json.dumps({"body": text[:800]}) + "\n" + json.dumps({"body": text[800:1600]}))
+    parts.write_text(text[:800] + "#" + text[800:1600])
+    read = (("--data", rows, "--field", "body"), ("--data", parts, "--separator", "#"))
+    digests = []
+    for i, options in enumerate(read):
+        out = tmp_path / f"{i}.json"
+        assert call(monkeypatch, "evaluate", model, *options, "--length", "16", "--out", out) == 0
+        digests.append(json.loads(out.read_text())["data"]["windows_sha256"])
+        size = ("--sequences", "2", "--length", "16", "--out", tmp_path / f"a{i}")
+        assert call(monkeypatch, "analyze", model, *options, *size) == 0
+        shards = tmp_path / f"s{i}"
+        assert call(monkeypatch, "prepare", *options[1:], "--tokenizer", model, "--out", shards) == 0
+    assert digests[0] == digests[1]
+    assert open_shards(tmp_path / "s0").digest == open_shards(tmp_path / "s1").digest
+    capsys.readouterr()
+    assert call(monkeypatch, "evaluate", model, "--data", rows, "--out", tmp_path / "x.json") == 2
+    assert "name one with --field" in capsys.readouterr().err
 
 
 MISTAKES = {

@@ -7,10 +7,15 @@ import hashlib
 import json
 import lzma
 import shutil
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from inheritune.data import (
     Document,
@@ -24,10 +29,11 @@ from inheritune.data import (
     validation_windows,
 )
 from inheritune.data import shards as shards_module
-from inheritune.data.tokenizer import encode
+from inheritune.data.tokenizer import encode, vocabulary_size
 from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, ModelError, OutputError
 from inheritune.records.data import Manifest
+from inheritune.storage import whole_folder
 
 TEXTS = [f"document {i}: " + " ".join(str((i * 89 + j * j * 31) % 997) for j in range(10 + i % 7)) for i in range(40)]
 
@@ -106,6 +112,8 @@ def test_the_standard_library_is_there_without_what_users_installed() -> None:
     [
         ("stdlb", "no text at stdlb: .*; did you mean 'stdlib'"),
         ("/nowhere/x.txt", "no text at /nowhere/x.txt: expected a file, a folder, 'stdlib' or 'hf:NAME'"),
+        ("a text itself " * 300, "no text at 'a text itself .*: File name too long"),
+        ("~no-such-user/x.txt", "no text at '~no-such-user/x.txt'"),
     ],
 )
 def test_an_unknown_source_is_one_line(name: str, message: str) -> None:
@@ -335,3 +343,158 @@ def test_replacement_is_uniform_over_all_starts(shards: Shards) -> None:
 def test_an_unknown_order_is_one_line(shards: Shards) -> None:
     with pytest.raises(DataError, match=r"unknown order 'shufle': .*; did you mean 'shuffle'"):
         TrainingWindows(shards, 8, 10, seed=0, order="shufle")
+
+
+# -- shards and what they were made of --------------------------------------------------------------------------------
+
+V01 = Path(__file__).parent / "v01"
+"""A source and its shards as version 0.1 wrote them."""
+
+
+def test_shards_of_version_0_1_are_read_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(V01, tmp_path / "v01")
+    monkeypatch.chdir(tmp_path / "v01")
+    held = open_shards("shards")
+    assert (held.vocabulary, held.tokens("train"), held.tokens("valid")) == (260, 301, 145)
+    assert load_tokenizer(held.tokenizer).decode(held.read("valid", 0, 20)).startswith("document ")
+    assert prepare("corpus.txt", "shards", "train:260", valid_fraction=0.2).digest == held.digest
+    assert prepare("corpus.txt", "again", "train:260", valid_fraction=0.2).digest == held.digest
+
+
+def change(corpus: Path) -> None:
+    corpus.write_text(corpus.read_text() + "\n\none more")
+
+
+def exchange(corpus: Path) -> None:
+    corpus.write_text(corpus.read_text().replace("document 7", "document 8"))
+
+
+@pytest.mark.parametrize(
+    ("happens", "message"), [(change, "it had .* bytes, .* now it has"), (exchange, "it had .* SHA-256")]
+)
+def test_shards_of_a_source_that_has_changed_are_not_reused(
+    happens: Callable[[Path], None], message: str, corpus: Path, shards: Shards
+) -> None:
+    happens(corpus)
+    with pytest.raises(OutputError, match=f"the source .* has other content: {message}.*or delete it") as caught:
+        prepare(corpus, shards.folder, "train:300", valid_fraction=0.2)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_file_of_the_same_relative_name_is_another_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, count in (("a", 20), ("b", 30)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.txt").write_text("\n\n".join(TEXTS[:count]))
+    monkeypatch.chdir(tmp_path / "a")
+    prepare("t.txt", tmp_path / "shards", "train:300")
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(OutputError, match=r"the source t\.txt has other content"):
+        prepare("t.txt", tmp_path / "shards", "train:300")
+
+
+def test_a_source_that_has_only_moved_or_is_gone_is_the_same(
+    corpus: Path, shards: Shards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = corpus.rename(corpus.with_name("moved.txt"))
+    assert prepare(moved, shards.folder, "train:300", valid_fraction=0.2).digest == shards.digest
+    assert prepare(corpus, shards.folder, "train:300", valid_fraction=0.2).digest == shards.digest
+    assert f"no text at {corpus}" in capsys.readouterr().err
+
+
+def test_the_digest_of_a_file_is_its_sha256(corpus: Path, shards: Shards) -> None:
+    content = shards.manifest.sources["source"]
+    data = corpus.read_bytes()
+    assert (content.files, content.bytes, content.sha256) == (1, len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_tokenizer_of_the_same_name_that_has_changed_is_another(corpus: Path, tmp_path: Path) -> None:
+    train_tokenizer(TEXTS, 300).save_pretrained(tmp_path / "t")
+    prepare(corpus, tmp_path / "out", tmp_path / "t")
+    train_tokenizer(TEXTS[:3], 290).save_pretrained(tmp_path / "t")
+    with pytest.raises(OutputError, match=r"the tokenizer .* has changed"):
+        prepare(corpus, tmp_path / "out", tmp_path / "t")
+    shutil.rmtree(tmp_path / "t")
+    prepare(corpus, tmp_path / "out", tmp_path / "t")  # it is gone: the shards have a copy
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"kind": "run"}', '{"schema": 9}', '{"dtype": "<u2"}'])
+def test_a_damaged_manifest_is_one_line(damage: str, shards: Shards, corpus: Path) -> None:
+    (shards.folder / "manifest.json").write_text(damage)
+    for use in (open_shards, lambda folder: prepare(corpus, folder, "train:300", valid_fraction=0.2)):
+        with pytest.raises(OutputError, match=r"manifest\.json") as caught:
+            use(shards.folder)
+        assert "\n" not in str(caught.value)
+
+
+def word_tokenizer(ids: dict[str, int]) -> PreTrainedTokenizerFast:
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="[UNK]", eos_token="[END]")
+
+
+def test_ids_with_gaps_beyond_uint16_do_not_wrap(tmp_path: Path) -> None:
+    """Five tokens whose largest id is 70,000: `len` says 5, and 70,000 in uint16 would be 4,464."""
+    tokenizer = word_tokenizer({"[UNK]": 0, "[END]": 1, "cat": 2, "dog": 70000, "red": 65535})
+    assert len(tokenizer) == 5
+    tokenizer.save_pretrained(tmp_path / "t")
+    (tmp_path / "x.txt").write_text("red cat\n\ndog red")
+    shards = prepare(tmp_path / "x.txt", tmp_path / "out", tmp_path / "t", validation=tmp_path / "x.txt")
+    assert shards.read("train", 0, 6).tolist() == [65535, 2, 1, 70000, 65535, 1]
+    assert (shards.vocabulary, shards.manifest.dtype) == (70001, "<u4")
+
+
+def test_a_token_that_was_added_to_the_vocabulary_counts() -> None:
+    tokenizer = word_tokenizer({"[UNK]": 0, "[END]": 1, "cat": 2})
+    assert vocabulary_size(tokenizer) == 3
+    tokenizer.add_tokens(["<extra>"])
+    assert vocabulary_size(tokenizer) == 4
+    assert [part.tolist() for part in encode(["cat <extra>"], tokenizer)] == [[2, 3, 1]]
+
+
+def test_an_id_beyond_the_dtype_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gave ids 3 to 65536: expected 0 to 65535"):
+        shards_module.write_split(tmp_path, "train", [np.array([3, 65536])], np.dtype("<u2"))
+
+
+def test_a_text_that_a_tokenizer_cannot_encode_is_one_line() -> None:
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[END]": 0, "cat": 1}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="[END]")
+    with pytest.raises(DataError, match=r"the tokenizer cannot encode the text: .*UNK"):
+        list(encode(["dog"], tokenizer))
+
+
+def test_a_second_preparation_waits_for_the_first_and_reuses_it(
+    corpus: Path, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other process is in `whole_folder`, which holds the same lock, and ends while this one waits."""
+    out = tmp_path / "both"
+    other = whole_folder(out)
+    temporary = other.__enter__()
+
+    def end(_: float) -> None:
+        shutil.copytree(shards.folder, temporary, dirs_exist_ok=True)
+        other.__exit__(None, None, None)
+
+    monkeypatch.setattr(time, "sleep", end)
+    assert prepare(corpus, out, "train:300", valid_fraction=0.2).digest == shards.digest
+    assert f"another process is preparing {out}" in capsys.readouterr().err
+
+
+def test_of_two_preparations_of_one_moment_the_later_reuses_or_is_refused(
+    corpus: Path, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sys.modules["inheritune.data.prepare"], "read_documents", lambda *a: meanwhile() or documents(*a)
+    )
+    documents, out = read_documents, tmp_path / "both"
+
+    def meanwhile() -> None:
+        shutil.copytree(shards.folder, out, dirs_exist_ok=True)
+
+    assert prepare(corpus, out, "train:300", valid_fraction=0.2).digest == shards.digest
+    shutil.rmtree(out)
+    with pytest.raises(OutputError, match="its tokenizer is 'train:300', yours is 'train:301'"):
+        prepare(corpus, out, "train:301", valid_fraction=0.2)
+    assert open_shards(out).digest == shards.digest

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedModel
 from typer.testing import CliRunner
@@ -18,7 +19,9 @@ from inheritune.cli import evaluate as command
 from inheritune.data import prepare, train_tokenizer, validation_windows
 from inheritune.decoder import load_model, load_tokenizer, save_model
 from inheritune.errors import DataError, InherituneError, ModelError, OutputError
-from inheritune.evaluation import compare, evaluate, window_losses
+from inheritune.evaluation import check_output, compare, evaluate, speed, window_losses
+from inheritune.records.base import read_record
+from inheritune.records.evaluation import EvaluationRecord, SpeedRatio
 
 TEXT = "tinystories_sample.txt"
 
@@ -31,6 +34,13 @@ def cut(stories: Path, tmp_path: Path) -> Path:
     return tmp_path / "cut"
 
 
+@pytest.fixture(autouse=True)
+def few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speeds are compared until enough time is spent; none is enough here."""
+    monkeypatch.setattr(speed, "ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(speed, "FEWEST_TURNS", 2)
+
+
 @pytest.fixture
 def windows() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 97, (12, 33))
@@ -41,12 +51,12 @@ def test_record_of_two_models_on_an_array(
 ) -> None:
     record = evaluate(tiny_gpt2, windows, against=tiny_llama, batch=4, margin=0.5)
     target, reference = window_losses(tiny_gpt2, windows, 4), window_losses(tiny_llama, windows, 4)
-    assert record["kind"] == "evaluate"
     assert record["evaluation"]["loss"] == target.mean()
     assert record["against"]["evaluation"]["loss"] == reference.mean()
-    assert record["comparison"] == compare(target, reference, margin=0.5).as_record()
+    assert record["comparison"] == compare(target, reference, margin=0.5)
     assert (record["layers"], record["model"], record["against"]["model"]) == (4, "GPT2LMHeadModel", "LlamaForCausalLM")
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record.as_json()["kind"] == "evaluate"
+    assert EvaluationRecord.model_validate(json.loads(json.dumps(record.as_json(), allow_nan=False))) == record
 
 
 def test_record_of_one_model_from_a_file_of_windows(
@@ -109,7 +119,12 @@ def test_speed_is_measured_on_request(cut: Path, stories: Path, windows: np.ndar
     assert record["speed"]["kv_cache_bytes_per_token"] == 3 * 2 * 4 * 8 * 4
     assert record["against"]["speed"]["kv_cache_bytes_per_token"] == 5 * 2 * 4 * 8 * 4
     assert record["speed"]["parameters"] == record["parameters"]
-    assert "speed" not in evaluate(cut, windows)
+    ratio = record["speed_ratio"]
+    assert 0 < ratio["ci_low"] <= ratio["ratio"] <= ratio["ci_high"]
+    assert {record[name]["repeats"] for name in ("speed",)} == {record["against"]["speed"]["repeats"], ratio["turns"]}
+    alone = evaluate(cut, windows, speed=True)
+    assert (alone["speed"]["repeats"], alone["speed_ratio"]) == (3, None)
+    assert evaluate(cut, windows)["speed"] is None
 
 
 def other_vocabulary(folder: Path, model: Any, size: int = 300) -> Path:
@@ -221,6 +236,11 @@ def test_command_prints_and_writes_the_record(stories: Path, cut: Path, tmp_path
     ):
         assert shown in result.output
     assert f"{record['against']['speed']['kv_cache_bytes_per_token']:,.0f} B" in result.output
+    assert (
+        f"generates {record['speed_ratio']['ratio']:.2f} times as fast as the reference (95% interval" in result.output
+    )
+    assert f"(float32, {torch.get_num_threads()} threads)" in result.output
+    assert read_record(out, EvaluationRecord).speed_ratio == SpeedRatio(**record["speed_ratio"])
     assert run_command(*ask).exit_code == 0, "the same question again replaces its own record"
 
 
@@ -232,7 +252,7 @@ def test_command_overwrites_nothing_else(stories: Path, cut: Path, tmp_path: Pat
     assert isinstance(other.exception, OutputError)
     assert "holds the evaluation of" in str(other.exception)
     assert out.read_bytes() == held
-    for content in ("some notes", '{"kind": "run"}', "[1, 2]", ""):
+    for content in ("some notes", '{"kind": "run"}', "[1, 2]", "", json.dumps({**json.loads(held), "data": 3})):
         out.write_text(content)
         foreign = run_command(stories, "--data", stories / TEXT, "--out", out)
         assert isinstance(foreign.exception, OutputError)
@@ -250,3 +270,18 @@ def test_command_module_imports_nothing_heavy() -> None:
     assert "torch" not in loaded
     assert "transformers" not in loaded
     assert "scipy" not in loaded
+
+
+def test_a_record_of_version_0_1_stays_readable(tmp_path: Path) -> None:
+    """`evaluate --against --speed` of version 0.1 wrote the file."""
+    path = Path(__file__).parents[1] / "records" / "v01" / "evaluation.json"
+    written = json.loads(path.read_text())
+    record = read_record(path, EvaluationRecord)
+    held = record.as_json()
+    for part in (held, held["against"]):
+        assert part.pop("identity") is None
+        assert part["speed"].pop("dtype") is None
+        assert part.pop("tasks") is None
+    assert held.pop("speed_ratio") is None
+    assert held == written
+    check_output(path, record.model, record.data.source, written["against"]["model"])

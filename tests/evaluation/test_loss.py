@@ -119,7 +119,7 @@ def test_evaluation_record(tiny_gpt2: PreTrainedModel) -> None:
     windows = random_windows(6, 20)
     evaluation = evaluate_windows(tiny_gpt2, windows, "random")
     expected = numpy_losses(tiny_gpt2, windows)
-    record = evaluation.as_record()
+    record = evaluation.summary
     assert record["loss"] == pytest.approx(expected.mean(), rel=1e-6)
     assert record["standard_error"] == pytest.approx(expected.std(ddof=1) / math.sqrt(6), rel=1e-4)
     assert record["perplexity"] == pytest.approx(math.exp(expected.mean()), rel=1e-5)
@@ -128,7 +128,7 @@ def test_evaluation_record(tiny_gpt2: PreTrainedModel) -> None:
 
 
 def test_one_window_has_no_standard_error(tiny_gpt2: PreTrainedModel) -> None:
-    assert evaluate_windows(tiny_gpt2, random_windows(1, 20), "random").as_record()["standard_error"] is None
+    assert evaluate_windows(tiny_gpt2, random_windows(1, 20), "random").summary.standard_error is None
 
 
 def test_a_diverged_model_is_said_to_be_one(tiny_gpt2: PreTrainedModel) -> None:

@@ -86,8 +86,20 @@ def test_a_difference_without_spread_is_certain() -> None:
     assert (ours.ci_low, ours.ci_high, ours.p_value, ours.matches) == (0.5, 0.5, 0, False)
 
 
+@pytest.mark.parametrize("spread", [1e-17, 1e-16, 1e-15, 1e-12])
+def test_a_difference_of_rounding_alone_warns_of_nothing(spread: float) -> None:
+    """The differences are equal but for their last bits."""
+    reference = np.random.default_rng(3).normal(3, 0.5, 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = compare(reference + 0.25 + spread * np.arange(50), reference)
+    assert ours.ci_low == pytest.approx(0.25, abs=1e-9)
+    assert ours.ci_high == pytest.approx(0.25, abs=1e-9)
+    assert ours.p_value < 1e-30
+
+
 def test_record_holds_plain_values() -> None:
-    record = compare(np.array([3.0, 3.1, 2.7]), np.array([3.1, 3.1, 2.9])).as_record()
+    record = compare(np.array([3.0, 3.1, 2.7]), np.array([3.1, 3.1, 2.9])).as_json()
     types = {name: type(value) for name, value in record.items()}
     numbers = dict.fromkeys(("difference", "ci_low", "ci_high", "confidence", "p_value", "margin"), float)
     assert types == {**numbers, "windows": int, "matches": bool}

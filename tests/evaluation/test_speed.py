@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from inheritune.decoder import load_model, load_tokenizer
 from inheritune.errors import DataError
-from inheritune.evaluation import generate_sample, measure_speed, speed
+from inheritune.evaluation import compare_speed, generate_sample, measure_speed, speed
 from tiny import make_gpt2, make_llama
 
 FIELDS = {
@@ -28,14 +29,15 @@ FIELDS = {
     "repeats",
     "device",
     "threads",
+    "dtype",
 }
 
 
 def test_record(tiny_llama: PreTrainedModel, capfd: pytest.CaptureFixture[str]) -> None:
     record = measure_speed(tiny_llama, prompt_length=9, new_tokens=5, batch=2, repeats=2)
-    assert set(record) == FIELDS
+    assert set(record.keys()) == FIELDS
     asked = {"batch": 2, "prompt_length": 9, "new_tokens": 5, "repeats": 2, "device": "cpu"}
-    assert asked.items() <= record.items()
+    assert asked.items() <= record.as_json().items()
     # Embedding and head 97 x 32 each; a block has q and o 32 x 32, k and v 16 x 32, three 64 x 32, two norms of 32.
     parameters = 2 * 97 * 32 + 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 2 * 32) + 32
     assert (record["parameters"], record["parameter_bytes"]) == (parameters, 4 * parameters)
@@ -198,3 +200,97 @@ def test_sample_mistakes_are_one_line(stories: Path, prompt: str, new_tokens: in
 def test_a_tokenizer_of_another_model_is_said_to_be_one(stories: Path, tiny_llama: PreTrainedModel) -> None:
     with pytest.raises(DataError, match="expected 0 to 96, the vocabulary"):
         generate_sample(tiny_llama, load_tokenizer(stories), "Once upon a time", 5, seed=0)
+
+
+# -- Two models in alternation -----------------------------------------------------------------------------------------
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[object, int], float]) -> list[object]:
+    """Let a call of `generate` take `seconds(model, number of calls before)` a token; return who was called."""
+    calls: list[object] = []
+    now = [0.0]
+    generate = speed._Generation.seconds
+
+    def timed(one: speed._Generation) -> speed.Seconds:
+        step = seconds(one.model, len(calls))
+        calls.append(one.model)
+
+        def tick() -> float:
+            now[0] += step
+            return now[0]
+
+        monkeypatch.setattr(speed.time, "perf_counter", tick)
+        return generate(one)
+
+    monkeypatch.setattr(speed._Generation, "seconds", timed)
+    return calls
+
+
+def test_two_models_are_timed_in_alternation(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, reference = make_llama(2), make_llama(4)
+    calls = clocked(monkeypatch, lambda model, _: 1.0 if model is target else 2.0)
+    ours, theirs, ratio = compare_speed(target, reference, 9, 5, turns=4)
+    warm = [target, reference]
+    assert calls == [*warm, target, reference, reference, target, target, reference, reference, target]
+    assert (ours.generate_tokens_per_second, theirs.generate_tokens_per_second) == (1, 0.5)
+    assert (ours.repeats, theirs.repeats, ratio.turns) == (4, 4, 4)
+    # Without any spread between the turns the ratio is certain.
+    assert ratio.ratio == pytest.approx(2)
+    assert (ratio.ci_low, ratio.ci_high) == (ratio.ratio, ratio.ratio)
+
+
+def test_the_interval_of_the_ratio_is_that_of_the_mean_logarithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios 2, 4, 8 of three turns: logarithms of mean 2 ln 2, deviation ln 2, two degrees of freedom."""
+    target, reference = make_llama(2), make_llama(4)
+    ticks = {"target": itertools.chain([1.0], [1.0, 1.0, 1.0]), "reference": itertools.chain([1.0], [2.0, 4.0, 8.0])}
+    clocked(monkeypatch, lambda model, _: next(ticks["target" if model is target else "reference"]))
+    *_, ratio = compare_speed(target, reference, 9, 5, turns=3, confidence=0.95)
+    half = 0.95 * math.sqrt(2 / (1 - 0.95**2)) / math.sqrt(3)
+    assert ratio.ratio == pytest.approx(4)
+    assert (ratio.ci_low, ratio.ci_high) == pytest.approx((4 / 2**half, 4 * 2**half))
+    assert ratio.confidence == 0.95
+
+
+def test_a_machine_that_slows_down_favours_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call takes 1 % longer than the one before: measured one after the other, equal models would differ."""
+    calls = clocked(monkeypatch, lambda _, count: 1.01**count)
+    *_, ratio = compare_speed(make_llama(2), make_llama(2), 9, 5, turns=8)
+    assert ratio.ratio == pytest.approx(1, abs=1e-12)
+    assert ratio.ci_low < 1 < ratio.ci_high
+    assert len(calls) == 2 + 2 * 8
+
+
+@pytest.mark.parametrize(("step", "turns"), [(0.001, 40), (0.055, 20), (1.0, 4)])
+def test_slow_models_get_fewer_turns(monkeypatch: pytest.MonkeyPatch, step: float, turns: int) -> None:
+    """A call has 5 tokens, so a turn takes 10 steps; 10 seconds in all are enough, the number of turns is even."""
+    clocked(monkeypatch, lambda *_: step)
+    *_, ratio = compare_speed(make_llama(2), make_llama(2), 9, 5)
+    assert ratio.turns == turns
+
+
+def test_both_run_in_the_reference_s_dtype_and_stay_as_they_are(tiny_llama: PreTrainedModel) -> None:
+    reference = make_llama(2).to(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in tiny_llama.state_dict().items()}
+    ours, theirs, _ = compare_speed(tiny_llama, reference, 4, 3, turns=2)
+    assert (ours.dtype, theirs.dtype) == ("bfloat16", "bfloat16")
+    assert ours.kv_cache_bytes_per_token == 2 * theirs.kv_cache_bytes_per_token
+    assert tiny_llama.dtype == torch.float32
+    assert all(torch.equal(weight, before[name]) for name, weight in tiny_llama.state_dict().items())
+    ours, theirs, _ = compare_speed(tiny_llama, reference, 4, 3, turns=2, dtype=torch.float32)
+    assert (ours.dtype, theirs.dtype, reference.dtype) == ("float32", "float32", torch.bfloat16)
+
+
+def test_the_shorter_context_and_vocabulary_serve_both(tiny_gpt2: PreTrainedModel) -> None:
+    short = make_gpt2(2)
+    short.config.max_position_embeddings = 16
+    small = make_llama(2)
+    small.resize_token_embeddings(11)
+    ours, theirs, _ = compare_speed(tiny_gpt2, short, 60, 60, turns=2)
+    assert (ours.prompt_length, ours.new_tokens) == (theirs.prompt_length, theirs.new_tokens) == (8, 8)
+    compare_speed(tiny_gpt2, small, 30, 3, turns=2)
+
+
+def test_comparison_mistakes_are_one_line(tiny_gpt2: PreTrainedModel) -> None:
+    for settings, message in (({"batch": 0}, "a batch of 0"), ({"turns": 1}, "1 turns: expected at least 1 and 2")):
+        with pytest.raises(DataError, match=message):
+            compare_speed(tiny_gpt2, tiny_gpt2, 5, 5, **settings)

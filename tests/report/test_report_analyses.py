@@ -192,11 +192,11 @@ def test_the_recommended_commands_keep_the_layers_of_the_record() -> None:
     ]
     cut, grow = (step.command for step in advice.steps)
     assert grow == "inheritune run RECIPE.yaml --set 'reference=acme/my model' --set layers=6"
-    assert cut == "inheritune inherit 'acme/my model' --layers 0,1,2,3,4,5,6,7,11 --out 'my model-9-layers'"
+    assert cut == "inheritune inherit 'acme/my model' --layers 0,1,2,3,4,5,6,7,11 --out m-9-layers"
     plan = LayerPlan.from_layers(cut.split()[5], 12, "all")
     assert [row.source for row in plan] == held["keep"]
     held |= {"cut": [9, 10, 11], "keep": list(range(9))}
-    assert findings.recommendation(model_of(record)).steps[0].command.split()[-4] == "9"  # type: ignore[union-attr]
+    assert findings.recommendation(model_of(record)).steps[0].command.split()[-3] == "9"  # type: ignore[union-attr]
     assert findings.recommendation(model_of(spectra(4))) is None
     held |= {"cut": [6, 7, 8, 9, 10, 11], "reason": "no layer stands out.", "others": {"Block Influence": [1, 2, 3]}}
     short = findings.recommendation(model_of(record))

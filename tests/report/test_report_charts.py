@@ -14,20 +14,19 @@ import pytest
 from report_records import HEADS, attention_maps, spectra
 
 from inheritune.errors import OutputError
-from inheritune.report import charts
-from inheritune.report.charts import images
+from inheritune.report.charts import base, curves, heads, images, layers
 from inheritune.report.read.models import models
 from inheritune.report.read.runs import load_runs
 from inheritune.report.rows import series
 
 Record = dict[str, Any]
 Write = Callable[..., Path]
-PALETTE = charts.colours(["reference-16x64"], ["grow", "scratch-12"])
+PALETTE = base.colours(["reference-16x64"], ["grow", "scratch-12"])
 
 
 def chart_data(spec: Record) -> list[Record]:
     """All rows inside a specification."""
-    spec = charts.with_rows(spec)
+    spec = base.with_rows(spec)
     sources = [spec.get("data", {}), *(layer.get("data", {}) for layer in spec.get("layer", []))]
     return [row for source in sources for row in source.get("values", [])]
 
@@ -65,7 +64,7 @@ def test_the_curves_chart_holds_the_rows_the_dashed_reference_and_the_rounds(wri
     runs = load_runs([write(grown)])
     rows, references = series.curve_rows(runs[0]), series.reference_rows(models(runs))
     marks = series.round_rows(runs[0])
-    chart = charts.curves(rows, references, marks, PALETTE, series.loss_range(rows, references))
+    chart = curves.curves(rows, references, marks, PALETTE, series.loss_range(rows, references))
     data = chart_data(chart.to_dict())
     assert all(row in data for row in rows)
     assert references == [{"model": "reference-16x64", "loss": 2.9}]
@@ -89,7 +88,7 @@ def test_profiles_hold_max_rank_and_mass_of_each_layer_under_their_mask(write: W
     wanted = spectra(16, range(10, 13))["layers"]
     for mask in ("causal", "full"):
         rows = [row for model in shown for row in series.layer_rows(model, mask)]
-        data = chart_data(charts.profile(rows, "max_rank", PALETTE, mask, 20.0).to_dict())
+        data = chart_data(layers.profile(rows, "max_rank", PALETTE, mask, 20.0).to_dict())
         drawn = [row for row in data if row["model"] == "reference-16x64"]
         assert [row["max_rank"] for row in drawn] == [layer[mask]["max_rank"] for layer in wanted]
         assert [row["avg_mass"] for row in drawn] == [layer[mask]["avg_mass"] for layer in wanted]
@@ -103,27 +102,27 @@ def test_collapsed_heads_are_red_in_the_svg(write: Write, grown: Record, tmp_pat
     rows = series.head_rows(reference.analysis, "causal")
     expected = sum(rank < 1.5 for layer in spectra(16)["layers"] for rank in layer["causal"]["rank"])
     assert len(rows) == 16 * HEADS
-    charts.save_chart(charts.rank_map(rows, 16.0, "reference, causal mask"), tmp_path / "heads.svg")
+    base.save_picture(base.svg_of(heads.rank_map(rows, 16.0, "reference, causal mask")), tmp_path / "heads.svg")
     svg = ET.parse(tmp_path / "heads.svg").getroot()
     cells = [e for e in svg.iter("{http://www.w3.org/2000/svg}path") if e.get("aria-roledescription") == "rect mark"]
     assert len(cells) == 16 * HEADS
-    assert sum(e.get("fill") == charts.COLLAPSED_COLOUR for e in cells) == expected > 0
+    assert sum(e.get("fill") == base.COLLAPSED_COLOUR for e in cells) == expected > 0
     assert "reference, causal mask" in "".join(svg.itertext())
 
 
 def test_curves_are_saved_as_svg_and_png(write: Write, grown: Record, tmp_path: Path) -> None:
     runs = load_runs([write(grown)])
     rows, references = series.curve_rows(runs[0]), series.reference_rows(models(runs))
-    chart = charts.curves(rows, references, series.round_rows(runs[0]), PALETTE, (2.5, 5.0))
-    charts.save_chart(chart, tmp_path / "curves.svg")
+    chart = curves.curves(rows, references, series.round_rows(runs[0]), PALETTE, (2.5, 5.0))
+    base.save_picture(base.svg_of(chart), tmp_path / "curves.svg")
     text = (tmp_path / "curves.svg").read_text()
     measured = sum(row["kind"] != "training" for row in rows)
     assert text.count('aria-roledescription="point"') == measured
     assert text.count('aria-roledescription="rule mark"') == 1 + 3  # the reference and three rounds
-    charts.save_chart(chart, tmp_path / "curves.png")
+    base.save_picture(base.svg_of(chart), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     with pytest.raises(OutputError, match=r"expected a name that ends in \.svg or \.png"):
-        charts.save_chart(chart, tmp_path / "curves.pdf")
+        base.save_picture(base.svg_of(chart), tmp_path / "curves.pdf")
 
 
 def test_a_map_is_a_png_whose_pixels_are_the_square_roots_of_the_weights() -> None:

@@ -22,7 +22,10 @@ from typer.testing import CliRunner
 from inheritune import storage
 from inheritune.cli import report as command
 from inheritune.errors import OutputError
-from inheritune.report import charts, load, save_figures, write_report
+from inheritune.report import load, save_figures, write_report
+from inheritune.report.charts.base import INK, save_picture, svg_of
+from inheritune.report.charts.layers import profile
+from inheritune.report.charts.maps import attention_picture
 from inheritune.report.page import sections
 from inheritune.report.page.figures import Figures, page_data, slug
 
@@ -102,7 +105,7 @@ def test_the_page_holds_each_row_once_to_six_digits() -> None:
     rows[2]["extra"] = 7
     figures = Figures()
     for name in ("a", "b"):
-        figures.add(name, charts.profile(rows, "max_rank", {"m": "#1b7fc4"}, "t", 1.0), "same")
+        figures.add(name, profile(rows, "max_rank", {"m": "#1b7fc4"}, "t", 1.0), "same")
     packed = page_data(figures)
     [table] = packed["tables"]
     assert table["fields"] == ["layer", "max_rank", "lazy", "model", "extra"]
@@ -163,12 +166,12 @@ def test_every_chart_and_map_becomes_a_picture_on_white(study: Write, tmp_path: 
             root = ET.parse(path).getroot()
             assert root.find(f"{SVG}rect").get("fill") == "#ffffff"  # type: ignore[union-attr]
             inks = {e.get("fill") for e in root.iter(f"{SVG}text")}
-            assert inks == {charts.base.INK}
+            assert inks == {INK}
 
 
 def test_an_attention_map_is_a_picture_of_whole_cells(tmp_path: Path) -> None:
     values = attention_maps(30)["maps"][0]["values"]
-    charts.save_chart(charts.attention_picture(values, "layer 1"), tmp_path / "map.svg")
+    save_picture(svg_of(attention_picture(values, "layer 1")), tmp_path / "map.svg")
     root = ET.parse(tmp_path / "map.svg").getroot()
     [image] = root.iter(f"{SVG}image")
     address = next(value for key, value in image.attrib.items() if key.endswith("href"))

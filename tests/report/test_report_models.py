@@ -75,6 +75,11 @@ def test_an_analysis_of_a_result_is_the_results(write: Write, study: Write, grow
     assert sources.shown[1].analysis is not None and sources.shown[1].analysis.record.sequences == 7
 
 
+def test_a_runs_own_analysis_is_no_other_model(write: Write, grown: Record) -> None:
+    run = write(grown)
+    assert labels(run, run / "analysis/reference", run / "analysis/result") == ["reference-16x64", "grow"]
+
+
 def test_a_second_analysis_of_one_model_is_shown_as_well(write: Write, study: Write, grown: Record) -> None:
     run = write(known_as(grown, "stdlib"))
     folders = [study(analysis(16, 4, model="stdlib"), name) for name in ("a", "b")]

@@ -159,6 +159,15 @@ def test_mistakes_leave_no_folder(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 no archive", b"\x93NUMPY\x01\x00v\x00{'descr': ((", b"\x93NUMPY\x01\x00v\x00{}\n"]
+)
+def test_a_damaged_array_is_one_line(content: bytes, stories: Path, npy: Path, tmp_path: Path) -> None:
+    npy.write_bytes(content)
+    done = invoke(stories, "--tokens", npy, "--out", tmp_path / "out")
+    assert str(done.exception) == f"cannot read {npy}: expected an (N, T) integer array in NumPy's .npy format"
+
+
 def test_streamed_from_disk_is_the_same_analysis(stories: Path, npy: Path, tmp_path: Path) -> None:
     for name, option in (("whole", "--no-stream"), ("streamed", "--stream")):
         done = invoke(stories, "--tokens", npy, "--tau", "0.9,0.8", "--maps", "1.2", option, "--out", tmp_path / name)

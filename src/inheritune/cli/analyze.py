@@ -12,12 +12,10 @@ from inheritune.cli.options import SEPARATOR, Field, Separator
 from inheritune.errors import DataError, InherituneError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-    from inheritune.records.analysis import AnalysedText, AnalysisRecord, AttentionMap, LayerAnalysis, MapsRecord
+    from inheritune.records.analysis import AnalysedText
 
 DEFAULT_SOURCE = "stdlib"
 DEFAULT_SIZE = 100
@@ -76,6 +74,7 @@ def analyze(
     ] = None,
 ) -> None:
     """Measure every attention head, MLP and block, say which layers are lazy, and recommend a cut."""
+    from inheritune.cli.print_analysis import print_analysis
     from inheritune.decoder import load_config
     from inheritune.decoder.source import resolve_model
     from inheritune.records.analysis import AnalysedText
@@ -110,8 +109,7 @@ def analyze(
         data=origin,
         claim=True,
     )
-    _show(model, record)
-    _show_more(record, drawn, out)
+    print_analysis(model, record, drawn, out)
 
 
 def _read_taus(text: str) -> list[float]:
@@ -168,10 +166,11 @@ def _read_windows(path: Path, sequences: int | None, length: int | None) -> np.n
 
     expected = "expected an (N, T) integer array in NumPy's .npy format"
     try:
-        windows = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            windows = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"no file {path}: {expected}") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:
         raise DataError(f"cannot read {path}: {expected}") from error
     if not isinstance(windows, np.ndarray) or windows.ndim != 2:
         what = f"has shape {windows.shape}" if isinstance(windows, np.ndarray) else "is an archive"
@@ -191,100 +190,3 @@ def _tokenizer(model: str) -> PreTrainedTokenizerBase | None:
         return load_tokenizer(model)
     except NoTokenizerError:
         return None
-
-
-def _show(model: str, record: AnalysisRecord) -> None:
-    """Print the table of layers and what it comes to."""
-    from inheritune.cli.console import print_table
-
-    columns = ["layer", *(f"{mask}\n{name}" for mask in record.masks for name in ("MaxRank", "AvgMass", "coll."))]
-    columns += ["block\ninfluence", "MLP\nrank"]
-    title = f"{model}: {record.sequences} sequences of {record.length} tokens, tau {record.tau}, eta {record.eta}"
-    layers = {layer.index: layer for layer in record.layers}
-    print_table(title, columns, [_row(record, layers.get(i), i) for i in range(record.depth or 0)])
-    for mask in record.masks:
-        typer.echo(_summary(mask, {layer.index: layer[mask].rank for layer in record.layers}))
-    classes = [name for layer in record.layers for name in layer.classes or ()]
-    if classes:
-        counts = ", ".join(f"{classes.count(name)} {name}" for name in ("sink", "uniform", "potent"))
-        typer.echo(f"Heads: {counts}.")
-    typer.echo(f"Recommended: {record.recommendation}")
-
-
-def _row(record: AnalysisRecord, layer: LayerAnalysis | None, index: int) -> list[str]:
-    """Return a line of the table: what was measured of a block, a dash for what it does not have."""
-    cells = [str(index)]
-    for mask in record.masks:
-        if layer is None:
-            cells += ["-"] * 3
-            continue
-        part = layer[mask]
-        cells += [f"{part.max_rank:.2f}{' lazy' if part.lazy else ''}", f"{part.avg_mass:.1f}"]
-        cells.append(f"{_collapsed(part.rank)}/{len(part.rank)}")
-    if record.blocks is not None:
-        influence, rank = record.blocks[index].influence, record.blocks[index].mlp_rank
-        cells += ["-" if influence is None else f"{influence:.3f}", "-" if rank is None else f"{rank:.1f}"]
-    return cells
-
-
-def _collapsed(ranks: Sequence[float]) -> int:
-    from inheritune.spectra.result import COLLAPSED_RANK
-
-    return sum(rank < COLLAPSED_RANK for rank in ranks)
-
-
-def _summary(mask: str, ranks: dict[int, tuple[float, ...]]) -> str:
-    """Return one line on a mask from the ranks of each layer's heads: its lazy layers and its collapsed heads."""
-    lazy = [layer for layer, heads in ranks.items() if max(heads) == 1]
-    nearly = [layer for layer, heads in ranks.items() if 1 < max(heads) < 2]
-    also = f"; nearly lazy (MaxRank below 2): {', '.join(map(str, nearly))}" if nearly else ""
-    heads = [rank for layer in ranks.values() for rank in layer]
-    collapsed = f"{_collapsed(heads)} of {len(heads)} heads collapsed ({_collapsed(heads) / len(heads):.0%})"
-    listed = ", ".join(map(str, lazy)) or "none"
-    return f"{mask.capitalize()}: lazy layers (MaxRank 1): {listed}{also}; {collapsed}."
-
-
-def _show_more(record: AnalysisRecord, drawn: MapsRecord, out: Path) -> None:
-    """Print a line on each further thing that was asked for, on the text, and the files."""
-    from inheritune.spectra.folder import MAPS, SPECTRA
-    from inheritune.storage import IDENTITY
-
-    for tau in record.taus[1:]:
-        ranks = {mask: {each.index: each[mask].ranks[f"{tau:g}"] for each in record.layers} for mask in record.masks}
-        lines = " ".join(_summary(mask, ranks[mask]) for mask in record.masks)
-        typer.echo(f"At tau {tau:g}: {lines} Ranks: `ranks` in {out / SPECTRA}.")
-    if record.gradients is not None:
-        sides = "; ".join(_gradients(record, side) for side in ("query", "key"))
-        run = record.gradients
-        typer.echo(f"Gradients on {run.sequences} sequences, loss {run.loss:.3f} nats a token: {sides}.")
-    masks = [f"{mask} {', '.join(_place(each) for each in drawn.maps if each.mask == mask)}" for mask in record.masks]
-    typer.echo(f"Maps (layer.head): {'; '.join(masks)}.")
-    size, data = f"{record.sequences} sequences of {record.length} tokens", record.data
-    if data is not None and data.tokens is not None:
-        size = f"{data.tokens:,} tokens; {size} drawn with seed {data.seed}"
-    typer.echo(f"Text: {data and data.source}, {size}.")
-    typer.echo(f"Written: {', '.join(str(out / name) for name in (SPECTRA, MAPS, IDENTITY))}")
-
-
-def _place(drawn: AttentionMap) -> str:
-    place = f"{drawn.layer}.{drawn.head}"
-    return place if drawn.role.startswith("layer") else f"{place} ({drawn.role})"
-
-
-def _gradients(record: AnalysisRecord, side: str) -> str:
-    """Return how far the gradients of the heads' queries or keys lie under the bounds of Theorem H.1."""
-    import numpy as np
-
-    layers = [layer.gradients for layer in record.layers if layer.gradients is not None]
-    pairs = [pair for layer in layers for pair in zip(layer[side], layer[f"{side}_bound"], strict=True)]
-    times = [bound / norm for norm, bound in pairs if norm and bound]
-    if not times:
-        return f"{side} of 0 heads without the bound of Theorem H.1"
-    least, middle, most = (_rounded(value) for value in np.quantile(times, [0, 0.5, 1]))
-    spread = f"{least} to {most} times (median {middle}) under"
-    return f"{side} of {len(times)} heads {spread} the bound of Theorem H.1"
-
-
-def _rounded(value: float) -> str:
-    """Return three significant digits, thousands separated: `8,720`, `3.14`."""
-    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"

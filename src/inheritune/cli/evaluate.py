@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inheritune.cli.options import SEPARATOR, Field, Separator
+
+if TYPE_CHECKING:
+    from inheritune.records.evaluation import Comparison, Evaluated, EvaluationRecord, Speed, SpeedRatio
 
 NAME_WIDTH = 26
 
@@ -44,47 +47,51 @@ def evaluate(
 
     MODEL matches when the whole confidence interval of its loss minus the reference's lies below the margin.
     """
-    from inheritune.evaluation import check_output
+    from inheritune.evaluation import TasksFailedError, check_output
     from inheritune.evaluation import evaluate as evaluate_model
-    from inheritune.storage import write_json
 
     check_output(out, model, data, against)
-    record = evaluate_model(
-        model,
-        data,
-        against,
-        separator=separator,
-        field=field,
-        length=length,
-        windows=windows,
-        batch=batch,
-        margin=margin,
-        confidence=confidence,
-        speed=speed,
-        tasks=[name.strip() for name in tasks.split(",")] if tasks is not None else (),
-        task_limit=task_limit,
-    )
-    write_json(out, record)
-    _print(record)
-    _print_line(f"record: {out}")
+    failure = None
+    try:
+        record = evaluate_model(
+            model,
+            data,
+            against,
+            separator=separator,
+            field=field,
+            length=length,
+            windows=windows,
+            batch=batch,
+            margin=margin,
+            confidence=confidence,
+            speed=speed,
+            tasks=[name.strip() for name in tasks.split(",")] if tasks is not None else (),
+            task_limit=task_limit,
+        )
+    except TasksFailedError as error:
+        record, failure = error.record, error
+    _print(record.write(out))
+    _print_line(f"record: {out}" + (", without the tasks" if failure else ""))
+    if failure:
+        raise failure
 
 
-def _print(record: dict[str, Any]) -> None:
+def _print(record: EvaluationRecord) -> None:
     from inheritune.cli.console import print_table
 
-    parts = [record] if record["against"] is None else [record, record["against"]]
-    shown = record["evaluation"]
-    title = f"nats per token on {shown['windows']} windows of {shown['length']} tokens of {shown['data']}"
-    columns = ("model", "layers", "parameters", "loss", "perplexity")
-    print_table(title, columns, [_loss_row(part) for part in parts])
-    if record["comparison"] is not None:
-        _print_line(comparison_line(record["comparison"]))
-    if "speed" in record:
+    parts: list[Evaluated] = [record] if record.against is None else [record, record.against]
+    shown = record.evaluation
+    title = f"nats per token on {shown.windows} windows of {shown.length} tokens of {shown.data}"
+    print_table(title, ("model", "layers", "parameters", "loss", "perplexity"), [_loss_row(part) for part in parts])
+    if record.comparison is not None:
+        _print_line(comparison_line(record.comparison))
+    if used := record.speed:
+        title = f"generation, batch {used.batch} on {used.device} ({used.dtype}, {used.threads} threads)"
         columns = ("model", "tokens/s", "prefill/s", "weights", "cache/token")
-        used = record["speed"]
-        title = f"generation, batch {used['batch']} on {used['device']} ({used['threads']} threads)"
-        print_table(title, columns, [_speed_row(part) for part in parts])
-    if "tasks" in record:
+        print_table(title, columns, [_speed_row(part.model, part.speed) for part in parts if part.speed])
+    if record.speed_ratio is not None:
+        _print_line(speed_line(record.speed_ratio))
+    if record.tasks is not None:
         rows = [row for part in parts for row in _task_rows(part)]
         print_table("tasks", ("model", "task", "metric", "value", "rows"), rows)
 
@@ -94,43 +101,55 @@ def _short(name: str) -> str:
     return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
 
 
-def _loss_row(part: dict[str, Any]) -> tuple[str, ...]:
-    shown = part["evaluation"]
-    spread = "" if shown["standard_error"] is None else f" ± {shown['standard_error']:.4f}"
-    perplexity = "-" if shown["perplexity"] is None else f"{shown['perplexity']:.3f}"
+def _loss_row(part: Evaluated) -> tuple[str, ...]:
+    shown = part.evaluation
+    perplexity = "-" if shown.perplexity is None else f"{shown.perplexity:.3f}"
+    loss = f"{shown.loss:.4f}{_spread(shown.standard_error)}"
+    return _short(part.model), str(part.layers), f"{part.parameters:,}", loss, perplexity
+
+
+def _speed_row(model: str, speed: Speed) -> tuple[str, ...]:
+    rates = (f"{speed.generate_tokens_per_second:,.0f}", f"{speed.prefill_tokens_per_second:,.0f}")
+    return _short(model), *rates, f"{speed.parameter_bytes / 1e6:,.1f} MB", f"{speed.kv_cache_bytes_per_token:,.0f} B"
+
+
+def _task_rows(part: Evaluated) -> list[tuple[str, ...]]:
+    return [
+        (
+            _short(part.model),
+            row.task,
+            row.metric,
+            f"{_number(row.value)}{_spread(row.standard_error)}",
+            str(row.samples),
+        )
+        for row in (part.tasks.results if part.tasks else ())
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _spread(standard_error: float | None) -> str:
+    return "" if standard_error is None else f" ± {standard_error:.4f}"
+
+
+def comparison_line(comparison: Comparison) -> str:
+    """Say in one line what the paired comparison shows."""
+    interval = f"{comparison.ci_low:+.4f} to {comparison.ci_high:+.4f}"
+    verdict = "matches" if comparison.matches else "does not match"
     return (
-        _short(part["model"]),
-        str(part["layers"]),
-        f"{part['parameters']:,}",
-        f"{shown['loss']:.4f}{spread}",
-        perplexity,
+        f"difference {comparison.difference:+.4f} nats/token ({comparison.confidence:.0%} interval {interval}, "
+        f"p = {comparison.p_value:.2g}): {verdict} the reference within {comparison.margin:g}"
     )
 
 
-def _speed_row(part: dict[str, Any]) -> tuple[str, ...]:
-    shown = part["speed"]
-    rates = (f"{shown['generate_tokens_per_second']:,.0f}", f"{shown['prefill_tokens_per_second']:,.0f}")
-    weights = f"{shown['parameter_bytes'] / 1e6:,.1f} MB"
-    return _short(part["model"]), *rates, weights, f"{shown['kv_cache_bytes_per_token']:,.0f} B"
-
-
-def _task_rows(part: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for row in part["tasks"]["results"]:
-        spread = "" if row["standard_error"] is None else f" ± {row['standard_error']:.4f}"
-        rows.append(
-            (_short(part["model"]), row["task"], row["metric"], f"{row['value']:.4f}{spread}", str(row["samples"]))
-        )
-    return rows
-
-
-def comparison_line(comparison: dict[str, Any]) -> str:
-    """Say in one line what the paired comparison found."""
-    interval = f"{comparison['ci_low']:+.4f} to {comparison['ci_high']:+.4f}"
-    verdict = "matches" if comparison["matches"] else "does not match"
+def speed_line(ratio: SpeedRatio) -> str:
+    """Say in one line how the speeds compare."""
+    interval = f"{ratio.ci_low:.2f} to {ratio.ci_high:.2f}"
     return (
-        f"difference {comparison['difference']:+.4f} nats/token ({comparison['confidence']:.0%} interval {interval}, "
-        f"p = {comparison['p_value']:.2g}): {verdict} the reference within {comparison['margin']:g}"
+        f"generates {ratio.ratio:.2f} times as fast as the reference ({ratio.confidence:.0%} interval {interval}, "
+        f"{ratio.turns} turns, the two in alternation)"
     )
 
 

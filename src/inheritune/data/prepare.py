@@ -147,9 +147,12 @@ def _same_tokenizer(shards: Shards, spec: str) -> bool:
 
 def _write(folder: Path, settings: PrepareSettings) -> None:
     """Write both splits and the tokenizer into `folder`, the manifest last."""
+    named = not settings.tokenizer.startswith(TRAIN_PREFIX)
+    encoder = resolve_tokenizer(settings.tokenizer, ()) if named else None  # a wrong name is said before any reading
     sources = _contents(settings)
     train, valid = _split(*(settings[key] for key in ("source", "validation", "valid_fraction", "separator", "field")))
-    encoder = resolve_tokenizer(settings.tokenizer, (document.text for document in train))
+    if encoder is None:
+        encoder = resolve_tokenizer(settings.tokenizer, (document.text for document in train))
     size = vocabulary_size(encoder)
     dtype = token_dtype(size)
     encoder.save_pretrained(folder / TOKENIZER)

@@ -96,7 +96,8 @@ def read_texts(path: Path, separator: str) -> Iterator[str]:
         line += error.object[: error.start].count(b"\n")
         raise DataError(f"cannot read {path} as UTF-8 text, line {line}: {reason(error)}") from error
     except Exception as error:
-        raise DataError(f"cannot read {path}, behind line {line}: {reason(error)}") from error
+        place = f", after line {line - 1}" if line > 1 else ""
+        raise DataError(f"cannot read {path}{place}: {reason(error)}") from error
     if rest.strip():
         yield rest.strip("\n")
 
@@ -196,12 +197,13 @@ ROWS = tuple(_RECORDS)
 
 
 def _no_field(field: str, names: list[str]) -> str:
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return f"no field {field!r}, its fields are {shown}: name one with --field{nearest(field, names)}"
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "none"
+    hint = f"name one with --field, or data.field in a recipe{nearest(field, names)}"
+    return f"no field {field!r}, its fields are {shown}: {hint}"
 
 
 def _kind(value: object) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,13 @@ class Shards:
     def _split(self, split: str) -> Split:
         held: Split = self.manifest.splits[split]
         return held
+
+
+def is_shards(source: str | Path) -> bool:
+    """Return whether `source` is a folder of finished shards; any text may be asked for."""
+    with suppress(OSError):  # a name may be too long
+        return (Path(source) / MANIFEST).is_file() and (Path(source) / TOKENIZER).is_dir()
+    return False
 
 
 def open_shards(folder: str | Path) -> Shards:

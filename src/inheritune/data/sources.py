@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from inheritune.checkpoints.stored import refuse_pointer
 from inheritune.data.readers import BLANK_LINE, ROWS, ending, read_rows, read_texts, read_whole, reason, text_of
-from inheritune.data.shards import MANIFEST, TOKENIZER
+from inheritune.data.shards import is_shards
 from inheritune.errors import DataError, nearest
 from inheritune.progress import note, progress
 from inheritune.records.data import SourceContent
@@ -63,11 +63,9 @@ class _Files:
 
     def tell(self, source: str) -> None:
         """Say what was left out, if anything was."""
-        parts = [
-            f"{count} {why} ({first}{', ...' if count > 1 else ''})" for why, (first, count) in self.left_out.items()
-        ]
+        parts = [f"{why}: {count} (first {place})" for why, (place, count) in self.left_out.items()]
         if parts:
-            note(f"left out of {source}: {'; '.join(parts)}")
+            note(f"left out of {source}: {', '.join(parts)}")
 
 
 def read_documents(source: str | Path, separator: str = BLANK_LINE, field: str = "text") -> Iterator[Document]:
@@ -133,13 +131,17 @@ def _find(source: str | Path) -> _Files:
     """Return the files of a source on this machine, in a fixed order."""
     if str(source) == STDLIB:
         return _stdlib_files()
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _folder_files(path)
-    if not path.is_file():
-        siblings = [str(path.parent / item.name) for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = nearest(str(source), [*siblings, STDLIB])
-        raise DataError(f"no text at {source}: expected a file, a folder, 'stdlib' or 'hf:NAME'{hint}")
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _folder_files(path)
+        if not path.is_file():
+            siblings = [str(path.parent / item.name) for item in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = nearest(str(source), [*siblings, STDLIB])
+            raise DataError(f"no text at {source}: expected a file, a folder, 'stdlib' or 'hf:NAME'{hint}")
+    except (OSError, RuntimeError) as error:  # a text instead of a name, no permission, no such user behind ~
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"no text at {str(source)[:80]!r}: {why}") from error
     if ending(path) not in TABLES:
         raise DataError(f"{path} is of no known kind: expected {', '.join(TABLES)}, or one of them packed")
     return _Files(path.parent, [path])
@@ -153,6 +155,8 @@ def _stdlib_files() -> _Files:
 
 def _folder_files(root: Path) -> _Files:
     """Return the readable files of a folder without its test and validation splits."""
+    if _is_ours(root):
+        raise DataError(f"{root} is a folder that inheritune wrote, of shards, a run or an analysis: expected text")
     files = _Files(root)
     readable = []
     for path in sorted(_walk(root)):
@@ -189,7 +193,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _is_ours(folder: Path) -> bool:
     """Return whether inheritune wrote a folder: token shards, a run, an analysis."""
-    return (folder / IDENTITY).is_file() or ((folder / MANIFEST).is_file() and (folder / TOKENIZER).is_dir())
+    return is_shards(folder) or (folder / IDENTITY).is_file()
 
 
 def _is_special(path: Path) -> bool:
@@ -236,13 +240,13 @@ def _hub_documents(name: str, field: str) -> Iterator[Document]:
     try:
         rows = datasets.load_dataset(dataset, config or None, split="train", streaming=True)
         for record in rows:
-            row += 1
             text = text_of(record, field)
             if text is None:
-                files.leave_out(f"rows whose {field!r} is null", f"row {row}")
+                files.leave_out(f"rows whose {field!r} is null", f"row {row + 1}")
             elif text.strip():
                 yield Document(text, text)
+            row += 1
     except Exception as error:
-        place = f", at row {row}" if row else ""
+        place = f", after row {row}" if row else ""
         raise DataError(f"cannot read the data set {name!r} of the hub{place}: {reason(error)}") from error
     files.tell(name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inheritune.data.readers import BLANK_LINE
-from inheritune.data.shards import MANIFEST, Shards, open_shards
+from inheritune.data.shards import Shards, is_shards, open_shards
 from inheritune.data.sources import STDLIB, VALID_FRACTION, read_documents
 from inheritune.data.tokenizer import encode
 from inheritune.errors import DataError
@@ -85,7 +85,7 @@ def read_tokens(
 
     Of the standard library only the validation documents are read: the others are what models here are trained on.
     """
-    if not isinstance(source, Shards) and (Path(source) / MANIFEST).is_file():
+    if not isinstance(source, Shards) and is_shards(source):
         source = open_shards(source)
     if isinstance(source, Shards):
         return source.read("valid", 0, source.tokens("valid"))

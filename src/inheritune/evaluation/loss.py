@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ import torch
 from inheritune.decoder import evaluating, open_decoder
 from inheritune.errors import DataError, ModelError
 from inheritune.progress import progress
+from inheritune.records.evaluation import LossSummary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,17 +65,18 @@ class Evaluation:
         """`exp(loss)`, or None where a float64 cannot hold it."""
         return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else None
 
-    def as_record(self) -> dict[str, Any]:
-        """Return the numbers for a record, without the losses of single windows."""
-        return {
-            "loss": self.loss,
-            "standard_error": self.standard_error,
-            "perplexity": self.perplexity,
-            "windows": len(self.losses),
-            "length": self.length,
-            "tokens": len(self.losses) * self.length,
-            "data": self.data,
-        }
+    @property
+    def summary(self) -> LossSummary:
+        """The numbers for a record, without the losses of single windows."""
+        return LossSummary(
+            loss=self.loss,
+            standard_error=self.standard_error,
+            perplexity=self.perplexity,
+            windows=len(self.losses),
+            length=self.length,
+            tokens=len(self.losses) * self.length,
+            data=self.data,
+        )
 
 
 def evaluate_windows(
@@ -84,7 +86,9 @@ def evaluate_windows(
     batch: int = 16,
     progress_label: str = "evaluating",
 ) -> Evaluation:
-    """Evaluate `model` on `windows`; arguments as for `window_losses`, `data_name` says what the windows are.
+    """Evaluate `model` on `windows`, (N, T + 1) integers.
+
+    The arguments are those of `window_losses`; `data_name` says what the windows are.
 
     Raises:
         DataError: as `window_losses`.
@@ -139,8 +143,8 @@ def check_windows(windows: np.ndarray, context: int | None, vocabulary: int) -> 
         DataError: no (N, T + 1) integers with N, T >= 1; T beyond the context; ids beyond the vocabulary.
     """
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2 or windows.dtype.kind not in "iu":
-        found = f"{windows.dtype} of shape {windows.shape}"
-        raise DataError(f"token windows are {found}: expected integers of shape (N, T + 1), N and T at least 1")
+        given = f"{windows.dtype} of shape {windows.shape}"
+        raise DataError(f"token windows are {given}: expected integers of shape (N, T + 1), N and T at least 1")
     length = windows.shape[1] - 1
     if context is not None and length > context:
         raise DataError(f"windows of {length} input tokens: expected at most the model's context, {context}")
@@ -151,12 +155,12 @@ def check_windows(windows: np.ndarray, context: int | None, vocabulary: int) -> 
 
 
 def _filled(group: np.ndarray, rows: int) -> np.ndarray:
-    """Return `group` with its last window repeated until there are `rows` windows."""
+    """Return `group`, (n, T + 1), with its last window repeated until there are `rows` windows, (rows, T + 1)."""
     return np.concatenate([group, np.repeat(group[-1:], rows - len(group), axis=0)])
 
 
 def _group_losses(model: PreTrainedModel, group: np.ndarray) -> np.ndarray:
-    """Return the mean cross-entropy of each window of one batch, (rows,) float64."""
+    """Return the mean cross-entropy of each window of one batch, (rows, T + 1) int64: (rows,) float64."""
     tokens = torch.from_numpy(group).to(model.device)
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits.flatten(0, 1)
     targets = tokens[:, 1:].flatten()

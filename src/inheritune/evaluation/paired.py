@@ -14,45 +14,15 @@ interval is a little too narrow; evenly spaced windows from many documents keep 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from inheritune.errors import DataError
+from inheritune.records.evaluation import Comparison
 
 MARGIN = 0.01
 """Nats per token by which a target may be worse and still match: one unit of the last decimal that the paper prints."""
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What the paired test says; all losses in nats per token.
-
-    Attributes:
-        difference: mean of target minus reference; below zero the target is better.
-        ci_low: lower end of the two-sided confidence interval of `difference`.
-        ci_high: its upper end.
-        confidence: the level of the interval.
-        p_value: of the two-sided paired t test that the difference is zero.
-        windows: N, the number of pairs.
-        margin: by how much the target may be worse.
-        matches: whether `ci_high <= margin`.
-    """
-
-    difference: float
-    ci_low: float
-    ci_high: float
-    confidence: float
-    p_value: float
-    windows: int
-    margin: float
-    matches: bool
-
-    def as_record(self) -> dict[str, Any]:
-        """Return the numbers for a record."""
-        return asdict(self)
 
 
 def compare(
@@ -66,6 +36,9 @@ def compare(
         margin: by how many nats per token the target may be worse and still match.
         confidence: the level of the two-sided t interval, between 0 and 1.
 
+    Returns:
+        The mean of target minus reference, its interval, and whether the interval's upper end is within the margin.
+
     Raises:
         DataError: the losses are not two finite vectors of one length, at least 2, or a setting is out of range.
     """
@@ -73,11 +46,34 @@ def compare(
     _check_losses(target, reference)
     check_settings(len(target), margin, confidence)
     differences = target - reference
-    mean = float(differences.mean())
-    error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
-    half_width, p_value = _t_test(mean, error, len(differences) - 1, confidence)
-    low, high = mean - half_width, mean + half_width
-    return Comparison(mean, low, high, confidence, p_value, len(differences), margin, high <= margin)
+    low, high, p_value = mean_interval(differences, confidence)
+    return Comparison(
+        difference=float(differences.mean()),
+        ci_low=low,
+        ci_high=high,
+        confidence=confidence,
+        p_value=p_value,
+        windows=len(differences),
+        margin=margin,
+        matches=high <= margin,
+    )
+
+
+def mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Return the two-sided t interval of a mean, and the p-value of its being zero.
+
+    Args:
+        values: (N,) float64, N at least 2; where they are equal but for rounding the mean is taken for certain.
+        confidence: the level of the interval, between 0 and 1.
+    """
+    from scipy import stats
+
+    mean = float(values.mean())
+    if np.abs(values - mean).max() <= 10 * np.finfo(np.float64).eps * abs(mean):  # where SciPy warns
+        return mean, mean, float(mean == 0)
+    test = stats.ttest_1samp(values, 0.0)
+    interval = test.confidence_interval(confidence)
+    return float(interval.low), float(interval.high), float(test.pvalue)
 
 
 def check_settings(windows: int, margin: float, confidence: float) -> None:
@@ -100,13 +96,3 @@ def _check_losses(target: np.ndarray, reference: np.ndarray) -> None:
         raise DataError(f"losses of shape {shapes}: expected one loss for each of the same windows")
     if not (np.isfinite(target).all() and np.isfinite(reference).all()):
         raise DataError("some losses are not finite numbers: expected nats per token")
-
-
-def _t_test(mean: float, error: float, freedom: int, confidence: float) -> tuple[float, float]:
-    """Return half the width of the t interval and the two-sided p-value; a difference without spread is certain."""
-    from scipy import stats
-
-    if error == 0:
-        return 0.0, 1.0 if mean == 0 else 0.0
-    half_width = float(stats.t.ppf((1 + confidence) / 2, freedom)) * error
-    return half_width, float(2 * stats.t.sf(abs(mean) / error, freedom))

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from inheritune.decoder import count_parameters, evaluating, open_decoder
 from inheritune.errors import DataError
+from inheritune.evaluation.paired import CONFIDENCE, mean_interval
+from inheritune.records.evaluation import Speed, SpeedRatio
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+PROMPT_LENGTH = 128
+NEW_TOKENS = 128
+FEWEST_TURNS, MOST_TURNS = 4, 40
+ENOUGH_SECONDS = 10.0
+"""How long two models are compared: turns until so much time is spent, within these bounds."""
 TEMPERATURE = 0.8
 TOP_K = 50
 """How samples are drawn: a little below the model's own spread, without its long tail; the same for every model."""
+
+
+Seconds = tuple[float, float]
+"""To the first new token, and from there to the last."""
 
 
 class _Clock:
@@ -35,15 +50,56 @@ class _Clock:
         """Nothing is left to note."""
 
 
+@dataclass(frozen=True)
+class _Generation:
+    """Greedy generation of `new_tokens` tokens by one model from one prompt, (batch, prompt_length) int64."""
+
+    model: PreTrainedModel
+    prompt: torch.Tensor
+    new_tokens: int
+
+    def seconds(self) -> Seconds:
+        """Generate once; return the seconds to the first new token, and from the first to the last."""
+        clock = _Clock()
+        length = {"min_new_tokens": self.new_tokens, "max_new_tokens": self.new_tokens}
+        self.model.generate(self.prompt, attention_mask=torch.ones_like(self.prompt), streamer=clock, **length)
+        start, first, *_, last = clock.times
+        return first - start, last - first
+
+    def speed(self, measured: Sequence[Seconds]) -> Speed:
+        """Return the record of the median of what was measured."""
+        batch, prompt_length = self.prompt.shape
+        cache_bytes = _cache_bytes(self.model(input_ids=self.prompt, use_cache=True))
+        return Speed(
+            generate_tokens_per_second=batch * (self.new_tokens - 1) / statistics.median(s for _, s in measured),
+            prefill_tokens_per_second=batch * prompt_length / statistics.median(s for s, _ in measured),
+            parameters=count_parameters(self.model),
+            parameter_bytes=sum(weight.numel() * weight.element_size() for weight in self.model.parameters()),
+            kv_cache_bytes_per_token=cache_bytes / (batch * prompt_length),
+            batch=batch,
+            prompt_length=prompt_length,
+            new_tokens=self.new_tokens,
+            repeats=len(measured),
+            device=_device_name(self.model.device),
+            threads=torch.get_num_threads(),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+        )
+
+
 def measure_speed(
-    model: PreTrainedModel, prompt_length: int, new_tokens: int, batch: int = 1, repeats: int = 3, seed: int = 0
-) -> dict[str, Any]:
+    model: PreTrainedModel,
+    prompt_length: int = PROMPT_LENGTH,
+    new_tokens: int = NEW_TOKENS,
+    batch: int = 1,
+    repeats: int = 3,
+    seed: int = 0,
+) -> Speed:
     """Measure greedy generation of a fixed number of tokens with the KV cache, as a user of `model.generate` sees it.
 
     One call warms up, then the median of `repeats` calls counts. Prefill is the time from the prompt to the first new
     token; generation is the time of all new tokens after the first. Where prompt and new tokens exceed the model's
     context both are cut: the new tokens to half the context, the prompt to what is left; the record has the lengths
-    used.
+    used. Two models measured one after the other may differ by what else the machine did: see `compare_speed`.
 
     Args:
         model: measured on its device, in its dtype, in evaluation mode.
@@ -53,35 +109,106 @@ def measure_speed(
         repeats: measured calls.
         seed: of the prompt's ids.
 
-    Returns:
-        `generate_tokens_per_second` and `prefill_tokens_per_second` (of the whole batch), `parameters` (tied once) and
-        their `parameter_bytes`, `kv_cache_bytes_per_token` (of one sequence, averaged over the prompt: layers with a
-        sliding window keep less than one entry a token), `batch`, `prompt_length`, `new_tokens`, `repeats`,
-        `device`, `threads`.
-
     Raises:
         DataError: a length or a count is too small, or the context holds no prompt and two new tokens.
     """
-    prompt_length, new_tokens = _fitting_lengths(model, prompt_length, new_tokens)
     if batch < 1 or repeats < 1:
         raise DataError(f"a batch of {batch} and {repeats} repeats: expected at least 1 of each")
-    prompt = _random_prompt(model, batch, prompt_length, seed)
-    with evaluating(model), torch.inference_mode(), _forced_greedy(model):
-        spans = [_timed_generation(model, prompt, new_tokens) for _ in range(repeats + 1)][1:]
-        cache_bytes = _cache_bytes(model(input_ids=prompt, use_cache=True))
-    return {
-        "generate_tokens_per_second": batch * (new_tokens - 1) / statistics.median(after for _, after in spans),
-        "prefill_tokens_per_second": batch * prompt_length / statistics.median(first for first, _ in spans),
-        "parameters": count_parameters(model),
-        "parameter_bytes": sum(weight.numel() * weight.element_size() for weight in model.parameters()),
-        "kv_cache_bytes_per_token": cache_bytes / (batch * prompt_length),
-        "batch": batch,
-        "prompt_length": prompt_length,
-        "new_tokens": new_tokens,
-        "repeats": repeats,
-        "device": _device_name(model.device),
-        "threads": torch.get_num_threads(),
-    }
+    with _generating([model], prompt_length, new_tokens, batch, seed) as (one,):
+        one.seconds()
+        return one.speed([one.seconds() for _ in range(repeats)])
+
+
+def compare_speed(
+    target: PreTrainedModel,
+    reference: PreTrainedModel,
+    prompt_length: int = PROMPT_LENGTH,
+    new_tokens: int = NEW_TOKENS,
+    batch: int = 1,
+    *,
+    dtype: torch.dtype | None = None,
+    turns: int | None = None,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> tuple[Speed, Speed, SpeedRatio]:
+    """Measure two models in alternation, and how many times as fast as the reference the target generates.
+
+    Both are in memory, on the reference's device, in one dtype and with the same number of threads, and continue the
+    same prompt. After a call of each that warms up, every turn times both, the target first in one turn and the
+    reference first in the next, so that a machine that gets slower or faster meanwhile favours neither. The ratio is
+    the geometric mean over the turns, its interval a t interval of the mean logarithm.
+
+    Args:
+        target: measured; a copy is measured where it has another dtype or device.
+        reference: what it is measured against, likewise.
+        prompt_length: as for `measure_speed`; the shorter of the two contexts cuts it.
+        new_tokens: likewise.
+        batch: prompts at a time.
+        dtype: of both models; by default the reference's, as it is loaded in the precision in which it was saved.
+        turns: at least 2; by default an even number for about 10 seconds, at least 4 and at most 40.
+        confidence: level of the interval of the ratio.
+        seed: of the prompt's ids.
+
+    Returns:
+        The target's speed, the reference's, and the ratio.
+
+    Raises:
+        DataError: a length or a count is too small, or a context holds no prompt and two new tokens.
+    """
+    if batch < 1 or (turns is not None and turns < 2):
+        raise DataError(f"a batch of {batch} and {turns} turns: expected at least 1 and 2")
+    models = [_copied(model, reference.device, dtype or reference.dtype) for model in (target, reference)]
+    measured: list[tuple[Seconds, Seconds]] = []
+    with _generating(models, prompt_length, new_tokens, batch, seed) as (ours, theirs):
+        for each in (ours, theirs):
+            each.seconds()
+        while len(measured) < turns if turns is not None else not _is_enough(measured):
+            order = (ours, theirs) if len(measured) % 2 == 0 else (theirs, ours)
+            seconds = {id(each): each.seconds() for each in order}
+            measured.append((seconds[id(ours)], seconds[id(theirs)]))
+        speeds = ours.speed([one for one, _ in measured]), theirs.speed([other for _, other in measured])
+    return *speeds, _ratio(np.array([[one[1], other[1]] for one, other in measured]), confidence)
+
+
+def _is_enough(measured: Sequence[tuple[Seconds, Seconds]]) -> bool:
+    """Return whether there were turns enough; what they measured plays no part, or the interval would be too narrow."""
+    count, spent = len(measured), sum(sum(one) + sum(other) for one, other in measured)
+    return count >= FEWEST_TURNS and count % 2 == 0 and (count >= MOST_TURNS or spent >= ENOUGH_SECONDS)
+
+
+def _ratio(seconds: np.ndarray, confidence: float) -> SpeedRatio:
+    """Return the ratio of the speeds from the seconds of each turn, (turns, 2) float64: target, reference."""
+    logs = np.log(seconds[:, 1] / seconds[:, 0])
+    low, high, _ = mean_interval(logs, confidence)
+    return SpeedRatio(
+        ratio=math.exp(logs.mean()),
+        ci_low=math.exp(low),
+        ci_high=math.exp(high),
+        confidence=confidence,
+        turns=len(logs),
+    )
+
+
+def _copied(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Return `model` if it has this device and dtype, else a copy that has: a cast cannot be taken back."""
+    if (model.device, model.dtype) == (device, dtype):
+        return model
+    return copy.deepcopy(model).to(device=device, dtype=dtype)
+
+
+@contextmanager
+def _generating(
+    models: Sequence[PreTrainedModel], prompt_length: int, new_tokens: int, batch: int, seed: int
+) -> Iterator[list[_Generation]]:
+    """Give what generates with each of the models, from one prompt and in evaluation mode."""
+    prompt_length, new_tokens = _fitting_lengths(models, prompt_length, new_tokens)
+    prompt = _random_prompt(models, batch, prompt_length, seed)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        for model in models:
+            stack.enter_context(evaluating(model))
+            stack.enter_context(_forced_greedy(model))
+        yield [_Generation(model, prompt, new_tokens) for model in models]
 
 
 def generate_sample(
@@ -115,11 +242,12 @@ def generate_sample(
     return {"prompt": prompt, "text": rest}
 
 
-def _fitting_lengths(model: PreTrainedModel, prompt_length: int, new_tokens: int) -> tuple[int, int]:
-    """Return the lengths of the prompt and of its continuation, cut to the model's context."""
+def _fitting_lengths(models: Sequence[PreTrainedModel], prompt_length: int, new_tokens: int) -> tuple[int, int]:
+    """Return the lengths of the prompt and of its continuation, cut to the shortest context of the models."""
     if prompt_length < 1 or new_tokens < 2:
         raise DataError(f"a prompt of {prompt_length} and {new_tokens} new tokens: expected at least 1 and 2")
-    context = open_decoder(model).context
+    contexts = [open_decoder(model).context for model in models]
+    context = min((each for each in contexts if each is not None), default=None)
     if context is None or prompt_length + new_tokens <= context:
         return prompt_length, new_tokens
     if context < 3:
@@ -128,11 +256,11 @@ def _fitting_lengths(model: PreTrainedModel, prompt_length: int, new_tokens: int
     return min(prompt_length, context - new_tokens), new_tokens
 
 
-def _random_prompt(model: PreTrainedModel, batch: int, length: int, seed: int) -> torch.Tensor:
-    """Return (batch, length) random token ids on the model's device; the global random state is not used."""
+def _random_prompt(models: Sequence[PreTrainedModel], batch: int, length: int, seed: int) -> torch.Tensor:
+    """Return (batch, length) int64 ids that all models have, random, but not of the global random state."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(open_decoder(model).vocabulary, (batch, length), generator=generator)
-    return ids.to(model.device)
+    vocabulary = min(open_decoder(model).vocabulary for model in models)
+    return torch.randint(vocabulary, (batch, length), generator=generator).to(models[0].device)
 
 
 @contextmanager
@@ -172,15 +300,6 @@ def _sampling(model: PreTrainedModel, new_tokens: int) -> Iterator[None]:
     )
     with _generation_config(model, config):
         yield
-
-
-def _timed_generation(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Return the seconds to the first new token, and from the first to the last."""
-    clock = _Clock()
-    length = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
-    model.generate(prompt, attention_mask=torch.ones_like(prompt), streamer=clock, **length)
-    start, first, *_, last = clock.times
-    return first - start, last - first
 
 
 def _cache_bytes(output: Any) -> int:

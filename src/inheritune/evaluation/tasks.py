@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
-import re
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from inheritune.decoder import load_model, load_tokenizer
 from inheritune.errors import DataError, InherituneError, nearest
+from inheritune.records.evaluation import TaskResult, TaskResults
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 YAML = (".yaml", ".yml")
-_TASK_LINE = re.compile(r"^(?:task|group):\s*['\"]?([\w.-]+)", re.MULTILINE)
 
 
 class MissingHarnessError(InherituneError):
@@ -27,7 +29,7 @@ def run_tasks(
     tasks: Sequence[str],
     limit: int | None = None,
     batch: int = 16,
-) -> dict[str, Any]:
+) -> TaskResults:
     """Run tasks of the lm-evaluation-harness on a model.
 
     The harness sets the global random seeds (Python, NumPy, torch) to its own fixed values.
@@ -38,32 +40,61 @@ def run_tasks(
         limit: rows per task at most; None for all. A limit is for trying out, not for results.
         batch: requests that are run together.
 
-    Returns:
-        `harness` (its version), `limit`, and `results`: a row per task and metric with `task`, `metric`, `value`,
-        `standard_error` (None where the harness has none), `shots` and `samples`.
-
     Raises:
         MissingHarnessError: the harness is not installed.
-        DataError: a task is not known, or its rows cannot be read.
+        DataError: a task is not known or does not work: its YAML file, its rows, or code of its own is wrong.
         ModelError: the model or its tokenizer cannot be loaded.
     """
     names, manager = find_tasks(tasks)
-    if limit is not None and limit < 1:
-        raise DataError(f"a limit of {limit} rows: expected at least 1")
+    _check_limit(limit)
     model = load_model(model_path)
     tokenizer = load_tokenizer(model_path if isinstance(model_path, str | Path) else model_path.name_or_path)
 
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    output = _run(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch), names, limit, manager)
+    return TaskResults(harness=lm_eval.__version__, limit=limit, results=_results(output))
+
+
+def check_tasks(tasks: Sequence[str], limit: int | None = None) -> None:
+    """Try tasks out without a model, so that what is wrong with them is said before anything is evaluated.
+
+    Every row that will be asked is made into requests, answered at random, and scored; of the harness's own tasks, some
+    of which have many thousands of rows, only the first row is.
+
+    Raises:
+        MissingHarnessError: the harness is not installed.
+        DataError: a task is not known or does not work.
+    """
+    names, manager = find_tasks(tasks)
+    _check_limit(limit)
+
+    from lm_eval.models.dummy import DummyLM
+
+    for task, name in zip(tasks, names, strict=True):
+        _run(DummyLM(), [name], limit if task.endswith(YAML) else 1, manager)
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise DataError(f"a limit of {limit} rows: expected at least 1")
+
+
+def _run(model: Any, names: list[str], limit: int | None, manager: Any) -> dict[str, Any]:
+    """Run tasks on the harness's model and return its results."""
+    import lm_eval
+
     try:
-        output = lm_eval.simple_evaluate(
-            wrapped, tasks=names, limit=limit, task_manager=manager, log_samples=False, confirm_run_unsafe_code=False
+        return lm_eval.simple_evaluate(
+            model, tasks=names, limit=limit, task_manager=manager, log_samples=False, confirm_run_unsafe_code=False
         )
-    except (OSError, ConnectionError) as error:  # the rows come from the hub or from files
-        raise DataError(f"cannot read the rows of {', '.join(names)}: {_first_line(error)}") from error
-    return {"harness": lm_eval.__version__, "limit": limit, "results": _rows(output)}
+    except Exception as error:  # templates, rows and code of a task raise whatever they stumble over
+        kind = type(error).__name__
+        raise DataError(
+            f"cannot run the task{'s' * (len(names) > 1)} {', '.join(names)}: {_first_line(error)} ({kind}); "
+            "expected a YAML file whose fields fit its rows"
+        ) from error
 
 
 def find_tasks(tasks: Sequence[str]) -> tuple[list[str], Any]:
@@ -103,33 +134,52 @@ def _file_task(path: Path) -> str:
     if not path.is_file():
         siblings = [str(item) for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise DataError(f"no task file {path}: expected a YAML file of the harness{nearest(str(path), siblings)}")
-    # The harness's own YAML tags (`!function`) stop a plain YAML reader, and only the name is needed.
-    found = _TASK_LINE.search(path.read_text(encoding="utf-8"))
-    if found is None:
-        raise DataError(f"{path} names no task: expected a line such as 'task: my_task'")
-    return found[1]
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=_TaskLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = "" if place is None else f" at line {place.line + 1}"
+        reason = getattr(error, "problem", None) or _first_line(error)
+        raise DataError(f"cannot read {path} as YAML{line}: {reason}") from error
+    names = [config.get(key) for key in ("group", "task")] if isinstance(config, dict) else []
+    name = next((name for name in names if isinstance(name, str) and name), None)
+    if name is None:
+        raise DataError(f"{path} names no task: expected a line such as 'task: my_task' or 'group: my_group'")
+    return name
 
 
-def _rows(output: dict[str, Any]) -> list[dict[str, Any]]:
+class _TaskLoader(yaml.SafeLoader):
+    """Reads a task file without its code: the harness's own tags (`!function`) stop a plain YAML reader."""
+
+
+_TaskLoader.add_multi_constructor("!", lambda loader, tag, node: None)
+
+
+def _results(output: dict[str, Any]) -> tuple[TaskResult, ...]:
     """Return one row for each task and metric of the harness's results, whose keys look like `acc,none`."""
     rows = []
     for task, metrics in output["results"].items():
         for key, value in metrics.items():
             metric, _, filtered = key.partition(",")
+            shots = output["n-shot"].get(task)
             if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
-            error = metrics.get(f"{metric}_stderr,{filtered}")
             rows.append(
-                {
-                    "task": task,
-                    "metric": metric if filtered == "none" else f"{metric} ({filtered})",
-                    "value": float(value),
-                    "standard_error": float(error) if isinstance(error, int | float) else None,
-                    "shots": output["n-shot"].get(task),
-                    "samples": output["n-samples"].get(task, {}).get("effective"),
-                }
+                TaskResult(
+                    task=task,
+                    metric=metric if filtered == "none" else f"{metric} ({filtered})",
+                    value=_finite(value),
+                    standard_error=_finite(metrics.get(f"{metric}_stderr,{filtered}")),
+                    shots=shots if isinstance(shots, int) else None,  # of a group it is a blank
+                    samples=output["n-samples"].get(task, {}).get("effective"),
+                )
             )
-    return rows
+    return tuple(rows)
+
+
+def _finite(value: Any) -> float | None:
+    """Return a number of the harness, which writes "N/A" or NaN where it has none, as in a metric of no rows."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _first_line(error: Exception) -> str:

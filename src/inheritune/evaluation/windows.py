@@ -10,7 +10,7 @@ import numpy as np
 
 from inheritune.data import NamedTokenizer, check_same_vocabulary, open_shards, read_tokens, spread_windows
 from inheritune.data.readers import BLANK_LINE
-from inheritune.data.shards import MANIFEST
+from inheritune.data.shards import is_shards
 from inheritune.decoder import NoTokenizerError, load_tokenizer
 from inheritune.errors import DataError
 
@@ -101,7 +101,7 @@ def _cut(windows: np.ndarray, length: int | None, limit: int | None) -> np.ndarr
 
 def _shards_tokenizer(data: str | Path) -> list[NamedTokenizer]:
     """Return the tokenizer of prepared shards; nothing for other data."""
-    if not (Path(data) / MANIFEST).is_file():
+    if not is_shards(data):
         return []
     return [NamedTokenizer(str(data), load_tokenizer(open_shards(data).tokenizer))]
 

@@ -57,7 +57,7 @@ def run_round(
     layers = open_decoder(model).layers
     check_context(workspace.recipe, open_decoder(model).context)
     # A random start says nothing about a target; an inherited one is what the first point of the curve shows.
-    start = workspace.evaluate(model).as_record()
+    start = workspace.evaluate(model).summary.as_json()
     settings = workspace.recipe.training
     first = sum(record["steps"] for record in before) * settings.batch
     data = TrainingWindows(
@@ -93,8 +93,8 @@ def run_round(
         "tokens": outcome.tokens,
         "seconds": outcome.seconds,
         "start_evaluation": start,
-        "evaluation": evaluation.as_record(),
-        "comparison": None if comparison is None else comparison.as_record(),
+        "evaluation": evaluation.summary.as_json(),
+        "comparison": None if comparison is None else comparison.as_json(),
         "metrics": f"{name}/metrics.jsonl",
         "collapse": f"{name}/{COLLAPSE}" if (folder / COLLAPSE).is_file() else None,
         "losses": f"{name}/losses.npy",

@@ -116,7 +116,7 @@ def _portrait(workspace: Workspace, model: PreTrainedModel, role: str) -> dict[s
     length = recipe.training.length
     speed = measure_speed(model, prompt_length=length // 2, new_tokens=length // 2) if recipe.evaluation.speed else None
     sample = generate_sample(model, workspace.tokenizer, prompt, SAMPLE_TOKENS, recipe.seed) if prompt else None
-    return {"speed": speed, "sample": sample, "analysis": _analysis(workspace, model, role)}
+    return {"speed": speed and speed.as_json(), "sample": sample, "analysis": _analysis(workspace, model, role)}
 
 
 def _analysis(workspace: Workspace, model: PreTrainedModel, role: str) -> str | None:

@@ -108,7 +108,7 @@ class Workspace:
             "layers": self.depth,
             "parameters": count_parameters(self.reference),
             "tokens": trained_tokens(Path(self.reference_path)),
-            "evaluation": self.reference_evaluation.as_record(),
+            "evaluation": self.reference_evaluation.summary.as_json(),
         }
 
 

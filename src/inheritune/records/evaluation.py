@@ -43,10 +43,14 @@ class Speed(Record):
     """How fast a model generates, and what it keeps in memory."""
 
     generate_tokens_per_second: float
+    """Of the whole batch, after each prompt's first new token."""
     prefill_tokens_per_second: float
+    """Prompt tokens of the whole batch by the time to the first new token."""
     parameters: int
+    """Tied ones once."""
     parameter_bytes: int
     kv_cache_bytes_per_token: float
+    """Of one sequence, averaged over the prompt: layers with a sliding window keep less than one entry a token."""
     batch: int
     prompt_length: int
     new_tokens: int
@@ -72,7 +76,8 @@ class TaskResult(Record):
 
     task: str
     metric: str
-    value: float
+    value: float | None = None
+    """None where the harness computes none."""
     standard_error: float | None = None
     shots: int | None = None
     samples: int | None = None

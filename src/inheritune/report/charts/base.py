@@ -7,13 +7,13 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import altair as alt
+import vl_convert
 
 from inheritune.errors import OutputError
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 REFERENCE_COLOURS = ("#8a8a8a", "#5f6b7a", "#a39480")
 RUN_COLOURS = ("#1b7fc4", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#b59f00", "#7b5ea7")
@@ -33,21 +33,8 @@ def colours(references: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
     return shades | {label: RUN_COLOURS[i % len(RUN_COLOURS)] for i, label in enumerate(runs)}
 
 
-def save_chart(chart: alt.TopLevelMixin, path: Path) -> None:
-    """Save a chart on a white ground as SVG or PNG, whichever the name of `path` ends in.
-
-    No browser and no network is used. A chart that is as wide as its container in the page is saved 640 pixels wide.
-
-    Raises:
-        OutputError: `path` ends in neither, or cannot be written.
-    """
-    save_picture(svg_of(chart), path)
-
-
 def svg_of(chart: alt.TopLevelMixin) -> str:
-    """Return a chart as SVG on a white ground."""
-    import vl_convert
-
+    """Return a chart as SVG on a white ground, without a browser or a network; one that fills the page is 640 wide."""
     return str(vl_convert.vegalite_to_svg(on_white(with_rows(chart.to_dict()))))
 
 
@@ -57,8 +44,6 @@ def save_picture(svg: str, path: Path) -> None:
     Raises:
         OutputError: `path` ends in neither, or cannot be written.
     """
-    import vl_convert
-
     if path.suffix == ".svg":
         data = svg.encode()
     elif path.suffix == ".png":
@@ -91,8 +76,6 @@ def on_white(spec: dict[str, Any]) -> dict[str, Any]:
 
 def data(rows: Sequence[Row]) -> alt.InlineData:
     """Return rows as the data of a chart, as one text: Altair would look at every value of a list several times."""
-    import altair as alt
-
     text = json.dumps(list(rows), allow_nan=False)
     # Data without a name would be moved into a table of the whole chart, under a name like this one.
     name = f"rows-{zlib.crc32(text.encode()):08x}"
@@ -118,8 +101,6 @@ def with_rows(spec: dict[str, Any], replace: Callable[[list[Row]], dict[str, Any
 
 def model_colour(palette: dict[str, str], shown: Sequence[str]) -> alt.Color:
     """Return the colour of the field `model`; only models that are in the chart stand in its legend."""
-    import altair as alt
-
     domain = [label for label in palette if label in shown]
     legend = alt.Legend(
         orient="top",
@@ -137,45 +118,91 @@ def model_colour(palette: dict[str, str], shown: Sequence[str]) -> alt.Color:
 
 def layer_axis(field: str = "layer:Q") -> alt.X:
     """Return the horizontal axis of charts over the layers of a model, counted from 0."""
-    import altair as alt
-
     axis = alt.Axis(tickMinStep=1, format="d")
     return alt.X(field, title="layer", axis=axis, scale=alt.Scale(nice=False, padding=8))
 
 
 def gradient_legend(title: str, **options: Any) -> alt.Legend:
     """Return the legend of a heat map: a bar below it."""
-    import altair as alt
-
     return alt.Legend(**{"orient": "bottom", "title": title, "gradientLength": 180, "tickCount": 4} | options)
 
 
-def tips(rows: Sequence[Row], fields: dict[str, tuple[str, str | None]]) -> list[alt.Tooltip]:
+_SPREAD = {
+    "low": "lowest head",
+    "q1": "first quartile",
+    "median": "median",
+    "q3": "third quartile",
+    "high": "highest head",
+}
+_FIELDS: dict[str, tuple[str, str | None]] = {
+    "model": ("model", None),
+    "round": ("round", None),
+    "step": ("step of the round", ","),
+    "tokens": ("tokens, all rounds", ","),
+    "layer": ("layer", "d"),
+    "head": ("head", "d"),
+    "heads": ("heads", "d"),
+    "mask": ("mask", None),
+    "tau": ("τ", None),
+    "rank": ("Rank", ".2f"),
+    "error": ("standard error", ".3f"),
+    "rank_causal": ("Rank, causal", ".2f"),
+    "rank_full": ("Rank, full", ".2f"),
+    "max_rank": ("MaxRank", ".2f"),
+    "avg_mass": ("AvgMass", ".2f"),
+    "top_head": ("head of MaxRank", "d"),
+    "rank_error": ("its standard error", ".3f"),
+    "lazy": ("lazy", None),
+    "class": ("class", None),
+    "collapsed": ("collapsed", None),
+    "mass": ("mass m*", ".1f"),
+    "entropy": ("entropy, nats", ".2f"),
+    "stable_rank": ("stable rank", ".2f"),
+    "sink_column": ("sink column", None),
+    "sink_epsilon": ("sink ε", ".3f"),
+    "gradient": ("gradient norm", ".3~e"),
+    "bound": ("bound", ".3~e"),
+    "epsilon": ("ε", ".3f"),
+    "influence": ("Block Influence", ".4f"),
+    "causal": ("MaxRank, causal", ".2f"),
+    "full": ("MaxRank, full", ".2f"),
+    "start": ("first layer of the span", "d"),
+    "end": ("last layer of the span", "d"),
+    "span": ("layers in it, n", "d"),
+    "distance": ("angular distance / π", ".4f"),
+    "best": ("closest of its length", None),
+    "mlp_rank": ("MLP rank", ".2f"),
+    "mlp_rank_error": ("standard error", ".3f"),
+    "mlp_mass": ("MLP mass, tokens", ".2f"),
+    **{f"{heads}_{point}": (title, ".2f") for heads in ("rank", "mass") for point, title in _SPREAD.items()},
+}
+"""What is shown of a row under the pointer: title and number format of each field, None for a text."""
+
+
+def tips(rows: Sequence[Row], *fields: str, **others: tuple[str, str | None]) -> list[alt.Tooltip]:
     """Return hover values for those fields that some row has a value of; older records lack some.
 
     Args:
         rows: the rows of the chart.
-        fields: for each field with its type (`rank:Q`) its title and number format, None for a text.
+        fields: their names.
+        others: title and number format of fields that this chart alone has.
     """
-    import altair as alt
-
-    found = []
-    for field, (title, number) in fields.items():
-        if any(row.get(field.split(":")[0]) is not None for row in rows):
-            found.append(alt.Tooltip(field, title=title, **({} if number is None else {"format": number})))
-    return found
+    titles = {name: _FIELDS[name] for name in fields} | others
+    return [
+        alt.Tooltip(f"{name}:N", title=title)
+        if number is None
+        else alt.Tooltip(f"{name}:Q", title=title, format=number)
+        for name, (title, number) in titles.items()
+        if any(row.get(name) is not None for row in rows)
+    ]
 
 
 def title_of(text: str) -> alt.TitleParams:
     """Return what stands above a chart, cut to what a phone's width holds."""
-    import altair as alt
-
     return alt.TitleParams(text=text, anchor="start", fontSize=13, limit=330)
 
 
 @functools.cache
 def script() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script (about 0.9 MB), as shipped inside vl-convert."""
-    import vl_convert
-
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))

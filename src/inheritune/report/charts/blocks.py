@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import altair as alt
 
 from inheritune.report.charts.base import data, gradient_legend, layer_axis, model_colour, tips, title_of
 from inheritune.report.rows.measures import ScaleType
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 _MASK_SHAPES = {"causal": "circle", "full": "triangle-up"}
 _MLP = {"mlp_rank": "MLP rank", "mlp_mass": "MLP mass, tokens"}
@@ -25,26 +24,17 @@ def influence(rows: Sequence[Row], palette: dict[str, str], title: str, scale: S
         title: what stands above the chart.
         scale: of the vertical axis, of `measures.influence_scale`.
     """
-    import altair as alt
-
-    shown: dict[str, tuple[str, str | None]] = {
-        "model:N": ("model", None),
-        "layer:Q": ("layer", "d"),
-        "influence:Q": ("Block Influence", ".4f"),
-        "causal:Q": ("MaxRank, causal", ".2f"),
-        "full:Q": ("MaxRank, full", ".2f"),
-    }
     colour = model_colour(palette, [row["model"] for row in rows])
     y = _influence_axis(rows, scale)
-    base = alt.Chart(data(rows)).encode(x=layer_axis(), y=y, color=colour, tooltip=tips(rows, shown))
+    base = alt.Chart(data(rows)).encode(
+        x=layer_axis(), y=y, color=colour, tooltip=tips(rows, "model", "layer", "influence", "causal", "full")
+    )
     layers = [base.mark_line(strokeWidth=2), base.mark_point(filled=True, opacity=1, size=36)]
     return alt.layer(*layers).properties(width="container", height=240, title=title_of(title))
 
 
 def _influence_axis(rows: Sequence[Row], scale: ScaleType) -> alt.Y:
     """Return the axis of Block Influence; a symlog scale is logarithmic from the least value above 0 on."""
-    import altair as alt
-
     if scale == "linear":
         return alt.Y("influence:Q", title="Block Influence", scale=alt.Scale(zero=True))
     constant = min(row["influence"] for row in rows if row["influence"] > 0)
@@ -62,17 +52,9 @@ def agreement(rows: Sequence[Row], colour: str, title: str, scale: ScaleType = "
         title: what stands above the chart.
         scale: of the vertical axis, of `measures.influence_scale`.
     """
-    import altair as alt
-
     masks = [mask for mask in _MASK_SHAPES if any(row["mask"] == mask for row in rows)]
     shapes = alt.Scale(domain=masks, range=[_MASK_SHAPES[mask] for mask in masks])
     legend = alt.Legend(orient="top", title=None, direction="horizontal", symbolStrokeColor=colour)
-    shown: dict[str, tuple[str, str | None]] = {
-        "layer:Q": ("layer", "d"),
-        "mask:N": ("mask", None),
-        "max_rank:Q": ("MaxRank", ".2f"),
-        "influence:Q": ("Block Influence", ".4f"),
-    }
     return (
         alt.Chart(data(rows))
         .mark_point(size=46, opacity=0.9, color=colour)
@@ -80,7 +62,7 @@ def agreement(rows: Sequence[Row], colour: str, title: str, scale: ScaleType = "
             x=alt.X("max_rank:Q", title="MaxRank", scale=alt.Scale(zero=True, nice=True)),
             y=_influence_axis(rows, scale),
             shape=alt.Shape("mask:N", scale=shapes, legend=legend),
-            tooltip=tips(rows, shown),
+            tooltip=tips(rows, "layer", "mask", "max_rank", "influence"),
         )
         .properties(width="container", height=240, title=title_of(title))
     )
@@ -93,22 +75,13 @@ def angular_map(rows: Sequence[Row], title: str) -> alt.LayerChart:
         rows: of `measures.angular_rows`, of one model.
         title: what stands above the chart.
     """
-    import altair as alt
-
     depth = max(row["start"] for row in rows) + 1
     axis = {"labelOverlap": True, "ticks": False, "labelAngle": 0}
     scale = alt.Scale(range=["#fff3d6", "#e69f00", "#7a2e00"], interpolate="lab")
-    shown: dict[str, tuple[str, str | None]] = {
-        "start:O": ("first layer of the span", None),
-        "end:O": ("last layer of the span", None),
-        "span:O": ("layers in it, n", None),
-        "distance:Q": ("angular distance / π", ".4f"),
-        "best:N": ("closest of its length", None),
-    }
     base = alt.Chart(data(rows)).encode(
         x=alt.X("start:O", axis=alt.Axis(title="first layer of the span", **axis)),
         y=alt.Y("span:O", sort="descending", axis=alt.Axis(title="layers in the span, n", **axis)),
-        tooltip=tips(rows, shown),
+        tooltip=tips(rows, "start", "end", "span", "distance", "best"),
     )
     cells = base.mark_rect().encode(
         color=alt.Color("distance:Q", scale=scale, legend=gradient_legend("angular distance / π", format=".2~g"))
@@ -130,18 +103,11 @@ def mlp_profile(
         palette: a colour for each model.
         title: what stands above the chart.
     """
-    import altair as alt
-
     kept = [row for row in rows if row[quantity] is not None]
-    shown: dict[str, tuple[str, str | None]] = {
-        "model:N": ("model", None),
-        "layer:Q": ("layer", "d"),
-        f"{quantity}:Q": (_MLP[quantity], ".2f"),
-        **({"mlp_rank_error:Q": ("standard error", ".3f")} if quantity == "mlp_rank" else {}),
-    }
+    shown = ("mlp_rank", "mlp_rank_error") if quantity == "mlp_rank" else ("mlp_mass",)
     y = alt.Y(f"{quantity}:Q", title=_MLP[quantity], scale=alt.Scale(zero=True))
     colour = model_colour(palette, [row["model"] for row in kept])
-    base = alt.Chart(data(kept)).encode(x=layer_axis(), y=y, color=colour, tooltip=tips(kept, shown))
+    base = alt.Chart(data(kept)).encode(x=layer_axis(), y=y, color=colour, tooltip=tips(kept, "model", "layer", *shown))
     layers: list[alt.Chart] = []
     if quantity == "mlp_rank" and any(row["mlp_rank_low"] is not None for row in kept):
         bars = base.transform_filter("datum.mlp_rank_low != null").mark_rule(strokeWidth=2, opacity=0.6)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import altair as alt
 
 from inheritune.report.charts.base import BLUES, COLLAPSED_COLOUR, data, gradient_legend, tips, title_of
 from inheritune.report.charts.curves import round_marks
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 
 @dataclass(frozen=True)
@@ -57,21 +55,12 @@ def training_map(
         title: what stands above the chart.
         ends: the ends of the colour scale, the same for charts that stand side by side.
     """
-    import altair as alt
-
     layers = len({row["layer"] for row in rows})
     kind = "log" if watched.logarithmic else "linear"
     domain = watched.domain or ends
     scale = alt.Scale(
         type=kind, range=list(watched.shades), interpolate="lab", **({"domain": list(domain)} if domain else {})
     )
-    shown: dict[str, tuple[str, str | None]] = {
-        "round:N": ("round", None),
-        "step:Q": ("step of the round", ","),
-        "tokens:Q": ("tokens, all rounds", ","),
-        "layer:O": ("layer", None),
-        "value:Q": (watched.title, watched.number),
-    }
     legend = gradient_legend(watched.title, format=".0%" if watched.number.endswith("%") else ".2~g")
     x = alt.X("start:Q", title="tokens trained on, all rounds together", axis=alt.Axis(format="~s", tickCount=6))
     cells = (
@@ -82,7 +71,7 @@ def training_map(
             x2="end:Q",
             y=alt.Y("layer:O", axis=alt.Axis(title="layer", labelOverlap=True, ticks=False)),
             color=alt.Color("value:Q", scale=scale, legend=legend),
-            tooltip=tips(rows, shown),
+            tooltip=tips(rows, "round", "step", "tokens", "layer", value=(watched.title, watched.number)),
         )
     )
     height = max(110, min(14 * layers, 420))

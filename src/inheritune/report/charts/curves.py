@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import altair as alt
 
 from inheritune.report.charts.base import data, model_colour
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 LOSS_TITLE = "loss, nats per token"
 
@@ -30,8 +28,6 @@ def curves(
         palette: a colour for each model.
         losses: the range of the vertical axis, nats per token.
     """
-    import altair as alt
-
     shown = {row["model"] for row in [*rows, *references]}
     x = alt.X("tokens:Q", title="tokens trained on, all rounds together", axis=alt.Axis(format="~s", tickCount=6))
     y = alt.Y("loss:Q", title=LOSS_TITLE, scale=alt.Scale(domain=list(losses), zero=False, nice=False))
@@ -50,8 +46,6 @@ def curves(
 
 
 def _dashed(references: Sequence[Row], palette: dict[str, str], shown: Sequence[str]) -> alt.Chart:
-    import altair as alt
-
     rule = alt.Chart(data(references)).mark_rule(strokeDash=[7, 5], strokeWidth=2, clip=True)
     tooltip = [alt.Tooltip("model:N"), alt.Tooltip("loss:Q", title="validation loss", format=".4f")]
     return rule.encode(y="loss:Q", color=model_colour(palette, shown), tooltip=tooltip)
@@ -59,8 +53,6 @@ def _dashed(references: Sequence[Row], palette: dict[str, str], shown: Sequence[
 
 def _measured(base: alt.Chart) -> alt.Chart:
     """Return the validation losses as points, evaluations on all windows large; the nearest to the pointer grows."""
-    import altair as alt
-
     nearest = alt.selection_point(nearest=True, on="pointerover", fields=["tokens", "model", "kind"], empty=False)
     tooltip = [
         alt.Tooltip("model:N"),
@@ -76,8 +68,6 @@ def _measured(base: alt.Chart) -> alt.Chart:
 
 def round_marks(rounds: Sequence[Row]) -> list[alt.Chart]:
     """Return dotted lines where rounds of growth begin, with the layers each has; rows of `series.round_rows`."""
-    import altair as alt
-
     base = alt.Chart(data(rounds)).encode(x="tokens:Q")
     rule = base.mark_rule(strokeDash=[2, 3], strokeWidth=1, color="#8a8a8a")
     name = base.mark_text(align="left", baseline="top", dx=4, dy=3, color="#8a8a8a", fontSize=11)

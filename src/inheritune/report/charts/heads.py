@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import altair as alt
 
 from inheritune.report.charts.base import BLUES, COLLAPSED_COLOUR, data, gradient_legend, tips, title_of
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 CLASS_COLOURS = {"sink": COLLAPSED_COLOUR, "uniform": "#7b5ea7", "potent": "#b9cde0"}
 _BOUND = "bound (dash)"
 _LINED = 33
 """A map with more heads than this has no lines between its cells: they would be as wide as the cells."""
 
-_TIPS: dict[str, tuple[str, str | None]] = {
-    "layer:O": ("layer", None),
-    "head:O": ("head", None),
-    "rank:Q": ("Rank", ".2f"),
-    "error:Q": ("standard error", ".3f"),
-    "causal:Q": ("Rank, causal", ".2f"),
-    "full:Q": ("Rank, full", ".2f"),
-    "class:N": ("class", None),
-    "collapsed:N": ("collapsed", None),
-    "mass:Q": ("mass m*", ".1f"),
-    "entropy:Q": ("entropy, nats", ".2f"),
-    "stable_rank:Q": ("stable rank", ".2f"),
-    "sink_column:N": ("sink column", None),
-    "sink_epsilon:Q": ("sink ε", ".3f"),
-}
+_TIPS = (
+    *("layer", "head", "rank", "error", "rank_causal", "rank_full", "class", "collapsed"),
+    *("mass", "entropy", "stable_rank", "sink_column", "sink_epsilon"),
+)
 
 
 def rank_map(rows: Sequence[Row], highest: float, title: str) -> alt.Chart:
@@ -41,8 +29,6 @@ def rank_map(rows: Sequence[Row], highest: float, title: str) -> alt.Chart:
         highest: the Rank at the dark end of the colour scale (logarithmic from 1).
         title: what stands above the chart; it should name the model and the mask.
     """
-    import altair as alt
-
     scale = alt.Scale(type="log", domain=[1, max(2.0, highest)], range=list(BLUES), interpolate="lab")
     colour = alt.Color("rank:Q", scale=scale, legend=gradient_legend("Rank (log scale)", format=".3~g"))
     return _grid(rows, alt.condition("datum.collapsed", alt.value(COLLAPSED_COLOUR), colour), title)
@@ -57,8 +43,6 @@ def class_map(rows: Sequence[Row], title: str) -> alt.Chart:
         rows: the heads of one model that was analysed under both masks, of `series.class_rows`.
         title: what stands above the chart.
     """
-    import altair as alt
-
     scale = alt.Scale(domain=list(CLASS_COLOURS), range=list(CLASS_COLOURS.values()))
     legend = alt.Legend(orient="bottom", title=None, direction="horizontal", symbolType="square", symbolStrokeWidth=0)
     return _grid(rows, alt.Color("class:N", scale=scale, legend=legend), title)
@@ -66,8 +50,6 @@ def class_map(rows: Sequence[Row], title: str) -> alt.Chart:
 
 def _grid(rows: Sequence[Row], colour: object, title: str) -> alt.Chart:
     """Return a cell for each head, layers down and heads across."""
-    import altair as alt
-
     depth, heads = len({row["layer"] for row in rows}), len({row["head"] for row in rows})
     line = {"stroke": "#ffffff", "strokeOpacity": 0.35, "strokeWidth": 1} if heads < _LINED else {}
     return (
@@ -77,7 +59,7 @@ def _grid(rows: Sequence[Row], colour: object, title: str) -> alt.Chart:
             x=alt.X("head:O", axis=alt.Axis(title="head", labelAngle=0, labelOverlap=True, ticks=False)),
             y=alt.Y("layer:O", axis=alt.Axis(title="layer", labelOverlap=True, ticks=False)),
             color=colour,
-            tooltip=tips(rows, _TIPS),
+            tooltip=tips(rows, *_TIPS),
         )
         .properties(width="container", height=max(110, min(16 * depth, 560)), title=title_of(title))
     )
@@ -91,22 +73,14 @@ def gradient_scatter(rows: Sequence[Row], title: str, over: Literal["epsilon", "
         title: what stands above the chart.
         over: the horizontal axis, of `measures.gradient_axis`.
     """
-    import altair as alt
-
     title_x, kind = ("ε of the sink, causal (log scale)", "log") if over == "epsilon" else ("layer", "linear")
     scale_x = alt.Scale(type=kind, zero=False, nice=False, padding=8)
     x = alt.X(f"{over}:Q", title=title_x, scale=scale_x, axis=alt.Axis(tickCount=4, format=".2~g", tickMinStep=1))
     axis = alt.Axis(tickCount=5, format=".1~e")
     scale = alt.Scale(type="log")
-    shown: dict[str, tuple[str, str | None]] = {
-        "layer:Q": ("layer", "d"),
-        "head:Q": ("head", "d"),
-        "gradient:Q": ("gradient norm", ".3~e"),
-        "bound:Q": ("bound", ".3~e"),
-        "epsilon:Q": ("ε", ".3f"),
-        "class:N": ("class", None),
-    }
-    base = alt.Chart(data(rows)).encode(x=x, tooltip=tips(rows, shown))
+    base = alt.Chart(data(rows)).encode(
+        x=x, tooltip=tips(rows, "layer", "head", "gradient", "bound", "epsilon", "class")
+    )
     points_of = CLASS_COLOURS | {"potent": "#1b7fc4", "not classed": "#1b7fc4"}
     names = {name: colour for name, colour in points_of.items() if any(row["class"] == name for row in rows)}
     bounded = any(row["bound"] is not None for row in rows)

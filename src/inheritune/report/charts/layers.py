@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import altair as alt
 
 from inheritune.report.charts.base import COLLAPSED_COLOUR, data, layer_axis, model_colour, tips, title_of
 from inheritune.report.rows.series import Row
-
-if TYPE_CHECKING:
-    import altair as alt
 
 Quantity = Literal["max_rank", "avg_mass"]
 QUANTITIES: dict[Quantity, str] = {"max_rank": "MaxRank", "avg_mass": "AvgMass"}
@@ -39,8 +38,6 @@ def profile(
         relative: the horizontal axis is the depth, 0 for the first and 1 for the last layer, in which models of
             different depth can be compared.
     """
-    import altair as alt
-
     x = _depth_axis() if relative else layer_axis()
     y = alt.Y(f"{quantity}:Q", title=QUANTITIES[quantity], scale=alt.Scale(domain=[0, top], nice=True))
     colour = model_colour(palette, [row["model"] for row in rows])
@@ -54,38 +51,19 @@ def profile(
 
 
 def _depth_axis() -> alt.X:
-    import altair as alt
-
     scale = alt.Scale(domain=[0, 1], nice=False, padding=8)
     return alt.X("depth:Q", title="depth: first layer 0, last layer 1", scale=scale, axis=alt.Axis(tickCount=5))
 
 
 def _profile_tips(rows: Sequence[Row], quantity: Quantity) -> list[alt.Tooltip]:
     heads = _HEADS[quantity]
-    error = {
-        "top_head:Q": ("head of MaxRank", "d"),
-        "rank_error:Q": ("its standard error", ".3f"),
-        "lazy:N": ("lazy", None),
-    }
-    shown: dict[str, tuple[str, str | None]] = {
-        "model:N": ("model", None),
-        "layer:Q": ("layer", "d"),
-        f"{quantity}:Q": (QUANTITIES[quantity], ".2f"),
-        **(error if quantity == "max_rank" else {}),
-        "heads:Q": ("heads", "d"),
-        f"{heads}_low:Q": ("lowest head", ".2f"),
-        f"{heads}_q1:Q": ("first quartile", ".2f"),
-        f"{heads}_median:Q": ("median", ".2f"),
-        f"{heads}_q3:Q": ("third quartile", ".2f"),
-        f"{heads}_high:Q": ("highest head", ".2f"),
-    }
-    return tips(rows, shown)
+    error = ("top_head", "rank_error", "lazy") if quantity == "max_rank" else ()
+    spread = [f"{heads}_{point}" for point in ("low", "q1", "median", "q3", "high")]
+    return tips(rows, "model", "layer", quantity, *error, "heads", *spread)
 
 
 def _bands(rows: Sequence[Row], quantity: Quantity, base: alt.Chart) -> list[alt.Chart]:
     """Return the spread over the heads: the range pale, the quartiles darker."""
-    import altair as alt
-
     heads = _HEADS[quantity]
     if not any(f"{heads}_low" in row for row in rows):
         return []
@@ -106,8 +84,6 @@ def tau_sweep(rows: Sequence[Row], title: str, top: float) -> alt.LayerChart:
         title: what stands above the chart; it should name the mask.
         top: the highest value of the vertical axis.
     """
-    import altair as alt
-
     domain = sorted({row["tau"] for row in rows}, key=float)
     shades = [TAU_COLOURS[i % len(TAU_COLOURS)] for i in range(len(domain))]
     legend = alt.Legend(
@@ -120,11 +96,8 @@ def tau_sweep(rows: Sequence[Row], title: str, top: float) -> alt.LayerChart:
     )
     colour = alt.Color("tau:N", scale=alt.Scale(domain=domain, range=shades), legend=legend)
     y = alt.Y("max_rank:Q", title="MaxRank", scale=alt.Scale(domain=[0, top], nice=True))
-    shown: dict[str, tuple[str, str | None]] = {
-        "tau:N": ("τ", None),
-        "layer:Q": ("layer", "d"),
-        "max_rank:Q": ("MaxRank", ".2f"),
-    }
-    base = alt.Chart(data(rows)).encode(x=layer_axis(), y=y, color=colour, tooltip=tips(rows, shown))
+    base = alt.Chart(data(rows)).encode(
+        x=layer_axis(), y=y, color=colour, tooltip=tips(rows, "tau", "layer", "max_rank")
+    )
     layers = [base.mark_line(strokeWidth=2), base.mark_point(filled=True, opacity=1, size=30)]
     return alt.layer(*layers).properties(width="container", height=220, title=title_of(title))

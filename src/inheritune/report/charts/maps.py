@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import altair as alt
 
 from inheritune.report.charts.base import data, title_of
 from inheritune.report.charts.images import ANCHORS, attention_png, data_uri
-
-if TYPE_CHECKING:
-    import altair as alt
 
 SIDE = 400
 """Least width and height of the drawn map in pixels."""
@@ -22,8 +20,6 @@ def attention_picture(values: Sequence[Sequence[float]], title: str) -> alt.Laye
         values: the weights, row by row.
         title: what stands above the chart.
     """
-    import altair as alt
-
     size = len(values)
     scale = max(1, -(-SIDE // size))
     side = size * scale
@@ -42,15 +38,11 @@ def attention_picture(values: Sequence[Sequence[float]], title: str) -> alt.Laye
 
 
 def _axis() -> alt.Axis:
-    import altair as alt
-
     return alt.Axis(grid=False, tickCount=5, format="d")
 
 
 def _key() -> alt.Chart:
     """Return points that are not seen and whose colour scale is the picture's, so that a legend is drawn."""
-    import altair as alt
-
     scale = alt.Scale(type="sqrt", domain=[0, 1], range=list(ANCHORS), interpolate="rgb")
     legend = alt.Legend(
         title="weight", orient="right", gradientLength=180, values=[0, 0.05, 0.25, 0.5, 1], format=".2~f"

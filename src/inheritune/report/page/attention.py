@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from inheritune.records.analysis import Mask
-from inheritune.report import charts
+from inheritune.report.charts.heads import class_map, rank_map
+from inheritune.report.charts.layers import QUANTITIES, Quantity, profile, tau_sweep
 from inheritune.report.page.figures import Context, Figures, short
 from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.models import Model
@@ -27,7 +28,7 @@ def profiles(shown: Sequence[Model], palette: dict[str, str], figures: Figures) 
     analysed = [model for model in shown if model.analysis is not None]
     depths = {model.analysis.depth for model in analysed if model.analysis}
     groups: list[Context] = []
-    for quantity, name in charts.QUANTITIES.items():
+    for quantity, name in QUANTITIES.items():
         few = len(analysed) <= _BANDS
         groups.append(_profile_group(analysed, quantity, palette, figures, f"{name} of each layer", "", few))
         if len(depths) > 1:
@@ -42,7 +43,7 @@ def profiles(shown: Sequence[Model], palette: dict[str, str], figures: Figures) 
 
 def _profile_group(
     shown: Sequence[Model],
-    quantity: charts.Quantity,
+    quantity: Quantity,
     palette: dict[str, str],
     figures: Figures,
     heading: str,
@@ -55,8 +56,8 @@ def _profile_group(
     tops = _tops({mask: [row[field] for row in each] for mask, each in rows.items()})
     own, ids = f"-{key}" if key else "", []
     for mask, drawn in rows.items():
-        title = f"{charts.QUANTITIES[quantity]}, {mask} mask, {threshold(shown, quantity)}"
-        chart = charts.profile(drawn, quantity, palette, title, tops[mask], spread, relative=key == "depth")
+        title = f"{QUANTITIES[quantity]}, {mask} mask, {threshold(shown, quantity)}"
+        chart = profile(drawn, quantity, palette, title, tops[mask], spread, relative=key == "depth")
         name = f"{heading.replace('MaxRank', 'maxrank').replace('AvgMass', 'avgmass')[:60]}-{mask}"
         ids.append(figures.add(f"{quantity}{own}-{mask}", chart, name))
     return {
@@ -112,7 +113,7 @@ def taus(shown: Sequence[Model], figures: Figures) -> list[Context]:
         ids = []
         for mask, drawn in rows.items():
             if drawn:
-                chart = charts.tau_sweep(drawn, f"{model.label[:28]}, {mask} mask", tops[mask])
+                chart = tau_sweep(drawn, f"{model.label[:28]}, {mask} mask", tops[mask])
                 ids.append(figures.add(f"tau-{i}-{mask}", chart, f"tau-sweep-{short(model.label)}-{mask}"))
         return {"charts": ids, "unlike": len(set(tops.values())) > 1} if ids else None
 
@@ -128,7 +129,7 @@ def heads(shown: Sequence[Model], figures: Figures) -> list[Context]:
         for mask in analysis.masks:
             rows = series.head_rows(analysis, mask)
             title = f"{model.label[:26]}, {mask} mask, τ = {analysis.record.tau:g}"
-            chart = charts.rank_map(rows, highest, title)
+            chart = rank_map(rows, highest, title)
             ids.append(figures.add(f"heads-{i}-{mask}", chart, f"rank-of-heads-{short(model.label)}-{mask}"))
             counts.append(f"{sum(row['collapsed'] for row in rows)} of {len(rows)} under the {mask} mask")
         return {"charts": ids, "counts": ", ".join(counts)}
@@ -143,7 +144,7 @@ def classes(shown: Sequence[Model], figures: Figures) -> list[Context]:
         rows = series.class_rows(analysis)
         if not rows:
             return None
-        chart = charts.class_map(rows, f"{model.label[:32]}: classes of heads")
+        chart = class_map(rows, f"{model.label[:32]}: classes of heads")
         names = [row["class"] for row in rows]
         counts = ", ".join(f"{names.count(name)} {name}" for name in ("sink", "uniform", "potent"))
         return {

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from inheritune.report import charts
+from inheritune.report.charts.blocks import agreement, angular_map, influence, mlp_profile
+from inheritune.report.charts.heads import gradient_scatter
 from inheritune.report.page.attention import each_analysed, threshold
 from inheritune.report.page.figures import Context, Figures, short
 from inheritune.report.read.analyses import Analysis
@@ -33,11 +34,11 @@ def _influence(i: int, model: Model, palette: dict[str, str], figures: Figures) 
     if not rows:
         return {}
     name, scale = short(model.label), measures.influence_scale([row["influence"] for row in rows])
-    chart = charts.influence(rows, palette, "Block Influence of each layer", scale)
+    chart = influence(rows, palette, "Block Influence of each layer", scale)
     ids = [figures.add(f"influence-{i}", chart, f"block-influence-{name}")]
     if pairs:
         title = f"{model.label[:24]}: influence over MaxRank"
-        chart = charts.agreement(pairs, palette[model.label], title, scale)
+        chart = agreement(pairs, palette[model.label], title, scale)
         ids.append(figures.add(f"agreement-{i}", chart, f"block-influence-over-maxrank-{name}"))
     return {"charts": ids, "logarithmic": scale != "linear", "agreement": findings.agreement_sentence(model)}
 
@@ -47,7 +48,7 @@ def _angles(i: int, model: Model, analysis: Analysis, figures: Figures) -> Conte
     if not spans:
         return {}
     depth = max(row["end"] for row in spans) + 1
-    chart = charts.angular_map(spans, f"{model.label[:24]}: angular distance")
+    chart = angular_map(spans, f"{model.label[:24]}: angular distance")
     return {
         "angular": figures.add(f"angular-{i}", chart, f"angular-distance-{short(model.label)}"),
         "spans": findings.best_spans(spans, sorted({1, 2, 4, depth // 4, depth // 2} - {0})),
@@ -60,11 +61,11 @@ def mlp(shown: Sequence[Model], palette: dict[str, str], figures: Figures) -> Co
     ids = []
     if any(row["mlp_rank"] is not None for row in rows):
         tau = threshold(shown, "max_rank")
-        chart = charts.mlp_profile(rows, "mlp_rank", palette, f"MLP rank of each layer, {tau}")
+        chart = mlp_profile(rows, "mlp_rank", palette, f"MLP rank of each layer, {tau}")
         ids.append(figures.add("mlp-rank", chart, "mlp-rank-of-each-layer"))
     if any(row["mlp_mass"] is not None for row in rows):
         eta = threshold(shown, "avg_mass")
-        chart = charts.mlp_profile(rows, "mlp_mass", palette, f"MLP mass of each layer, {eta}")
+        chart = mlp_profile(rows, "mlp_mass", palette, f"MLP mass of each layer, {eta}")
         ids.append(figures.add("mlp-mass", chart, "mlp-mass-of-each-layer"))
     known = [row for row in rows if row["mlp_rank_low"] is not None]
     top = max((row["mlp_rank"] for row in known), default=0.0)
@@ -83,7 +84,7 @@ def gradients(shown: Sequence[Model], figures: Figures) -> list[Context]:
             if rows:
                 bounded = bounded or any(row["bound"] is not None for row in rows)
                 over = measures.gradient_axis(rows)
-                chart = charts.gradient_scatter(rows, f"{model.label[:24]}: ‖dL/dW_{letter}‖ of each head", over)
+                chart = gradient_scatter(rows, f"{model.label[:24]}: ‖dL/dW_{letter}‖ of each head", over)
                 ids.append(figures.add(f"gradient-{i}-{weight}", chart, f"gradient-{weight}-{short(model.label)}"))
         return {"charts": ids, "bounded": bounded, "over": over} if ids else None
 

@@ -6,12 +6,11 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from inheritune.report.charts import with_rows
+import altair as alt
 
-if TYPE_CHECKING:
-    import altair as alt
+from inheritune.report.charts.base import with_rows
 
 Context = dict[str, Any]
 """What a template shows, by name."""

@@ -15,7 +15,7 @@ from inheritune.report.text import format as fmt
 
 _ROLES = {
     "potent": "the head of highest rank",
-    "laziest": "the lowest head of the laziest layer",
+    "laziest": "the head of lowest rank in the laziest layer",
     "collapsed": "the most collapsed head",
 }
 

@@ -18,8 +18,8 @@ from typing import Any
 from inheritune import storage
 from inheritune.errors import OutputError
 from inheritune.records.base import now
-from inheritune.report import charts
-from inheritune.report.charts import attention_picture, save_picture, svg_of
+from inheritune.report.charts.base import save_picture, script, svg_of
+from inheritune.report.charts.maps import attention_picture
 from inheritune.report.page import maps, sections
 from inheritune.report.page.figures import Context, Figures, page_data, short
 from inheritune.report.read.models import Model, Sources, load, models
@@ -109,7 +109,7 @@ def render(sources: Sources) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    scripts = [_safe_script(charts.script()), _safe_script(_template("page.js"))]
+    scripts = [_safe_script(script()), _safe_script(_template("page.js"))]
     figures, context = sections.build(sources)
     data = page_data(figures) | {"weights": maps.weights(context["maps"])}
     return environment.get_template("report.html.j2").render(

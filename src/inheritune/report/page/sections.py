@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inheritune.report import charts
+from inheritune.report.charts.base import colours
 from inheritune.report.charts.images import ANCHORS
 from inheritune.report.page import attention, blocks, training
 from inheritune.report.page.figures import Context, Figures
@@ -17,9 +17,9 @@ def build(sources: Sources) -> tuple[Figures, Context]:
     shown, figures = sources.shown, Figures()
     trained = models(sources.runs)
     references = [model.label for model in trained if model.run is None]
-    palette = charts.colours(references, [model.label for model in shown if model.label not in references])
+    palette = colours(references, [model.label for model in shown if model.label not in references])
     context: Context = {
-        "curves": training.curves(sources.runs, trained, palette, figures),
+        "curves": training.loss_curves(sources.runs, trained, palette, figures),
         "watched": training.watched(sources.runs, figures),
         "analysed": [model.label for model in shown if model.analysis is not None],
         "not_analysed": [model.label for model in shown if model.analysis is None],

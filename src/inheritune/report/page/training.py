@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from inheritune.records.analysis import Mask
-from inheritune.report import charts
-from inheritune.report.charts.collapse import WATCHED
+from inheritune.report.charts.collapse import WATCHED, training_map
+from inheritune.report.charts.curves import curves
 from inheritune.report.page.figures import Context, Figures, short
 from inheritune.report.read.models import Model
 from inheritune.report.read.runs import Run
@@ -21,7 +21,9 @@ _WATCHED: tuple[list[tuple[str, Mask | None]], ...] = (
 """What is watched; charts of one list stand side by side and share a colour scale."""
 
 
-def curves(runs: Sequence[Run], trained: Sequence[Model], palette: dict[str, str], figures: Figures) -> Context | None:
+def loss_curves(
+    runs: Sequence[Run], trained: Sequence[Model], palette: dict[str, str], figures: Figures
+) -> Context | None:
     """Add the training curves; None when no run has a loss to draw."""
     rows = [row for run in runs for row in series.curve_rows(run)]
     if not rows:
@@ -29,7 +31,7 @@ def curves(runs: Sequence[Run], trained: Sequence[Model], palette: dict[str, str
     references = series.reference_rows(trained)
     losses = series.loss_range(rows, references)
     marks = [row for run in runs for row in series.round_rows(run)]
-    figures.add("curves", charts.curves(rows, references, marks, palette, losses), "training-loss")
+    figures.add("curves", curves(rows, references, marks, palette, losses), "training-loss")
     return {
         "references": [row["model"] for row in references],
         "rounds": bool(marks),
@@ -61,7 +63,7 @@ def _watched_group(run: Run, i: int, wanted: list[tuple[str, Mask | None]], figu
         of_mask = f"-{mask}" if mask else ""
         title = f"{run.label[:20]}: {WATCHED[quantity].title}{f', {mask} mask' if mask else ''}"
         kind = quantity.replace("_", "") if mask else f"gradient-{quantity}"
-        chart = charts.training_map(rows, WATCHED[quantity], marks, title, ends)
+        chart = training_map(rows, WATCHED[quantity], marks, title, ends)
         name = f"{kind}-over-training-{short(run.label)}{of_mask}"
         ids.append(figures.add(f"watched-{i}-{quantity}{of_mask}", chart, name))
     return ids

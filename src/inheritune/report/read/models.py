@@ -92,10 +92,10 @@ def _assign(runs: list[Run], analyses: dict[Path, Analysis]) -> tuple[list[Run],
     for folder, analysis in analyses.items():
         before = len(given)
         for i, run in enumerate(runs):
-            if ("reference", i) not in given and _is_reference(run, analysis):
+            if ("reference", i) not in given and _is_reference(run, folder, analysis):
                 runs[i] = replace(runs[i], reference_analysis=analysis)
                 given.add(("reference", i))
-            elif ("result", i) not in given and _is_result(run, analysis):
+            elif ("result", i) not in given and _is_result(run, folder, analysis):
                 runs[i] = replace(runs[i], result_analysis=analysis)
                 given.add(("result", i))
         if len(given) == before:
@@ -103,16 +103,22 @@ def _assign(runs: list[Run], analyses: dict[Path, Analysis]) -> tuple[list[Run],
     return runs, left
 
 
-def _is_reference(run: Run, analysis: Analysis) -> bool:
+def _is_reference(run: Run, folder: Path, analysis: Analysis) -> bool:
     reference, held = run.record.reference, analysis.record
-    return reference is not None and _is_same(reference.model, reference.identity, held.model, held.identity)
+    if reference is None:
+        return False
+    own = reference.analysis is not None and folder == run.path / reference.analysis
+    return own or _is_same(reference.model, reference.identity, held.model, held.identity)
 
 
-def _is_result(run: Run, analysis: Analysis) -> bool:
-    folder, held = _result_folder(run), analysis.record
+def _is_result(run: Run, folder: Path, analysis: Analysis) -> bool:
+    result, held = run.record.result, analysis.record
+    if result.analysis is not None and folder == run.path / result.analysis:
+        return True
     identity = run.result_analysis.record.identity if run.result_analysis else None
-    own = str(folder) if folder else None
-    return _is_same(own, identity, held.model, held.identity) or _is_same(str(run.path), None, held.model, None)
+    return _is_same(_result_folder(run), identity, held.model, held.identity) or _is_same(
+        str(run.path), None, held.model, None
+    )
 
 
 def _is_same(name: str | None, identity: str | None, other: str | None, other_identity: str | None) -> bool:
@@ -130,17 +136,22 @@ def path_or_id(name: str) -> str:
 
 
 def _studies(analyses: dict[Path, Analysis], taken: set[str]) -> list[Model]:
-    """Return analyses that stand alone; one whose name is taken is told apart by its folder, then by a number."""
+    """Return analyses that stand alone; one whose name is taken is told apart by its folder."""
     studies: list[Model] = []
     for folder, analysis in analyses.items():
         name = path_or_id(analysis.record.model or folder.name)
         short = "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]).lstrip("/")
-        label, number = short if short not in taken else f"{short} ({folder.name})", 2
-        while label in taken:
-            label, number = f"{short} ({folder.name}, {number})", number + 1
-        taken.add(label)
-        studies.append(Model(label, None, analysis, name=name))
+        studies.append(Model(_distinct(short, folder.name, taken), None, analysis, name=name))
     return studies
+
+
+def _distinct(name: str, mark: str, taken: set[str]) -> str:
+    """Return a label that no other line of a chart has: the name, with a mark and then a number where it is taken."""
+    label, number = name if name not in taken else f"{name} ({mark})", 2
+    while label in taken:
+        label, number = f"{name} ({mark}, {number})", number + 1
+    taken.add(label)
+    return label
 
 
 def primary(runs: Sequence[Run]) -> Run:
@@ -166,18 +177,21 @@ def models(runs: Sequence[Run]) -> list[Model]:
                 break
         else:
             merged.append((record, analysis))
-    results = [_result(run) for run in runs]
-    return [*_references(merged, {run.label for run in runs}), *results]
+    taken = {run.label for run in runs}
+    references = [
+        Model(
+            _distinct(record.name or record.model, "reference", taken), record, analysis, name=path_or_id(record.model)
+        )
+        for record, analysis in merged
+    ]
+    return references + [
+        Model(run.label, run.record.result, run.result_analysis, run, _result_folder(run)) for run in runs
+    ]
 
 
-def _result(run: Run) -> Model:
-    folder = _result_folder(run)
-    return Model(run.label, run.record.result, run.result_analysis, run, None if folder is None else str(folder))
-
-
-def _result_folder(run: Run) -> Path | None:
+def _result_folder(run: Run) -> str | None:
     """Return the folder of a run's result, which the record names within the run's own."""
-    return None if run.record.result.model is None else run.path / run.record.result.model
+    return None if run.record.result.model is None else str(run.path / run.record.result.model)
 
 
 def is_same_reference(one: ReferenceRecord | None, other: ReferenceRecord | None) -> bool:
@@ -187,16 +201,3 @@ def is_same_reference(one: ReferenceRecord | None, other: ReferenceRecord | None
     sizes = [(each.layers, each.parameters, each.evaluation.loss, each.evaluation.windows) for each in (one, other)]
     named = (one.name or one.model) == (other.name or other.model) and None in (one.identity, other.identity)
     return sizes[0] == sizes[1] and (named or _is_same(one.model, one.identity, other.model, other.identity))
-
-
-def _references(merged: list[tuple[ReferenceRecord, Analysis | None]], taken: set[str]) -> list[Model]:
-    """Number references whose name is not theirs alone, so that no two lines of a chart share a label."""
-    named: list[Model] = []
-    for record, analysis in merged:
-        name = record.name or record.model
-        label, number = name, 2
-        while label in taken:
-            label, number = f"{name} (reference{'' if number == 2 else f' {number - 1}'})", number + 1
-        taken.add(label)
-        named.append(Model(label, record, analysis, name=path_or_id(record.model)))
-    return named

@@ -192,7 +192,7 @@ def head_classes(layer: LayerAnalysis) -> Sequence[HeadClass] | None:
 def class_rows(analysis: Analysis) -> list[Row]:
     """Return the class of each head with its Rank under both masks; nothing unless both were analysed."""
     return [
-        {"layer": layer.index, "head": head, "class": name, "causal": causal, "full": full}
+        {"layer": layer.index, "head": head, "class": name, "rank_causal": causal, "rank_full": full}
         for layer in analysis.record.layers
         if layer.causal and layer.full
         for head, (name, causal, full) in enumerate(

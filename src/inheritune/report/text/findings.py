@@ -117,7 +117,9 @@ def recommendation(model: Model) -> Advice | None:
         facts.append(("keep", _layers(keep, depth)))
     facts += [(f"{name} would cut", _layers(layers, depth)) for name, layers in held.others.items()]
     reason = held.reason[:1].upper() + held.reason[1:]
-    return Advice(model.label, f"{words}.", reason, facts, after_analysis(model.name, depth, held.start, keep))
+    return Advice(
+        model.label, f"{words}.", reason, facts, after_analysis(model.label, model.name, depth, held.start, keep)
+    )
 
 
 def _layers(layers: Sequence[int], depth: int) -> str:

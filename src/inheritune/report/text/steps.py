@@ -32,10 +32,11 @@ class Step:
         return self.purpose if self.command is None else f"{self.purpose}: {self.command}"
 
 
-def after_analysis(name: str | None, depth: int, start: int, keep: Sequence[int]) -> list[Step]:
+def after_analysis(label: str, name: str | None, depth: int, start: int, keep: Sequence[int]) -> list[Step]:
     """Return the cut that an analysis recommends, and how to train from it.
 
     Args:
+        label: the model's name on the page, which the new folder is called by.
         name: what a command takes for the model, or None.
         depth: its number of layers.
         start: with how many first layers to start Inheritune.
@@ -45,7 +46,7 @@ def after_analysis(name: str | None, depth: int, start: int, keep: Sequence[int]
     if 0 < len(keep) < depth:
         # A list, since the end of a range is excluded in a command and included on the page.
         chosen = str(len(keep)) if list(keep) == list(range(len(keep))) else ",".join(map(str, keep))
-        out = f"{Path(model).name or 'model'}-{len(keep)}-layers"
+        out = f"{Path(label).name or 'model'}-{len(keep)}-layers"
         steps.append(Step("Cut it", shlex.join(["inheritune", "inherit", model, "--layers", chosen, "--out", out])))
     changes = ["--set", f"reference={model}", "--set", f"layers={start}"]
     steps.append(
