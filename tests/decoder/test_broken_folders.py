@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM
 import inheritune.surgery as surgery
 from inheritune.data import train_tokenizer
 from inheritune.decoder import NoTokenizerError, load_config, load_model, load_tokenizer, loading
+from inheritune.decoder.streaming import load_decoder
 from inheritune.errors import ModelError, library_errors, reason
 from inheritune.evaluation.windows import open_tokenizer
 from tiny import make_llama, perturbed
@@ -94,9 +95,9 @@ CONFIGS: dict[str, tuple[Break, str]] = {
     "unknown type": (config(model_type="nonsense"), r"config\.json is wrong: .*model type `nonsense`"),
     "type of another kind": (config(model_type=["llama"]), r"config\.json is wrong: "),
     "no type": (write("config.json", b"{}"), r"config\.json is wrong: Unrecognized model"),
-    "no heads": (config(num_attention_heads=0), r"num_attention_heads is 0, expected 1 to 10,000$"),
-    "no layers": (config(num_hidden_layers=0), r"num_hidden_layers is 0, expected 1 to 10,000$"),
-    "too many layers": (config(num_hidden_layers=10**12), r"num_hidden_layers is 1000000000000, expected 1 to"),
+    "no heads": (config(num_attention_heads=0), r"num_attention_heads is 0, expected at least 1$"),
+    "no layers": (config(num_hidden_layers=0), r"num_hidden_layers is 0, expected at least 1$"),
+    "too many layers": (config(num_hidden_layers=10**12), r"num_hidden_layers is 1000000000000, expected 0 to"),
     "negative": (config(num_key_value_heads=-2), r"num_key_value_heads is -2, expected 0 to 10,000$"),
     "wrong kind": (config(hidden_size="wide"), r"config\.json is wrong: Field 'hidden_size' expected int, got str"),
     "null": (config(num_attention_heads=None), r"config\.json is wrong: Field 'num_attention_heads' expected int"),
@@ -105,6 +106,12 @@ CONFIGS: dict[str, tuple[Break, str]] = {
     "architectures": (config(architectures=[3]), r"architectures is \[3\], expected a list of class names$"),
     "quantisation": (config(quantization_config=[1]), r"config\.json is wrong: "),
     "code": (config(auto_map={"AutoConfig": 3}), r"config\.json is wrong: "),
+    "no width": (config(hidden_size=0), r"config\.json is wrong: hidden_size is 0, expected at least 1$"),
+    "NaN": (
+        config(rms_norm_eps=float("nan")),
+        r"config\.json is damaged or not JSON: it holds NaN, expected a number$",
+    ),
+    "part": (config(text_config=[1]), r"config\.json is wrong: 'list' object has no attribute"),
     "empty": (write("config.json", b""), r"config\.json is damaged or not JSON: "),
     "not UTF-8": (write("config.json", b'{"model_type": "\xff"}'), r"config\.json is damaged or not JSON: .*utf-8"),
     "nested": (write("config.json", b"[" * 100_000), r"config\.json is damaged or not JSON: maximum recursion"),
@@ -125,7 +132,10 @@ CONFIGS: dict[str, tuple[Break, str]] = {
 }
 
 WEIGHTS: dict[str, tuple[Break, str]] = {
-    "part": (config(text_config=[1]), r"config\.json is wrong: "),
+    "generation": (
+        write("generation_config.json", b'{"cache_implementation": "x"}'),
+        r"generation_config\.json is wrong: Invalid `cache_implementation` \(x\)",
+    ),
     "activation": (config(hidden_act="quux"), r"config\.json is wrong: unknown name 'quux'$"),
     "rope": (config(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), r"config\.json is wrong: .*'spiral'$"),
     "experts": (config(experts_implementation="x"), r"config\.json is wrong: .*`experts_implementation=\"x\"` is not"),
@@ -215,6 +225,9 @@ def test_broken_weights_are_one_line(case: str, whole: Path, tmp_path: Path) -> 
     with pytest.raises(ModelError, match=line) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+    if "config.json is wrong" in str(caught.value) and case != "generation":  # by layer, too
+        with pytest.raises(ModelError, match=line):
+            load_decoder(folder, stream=True)
 
 
 @pytest.mark.parametrize("case", TOKENIZERS)

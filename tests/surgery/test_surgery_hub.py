@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import inheritune.surgery as surgery
 from inheritune.checkpoints.hub import check_push, push
-from inheritune.decoder import load_config, load_model, load_tokenizer
+from inheritune.data import train_tokenizer
+from inheritune.decoder import NoTokenizerError, load_config, load_model, load_tokenizer
+from inheritune.decoder.source import model_identity
 from inheritune.errors import ModelError, OutputError, PlanError
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import model_card, place_of
@@ -268,3 +270,64 @@ def test_uploads_that_cannot_work_are_one_line(
     refused("cannot upload to you/new: you may not write there", "you/new", token=TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     refused("cannot upload to me/new: HF_HUB_OFFLINE forbids to ask the hub", token=TOKEN)
+
+
+def test_a_tokenizer_comes_from_the_hub_also_without_a_model_and_offline(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_tokenizer(["some text"], 257).save_pretrained(tmp_path / "t")
+    hub.add("them/tokenizer", tmp_path / "t")
+    assert len(load_tokenizer("them/tokenizer")) == 257
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert len(load_tokenizer("them/tokenizer")) == 257
+    with pytest.raises(ModelError, match=r"them/other: there is no such folder, it is not in the hub's cache, and HF_"):
+        load_tokenizer("them/other")
+
+
+def test_a_tokenizer_on_the_hub_that_is_missing_is_told_from_a_damaged_one(hub: FakeHub, sharded: Path) -> None:
+    hub.add("them/none", sharded)
+    with pytest.raises(NoTokenizerError, match=r"^no tokenizer in them/none: expected one of "):
+        load_tokenizer("them/none")
+    (sharded / "tokenizer.json").write_text('{"version": "9.0"}')
+    hub.add("them/damaged", sharded)
+    with pytest.raises(ModelError, match=r"^cannot load the tokenizer .*tokenizer\.json: ") as caught:
+        load_tokenizer("them/damaged")
+    assert not isinstance(caught.value, NoTokenizerError)
+
+
+def test_an_adapter_on_the_hub_is_refused(hub: FakeHub, sharded: Path, tmp_path: Path) -> None:
+    (sharded / "adapter_config.json").write_text("{}")
+    hub.add("them/adapted", sharded)
+    for attempt in (load_config, load_model, lambda name: surgery.inherit_checkpoint(name, tmp_path / "out", 1)):
+        with pytest.raises(
+            ModelError, match=r"^them/adapted holds an adapter \(adapter_config\.json\), .*merge it first"
+        ):
+            attempt("them/adapted")
+
+
+def test_a_model_on_the_hub_is_known_by_its_commit_once_it_is_here(hub: FakeHub, sharded: Path) -> None:
+    hub.add("them/llama", sharded)
+    assert model_identity("them/llama") is None and not hub.requests
+    load_config("them/llama")
+    assert model_identity("them/llama") == f"them/llama@{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "/cache/x"), "Permission denied: /cache/x"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_what_the_system_refuses_is_not_blamed_on_the_hub(
+    error: OSError, line: str, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    for attempt in (load_config, load_tokenizer):
+        with pytest.raises(ModelError) as caught:
+            attempt("them/llama")
+        assert str(caught.value) == f"cannot keep them/llama in the hub's cache: {line}"

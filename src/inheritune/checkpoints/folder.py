@@ -38,8 +38,8 @@ def weight_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     kinds = sorted({path.suffix for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")})
-    found = f"only {', '.join(kinds)} files" if kinds else "no weights"
-    raise ModelError(f"{folder} holds {found}: expected {SINGLE} or {INDEX}, or {PICKLED} or {PICKLED_INDEX}")
+    held = f"only {', '.join(kinds)} files" if kinds else "no weights"
+    raise ModelError(f"{folder} holds {held}: expected {SINGLE} or {INDEX}, or {PICKLED} or {PICKLED_INDEX}")
 
 
 def tensor_names(folder: Path) -> list[str]:

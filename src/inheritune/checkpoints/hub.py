@@ -112,8 +112,8 @@ def cached_repository(name: str) -> Repository | None:
 
 def cached_name(folder: Path) -> tuple[str, str] | None:
     """Return the id and the commit of the hub's model that a folder of the cache holds; None for any other folder."""
-    found = _CACHED.search(str(folder))
-    return (found[1].replace("--", "/", 1), found[2]) if found else None
+    match = _CACHED.search(str(folder))
+    return (match[1].replace("--", "/", 1), match[2]) if match else None
 
 
 def hub_can_answer() -> bool:

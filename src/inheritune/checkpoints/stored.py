@@ -80,7 +80,7 @@ class StoredTensor:
         return getattr(torch, TYPES[self.kind])
 
     def __getitem__(self, index: Any) -> Tensor:
-        """Read the whole tensor and return the part `index` of it (`...` for all), in the type it is stored in."""
+        """Read the whole tensor (of `shape` and `dtype`) and return the part `index` of it; `...` for all."""
         import torch
 
         data = torch.empty(self.size, dtype=torch.uint8)
@@ -114,7 +114,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     refuse_pointer(path)
     try:
-        held = json.loads(path.read_text("utf-8"))
+        held = json.loads(path.read_text("utf-8"), parse_constant=_constant)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -122,6 +122,13 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise ModelError(f"{path} holds a JSON {type(held).__name__}: expected an object")
     return held
+
+
+def _constant(name: str) -> float:
+    """Return the infinity that Python's JSON may spell (Mamba's time limits are infinite); NaN says nothing."""
+    if name == "NaN":
+        raise ValueError("it holds NaN, expected a number")
+    return float(name)
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:

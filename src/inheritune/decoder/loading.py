@@ -31,7 +31,9 @@ ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.b
 _COUNT = re.compile(r"(num|n)_(.*_)?(layer|block|expert|head|group)s?")
 """Fields of a configuration that count modules."""
 
-_AT_LEAST_ONE = re.compile(r"(num_hidden_layers|num_layers|n_layers?|num_attention_heads|n_heads?)")
+_POSITIVE = re.compile(r"num_(hidden_)?layers|n_layers?|num_attention_heads|n_heads?|hidden_size|n_embd|d_model")
+"""Fields of a configuration that are at least 1."""
+
 _MOST_MODULES = 10_000
 """A greater count is a mistake: building such a model, even without weights, would take all memory."""
 
@@ -143,7 +145,7 @@ def _write_model(model: PreTrainedModel, folder: Path, max_shard_size: int | str
 
 
 def _read_config(place: Place, trust_remote_code: bool) -> PretrainedConfig:
-    """Read and check the configuration of a model that was found."""
+    """Read and check the configuration of the model at `place`."""
     from transformers import AutoConfig
 
     _refuse_adapter(place)
@@ -153,6 +155,8 @@ def _read_config(place: Place, trust_remote_code: bool) -> PretrainedConfig:
     with untrusted_code(place), library_errors(f"{place.file(CONFIG)} is wrong"):
         config = AutoConfig.from_pretrained(place.address, **place.arguments(trust_remote_code))
     _check_is_decoder(config, place, trust_remote_code)
+    with library_errors(f"{place.file(CONFIG)} is wrong"):
+        int(config.get_text_config(decoder=True).num_hidden_layers)  # every command asks for it
     if trust_remote_code:
         _register_own_code(config, place)
     return use_available_attention(_text_config(config))
@@ -225,15 +229,16 @@ def _refuse_adapter(place: Place) -> None:
 
 
 def _check_counts(config: dict[str, Any], place: Place) -> None:
-    """Refuse a configuration that counts no layers or heads, or more of them or of experts than any model can have."""
+    """Refuse numbers of layers, heads, experts or units that no model can have."""
     for name, value in config.items():
         if isinstance(value, dict):
             _check_counts(value, place)
-        elif _COUNT.fullmatch(name) and isinstance(value, int | float):
-            least = 1 if _AT_LEAST_ONE.fullmatch(name) else 0
-            if not least <= value <= _MOST_MODULES:
-                expected = f"expected {least} to {_MOST_MODULES:,}"
-                raise ModelError(f"{place.file(CONFIG)} is wrong: {name} is {value}, {expected}")
+        elif isinstance(value, int | float):
+            if _POSITIVE.fullmatch(name) and value < 1:
+                raise ModelError(f"{place.file(CONFIG)} is wrong: {name} is {value}, expected at least 1")
+            if _COUNT.fullmatch(name) and not 0 <= value <= _MOST_MODULES:
+                limits = f"expected 0 to {_MOST_MODULES:,}"
+                raise ModelError(f"{place.file(CONFIG)} is wrong: {name} is {value}, {limits}")
 
 
 def _needs_code(place: Place) -> ModelError:
@@ -257,12 +262,15 @@ def untrusted_code(place: Place) -> Iterator[None]:
 @contextmanager
 def _weight_errors(place: Place, config: PretrainedConfig) -> Iterator[None]:
     """Turn what goes wrong with weights into one line that names the damaged file, which the libraries do not."""
+    from transformers import GenerationConfig
 
     def check() -> None:
         if place.repository is None or any((place.folder / name).exists() for name in WEIGHTS):
             read_folder(place.folder)
-        if (generation := place.folder / "generation_config.json").exists():
-            read_object(generation)
+        generation = place.folder / "generation_config.json"
+        if generation.exists():
+            with library_errors(f"{generation} is wrong"):
+                GenerationConfig.from_dict(read_object(generation))
         with library_errors(f"{place.file(CONFIG)} is wrong"):
             build_empty(config)
 

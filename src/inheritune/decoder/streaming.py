@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from inheritune.checkpoints.folder import INDEX, SINGLE, checkpoint_bytes, read_folder
 from inheritune.checkpoints.stored import IN_MEMORY, StoredTensor, StreamError
 from inheritune.decoder.loading import load_config, load_model
-from inheritune.decoder.source import locate
+from inheritune.decoder.source import CONFIG, locate
 from inheritune.decoder.view import Decoder, check_finite, compute_buffers, open_decoder
-from inheritune.errors import ModelError
+from inheritune.errors import ModelError, library_errors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -222,10 +222,13 @@ def open_streamed(source: str | Path) -> StreamedDecoder:
     stored = read_folder(folder)
     for tensor in stored.values():
         tensor.dtype  # noqa: B018 - refuses types that models do not compute in
-    decoder = open_decoder(_without_weights(config, stored))
+    with library_errors(f"{folder / CONFIG} is wrong"):
+        model = _without_weights(config, stored)
+    decoder = open_decoder(model)
     fields = {name: getattr(decoder, name) for name in Decoder.__dataclass_fields__}
     streamed = StreamedDecoder(**fields, weights=BlockWeights(str(source), decoder, stored))
-    streamed.weights.load_resident()
+    with library_errors(f"cannot read {source} layer by layer"):
+        streamed.weights.load_resident()
     return streamed
 
 

@@ -92,18 +92,18 @@ def _find_blocks(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str,
     """
     name, depth = type(model).__name__, int(config.num_hidden_layers)
     lists = _lists_of_modules(model)
-    found = [path for path, blocks in lists.items() if len(blocks) == depth]
-    if not found:
+    paths = [path for path, blocks in lists.items() if len(blocks) == depth]
+    if not paths:
         counts = {count for field, count in _layer_counts(config) if count > 0 and depth % count == 0}
-        found = _outermost([path for path, blocks in lists.items() if len(blocks) in counts])
-        if len(found) > 1:
+        paths = _outermost([path for path, blocks in lists.items() if len(blocks) in counts])
+        if len(paths) > 1:
             raise ModelError(
-                f"{name} keeps its blocks in {len(found)} lists of modules ({', '.join(found)}) for {depth} layers: "
+                f"{name} keeps its blocks in {len(paths)} lists of modules ({', '.join(paths)}) for {depth} layers: "
                 "expected one list"
             )
-    if not found:
+    if not paths:
         raise ModelError(f"{name} keeps its {depth} blocks in no list of modules that could be found")
-    path = _outermost(found)[0]
+    path = _outermost(paths)[0]
     return path, lists[path]
 
 
@@ -164,6 +164,10 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 def check_finite(place: str, weight: torch.Tensor) -> None:
     """Refuse a weight that holds NaN or infinity; whole numbers and packed formats cannot.
+
+    Args:
+        place: what to call it in the error.
+        weight: any shape, any dtype.
 
     Raises:
         ModelError: naming `place`.
