@@ -13,8 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from inheritune.errors import ModelError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+EAGER_TOLERANCE = 1e-4
+"""Largest difference, relative to the largest value, from the model's own attention function (float32 rounding)."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +127,30 @@ def part(tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
     return tensor[sequences if tensor.shape[0] > 1 else slice(None), heads if tensor.shape[1] > 1 else slice(None)]
 
 
-def eager_difference(inputs: AttentionInputs, output: Tensor, options: dict[str, Any], rows: int = 16) -> float | None:
-    """Compare the first sequence's last rows with the attention function that the model's own source file defines.
-
-    This finds a family whose attention is not the formula above before a wrong number is reported for it.
+def check_against_eager(place: str, inputs: AttentionInputs, output: Tensor, options: dict[str, Any]) -> None:
+    """Refuse a family whose own attention function gives something else than the formula above.
 
     Args:
+        place: what cannot be done where, the first words of the message.
         inputs: the layer's inputs.
         output: (n, T, H, d') float32, what the formula gives.
         options: the model's keyword arguments to its attention function.
-        rows: number of query positions to compare.
+
+    Raises:
+        ModelError: the outputs differ by more than `EAGER_TOLERANCE`.
+    """
+    difference = _eager_difference(inputs, output, options)
+    if difference is not None and not difference <= EAGER_TOLERANCE:
+        raise ModelError(
+            f"{place} computes attention in a way of its own "
+            f"(its output differs from softmax attention by {difference:.1e} of the largest value)"
+        )
+
+
+def _eager_difference(inputs: AttentionInputs, output: Tensor, options: dict[str, Any], rows: int = 16) -> float | None:
+    """Compare the first sequence's last `rows` query positions with the model's own attention function.
+
+    That is the one in the source file that defines the attention module; `output` is (n, T, H, d') float32.
 
     Returns:
         The largest difference relative to the largest value, or None where the source file has no such function.
