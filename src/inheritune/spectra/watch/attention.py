@@ -53,7 +53,7 @@ class AttentionInputs:
     def from_call(
         cls, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> AttentionInputs:
-        """Read the arguments with which a model calls its attention function."""
+        """Read the arguments with which a model calls its attention function; shapes as in the class."""
         scaling, sinks = options.get("scaling"), options.get("s_aux", options.get("sinks"))
         return cls(
             module=module,
@@ -78,7 +78,7 @@ class AttentionInputs:
         return logits
 
     def masked(self, logits: Tensor, sequences: slice, heads: slice) -> Tensor:
-        """Return `logits` with the model's mask."""
+        """Return `logits` (n', h', T, S) with the model's mask, as a new tensor."""
         if self.mask is None:
             return logits
         mask = part(self.mask, sequences, heads)[..., : logits.shape[-1]]
@@ -109,7 +109,7 @@ class AttentionInputs:
         return bool((hidden | (self.mask == 0)).all())
 
     def _of_query_heads(self, tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
-        """Return the key heads of `tensor` that the query heads read, one for each query head, float32."""
+        """Return the heads of keys or values (n, K, S, d) that the query heads read, (n', h', S, d) float32."""
         import torch
 
         groups = self.query.shape[1] // tensor.shape[1]
@@ -121,7 +121,7 @@ class AttentionInputs:
 
 
 def part(tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
-    """Return some sequences and heads of a tensor that is broadcast over dimensions of size 1."""
+    """Return some sequences and heads of a tensor that broadcasts to (n, H, T, S), with four dimensions."""
     while tensor.dim() < 4:
         tensor = tensor.unsqueeze(0)
     return tensor[sequences if tensor.shape[0] > 1 else slice(None), heads if tensor.shape[1] > 1 else slice(None)]
