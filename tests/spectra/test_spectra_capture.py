@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from inheritune.decoder import open_decoder
 from inheritune.errors import ModelError
+from inheritune.spectra.gradients import layer_gradients
 from inheritune.spectra.measure.pieces import Piece
 from inheritune.spectra.watch import capture
 from inheritune.spectra.watch.attention import _own_eager
@@ -173,3 +176,13 @@ def test_overflow_in_the_forward_pass_names_the_layer() -> None:
         model.model.layers[2].input_layernorm.weight.fill_(1e30)
     with pytest.raises(ModelError, match="attention of layer 2 of LlamaForCausalLM is not finite"):
         captured(model, tokens(), "causal")
+
+
+def test_nothing_keeps_the_model_alive_afterwards() -> None:
+    model = make_llama()
+    captured(model, tokens(), "causal", "full")
+    layer_gradients(open_decoder(model), tokens())
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None

@@ -14,6 +14,7 @@ from inheritune.spectra import row_entropy
 from inheritune.spectra.measure import pieces
 from inheritune.spectra.measure import rank as rank_module
 from inheritune.spectra.measure.certificate import certify
+from inheritune.spectra.measure.heads import HeadRanks, HeadTable
 from inheritune.spectra.measure.pieces import plan_work
 from inheritune.spectra.measure.rank import (
     approximate_rank,
@@ -280,3 +281,14 @@ def test_a_worker_may_ask_for_workers() -> None:
     for workers in (1, 2):
         nested = pieces.map_in_threads(approximate_rank, list(matrices), workers)
         assert torch.equal(torch.stack(nested), expected)
+
+
+def test_mean_ranks_of_heads_that_come_in_pieces() -> None:
+    ranks = np.random.default_rng(0).integers(1, 9, (4, 3, 2)).astype(float)  # sequences, heads, taus
+    table = HeadTable(4, (0.8, 0.9))
+    for sequence, head in ((2, 0), (0, 0), (0, 2), (2, 2)):
+        rows, columns = slice(sequence, sequence + 2), slice(head, head + 2)
+        piece = pieces.Piece(5, "causal", sequence, head, torch.empty(0))
+        table.put(piece, HeadRanks(ranks[rows, columns]))
+    assert table.layers() == (5,)
+    np.testing.assert_array_equal(table.mean_rank("causal"), ranks.mean(axis=0)[None])

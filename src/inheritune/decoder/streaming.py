@@ -134,8 +134,8 @@ class BlockWeights:
         except OSError as error:
             raise ModelError(f"cannot read {place} of {self.source}: {error.strerror or error}") from error
         if info.mismatched_keys:
-            name, found, expected = min(info.mismatched_keys)
-            raise ModelError(f"{self.source} stores {name} as {tuple(found)}: expected {tuple(expected)}")
+            name, stored, expected = min(info.mismatched_keys)
+            raise ModelError(f"{self.source} stores {name} as {tuple(stored)}: expected {tuple(expected)}")
         if info.conversion_errors:
             name = min(info.conversion_errors)
             raise ModelError(f"cannot convert {name} of {self.source} to the model's layout: {IN_MEMORY}")
@@ -257,8 +257,8 @@ def _check_files(folder: Path, config: Any, source: str | Path) -> None:
         raise StreamError(f"{source} puts its weights together from other files: {IN_MEMORY}")
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         kinds = sorted({path.suffix for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")})
-        found = f"only {', '.join(kinds)} files" if kinds else "no weights"
-        raise StreamError(f"{source} holds {found}: expected {SINGLE} or {INDEX} to read by layer, or {IN_MEMORY}")
+        content = f"only {', '.join(kinds)} files" if kinds else "no weights"
+        raise StreamError(f"{source} holds {content}: expected {SINGLE} or {INDEX} to read by layer, or {IN_MEMORY}")
 
 
 def _local_folder(source: str | Path) -> Path:
@@ -373,7 +373,7 @@ def _put_back(parameters: Iterable[tuple[nn.Module, str, nn.Parameter]]) -> None
 
 
 def _check_values(place: str, name: str, weight: Tensor) -> None:
-    """Refuse a weight that was not found, is NaN or infinite."""
+    """Refuse a weight (any shape) that was not found, is NaN or infinite."""
     if weight.is_meta:
         raise ModelError(f"the weight {name} was not found in the checkpoint")
     check_finite(place, weight)

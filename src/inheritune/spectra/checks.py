@@ -56,7 +56,7 @@ def check_tokens(tokens: Any) -> Tensor:
 
 
 def check_fit(decoder: Decoder, tokens: Tensor) -> None:
-    """Refuse tokens that the model cannot read.
+    """Refuse tokens, (N, T) int64, that the model cannot read.
 
     Raises:
         DataError: the sequences are longer than its context, or an id is outside its vocabulary.

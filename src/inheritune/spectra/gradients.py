@@ -101,7 +101,7 @@ def gradient_probe(model: PreTrainedModel | str | Path, tokens: Any) -> Gradient
     rows = sorted({layer for _, layer, _ in totals.bounds})
     heads = 1 + max(head for *_, head in totals.bounds)
 
-    def table(values: dict[tuple[Side, int, int], float], side: Side) -> NDArray[np.float64]:
+    def table(values: dict[tuple[Side, int, int], float], side: Side) -> NDArray[np.float64]:  # (layers, heads)
         missing = float("nan")
         return np.array([[values.get((side, layer, head), missing) for head in range(heads)] for layer in rows])
 
@@ -119,7 +119,7 @@ def gradient_probe(model: PreTrainedModel | str | Path, tokens: Any) -> Gradient
 
 
 def _prepare(model: PreTrainedModel | str | Path, tokens: Any) -> tuple[Decoder, Tensor]:
-    """Check everything that `gradient_probe` is given, cheapest first, and return it ready for use."""
+    """Check everything that `gradient_probe` is given, cheapest first; return the decoder and (N, T) int64 tokens."""
     from transformers import PreTrainedModel
 
     sequences = check_tokens(tokens)
@@ -156,7 +156,7 @@ def layer_gradients(decoder: Decoder, tokens: Tensor) -> LayerGradients:
     squares = _sum_squares(sums)
     rows = sorted({layer for _, layer in squares})
 
-    def column(side: Side) -> NDArray[np.float64]:
+    def column(side: Side) -> NDArray[np.float64]:  # (layers,)
         return np.sqrt([squares.get((side, layer), float("nan")) for layer in rows])
 
     return LayerGradients(column("query"), column("key"), tuple(rows), loss)
@@ -269,6 +269,7 @@ class _LogitLimits:
         return cls(limit * key, limit * query)
 
     def of_side(self, side: Side) -> Tensor:
+        """Return the limit of the queries or of the keys, (n, H) float64."""
         return self.query if side == "query" else self.key
 
 
@@ -284,7 +285,7 @@ def _epsilon(probabilities: Tensor) -> Tensor:
 
 
 def _sum_squares(sums: dict[Any, Tensor]) -> dict[Any, float]:
-    """Return the sum of the squared entries of all tensors whose names differ in the last place only."""
+    """Return the sum of the squared entries of all tensors, of any shape, whose names differ in the last place only."""
     squares: dict[Any, float] = {}
     for name, total in sums.items():
         squares[name[:-1]] = squares.get(name[:-1], 0.0) + float(total.double().square().sum())
@@ -292,5 +293,5 @@ def _sum_squares(sums: dict[Any, Tensor]) -> dict[Any, float]:
 
 
 def _nonzero(part: Tensor) -> Tensor:
-    """Return the places of the last dimension that hold anything but zero."""
+    """Return the places (m,) int64 of the last dimension of `part` (..., d) that hold anything but zero."""
     return part.flatten(0, -2).abs().amax(dim=0).nonzero().flatten()

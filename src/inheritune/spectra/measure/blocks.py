@@ -303,7 +303,7 @@ def mlp_modules(block: nn.Module) -> list[nn.Module]:
 
 
 def _first_tensor(value: Any) -> Tensor | None:
-    """Return a module's main output: the value itself or the first of several (MoE: hidden states, router logits)."""
+    """Return a module's main output, (n, T, D): the value itself or the first of several."""
     import torch
 
     if isinstance(value, tuple | list) and value:
@@ -312,7 +312,7 @@ def _first_tensor(value: Any) -> Tensor | None:
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:
-    """Return the sum in float32 of the outputs of the MLPs of one block; the usual single one as it is."""
+    """Return the sum in float32 of the outputs (n T, D) of the MLPs of one block; the usual single one as it is."""
     total, *others = tensors
     for other in others:
         total = total.float() + other.float()

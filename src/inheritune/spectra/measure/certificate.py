@@ -104,7 +104,7 @@ def certify(gram: Tensor, taus: Sequence[float]) -> Certified:
 
 
 def _leading(gram: Tensor) -> _Leading:
-    """Return about the leading eigenvector of each matrix, by two power steps from the even vector."""
+    """Return about the leading eigenvectors of (n, T, T) matrices, by two power steps from the even vector."""
     import torch
 
     vector = gram.sum(dim=-1, keepdim=True)
@@ -133,7 +133,7 @@ def _widths(gram: Tensor, leading: _Leading, tau: float) -> Tensor:
 
 
 def _block(gram: Tensor, leading: _Leading, width: int) -> _Block:
-    """Return the block of `width` columns spanned by the leading vector and by a power of G times random columns.
+    """Return blocks of `width` columns for (n, T, T) matrices: the leading vector, and a power of G on random columns.
 
     The leading eigenvalue, the sink's, would drown all others in the rounding of a power of G, so it is taken out.
     """

@@ -39,6 +39,12 @@ class HeadMeasures(NamedTuple):
     sink_epsilon: Values
 
 
+class HeadRanks(NamedTuple):
+    """The ranks alone: `rank` (..., taus) as in `HeadMeasures`."""
+
+    rank: Values
+
+
 def measure_heads(matrices: Tensor, taus: Sequence[float], eta: float) -> HeadMeasures:
     """Measure (sequences, heads, T, T) attention matrices, in float32 where it decides and float64 where it does not.
 
@@ -85,15 +91,15 @@ class HeadTable:
 
     def __init__(self, sequences: int, taus: Sequence[float]) -> None:
         self.sequences, self.taus = sequences, tuple(taus)
-        self._values: dict[tuple[Mask, int, int], HeadMeasures] = {}
+        self._values: dict[tuple[Mask, int, int], HeadMeasures | HeadRanks] = {}
 
-    def put(self, piece: Piece, measured: HeadMeasures) -> None:
+    def put(self, piece: Piece, measured: HeadMeasures | HeadRanks) -> None:
         """Store what was measured on a piece: arrays (sequences, heads, ...)."""
-        rows = slice(piece.sequence, piece.sequence + len(measured.mass))
-        for head in range(measured.mass.shape[1]):
+        rows = slice(piece.sequence, piece.sequence + len(measured.rank))
+        for head in range(measured.rank.shape[1]):
             key = (piece.mask, piece.layer, piece.head + head)
             empty = (np.full((self.sequences, *each.shape[2:]), np.nan) for each in measured)
-            stored = self._values.setdefault(key, HeadMeasures(*empty))
+            stored = self._values.setdefault(key, type(measured)(*empty))
             for column, numbers in zip(stored, measured, strict=True):
                 column[rows] = numbers[:, head]
 
@@ -107,9 +113,13 @@ class HeadTable:
         The sink's column is the most frequent one, the leftmost of several; -1 where a layer has no such head, where
         everything else is NaN.
         """
-        means = HeadMeasures(*(self._over(mask, name, lambda values: values.mean(axis=0)) for name in _NAMES))
+        means = HeadMeasures(*(self._over(mask, name, _mean) for name in _NAMES))
         columns = np.nan_to_num(self._over(mask, "sink_column", _most_frequent), nan=-1)
         return means._replace(sink_column=columns)
+
+    def mean_rank(self, mask: Mask) -> Values:
+        """Return the mean k* over the sequences (paper, eq. 2), (layers, heads, taus); NaN where there is no head."""
+        return self._over(mask, "rank", _mean)
 
     def rank_errors(self, mask: Mask) -> Values:
         """Return the standard error of the mean k*, (layers, heads, taus); NaN for one sequence."""
@@ -118,17 +128,23 @@ class HeadTable:
         return self._over(mask, "rank", lambda values: values.std(axis=0, ddof=1) / np.sqrt(self.sequences))
 
     def _over(self, mask: Mask, name: str, reduce: Reduce) -> Values:
-        """Return a measure of every head under one mask, reduced over the sequences."""
-        found = {key[1:]: reduce(getattr(value, name)) for key, value in self._values.items() if key[0] == mask}
-        layers, heads = self.layers(), 1 + max(head for _, head in found)
-        shape = np.shape(next(iter(found.values())))
+        """Return a measure of every head under one mask, reduced over the sequences, (layers, heads, ...)."""
+        reduced = {key[1:]: reduce(getattr(value, name)) for key, value in self._values.items() if key[0] == mask}
+        layers, heads = self.layers(), 1 + max(head for _, head in reduced)
+        shape = np.shape(next(iter(reduced.values())))
         table = np.full((len(layers), heads, *shape), np.nan)
-        for (layer, head), value in found.items():
+        for (layer, head), value in reduced.items():
             table[layers.index(layer), head] = value
         return table
 
 
+def _mean(values: Values) -> Values:
+    """Return the mean over the sequences of values (N, ...)."""
+    return np.asarray(values.mean(axis=0))
+
+
 def _most_frequent(columns: Values) -> float:
+    """Return the most frequent of (N,) columns, the leftmost of several."""
     values, counts = np.unique(columns, return_counts=True)
     return float(values[counts.argmax()])
 

@@ -122,8 +122,7 @@ def in_pieces(function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Tensor
     workers = torch.get_num_threads() if flat.device.type == "cpu" else 1
     size = piece_size(flat.shape[-2], flat.shape[-1])
     pieces = flat.split(min(size, max(1, -(-len(flat) // workers)))) if len(flat) else (flat,)
-    found = list(zip(*map_in_threads(function, pieces, workers), strict=True))
-    results = [torch.cat(parts) for parts in found]
+    results = [torch.cat(parts) for parts in zip(*map_in_threads(function, pieces, workers), strict=True)]
     return tuple(result.reshape((*matrices.shape[:-2], *result.shape[1:])) for result in results)
 
 

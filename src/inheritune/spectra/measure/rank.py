@@ -111,7 +111,7 @@ def column_mass(matrices: Tensor, eta: float = 0.9) -> Tensor:
 
 
 def rank_and_mass(matrices: Tensor, tau: float | Sequence[float] = 0.9, eta: float = 0.9) -> RankAndMass:
-    """Return `approximate_rank` and `column_mass` of each matrix, with one pass over the columns for both.
+    """Return `approximate_rank` and `column_mass` of (..., T, T) matrices, with one pass over the columns for both.
 
     Raises:
         InherituneError: a share is not between 0 and 1.
@@ -268,7 +268,7 @@ def columns_of(piece: Tensor) -> Columns:
 
 
 def _is_surely_rank_one(columns: Columns, rows: int, tau: float) -> Tensor:
-    """Return, for each of n matrices of so many rows, whether its columns alone prove k*(tau) = 1; False says nothing.
+    """Return (n,) bool: whether the columns of a matrix of so many rows prove k*(tau) = 1; False says nothing.
 
     ||A v||^2 and ||A^T v||^2 are lower bounds of the largest squared singular value for any unit vector v. Two are had
     for nothing: the unit vector of the largest column, which proves a sink, and the even vector, which A^T takes to the
@@ -279,7 +279,7 @@ def _is_surely_rank_one(columns: Columns, rows: int, tau: float) -> Tensor:
 
 
 def _scaled_grams(piece: Tensor, chosen: Tensor) -> Tensor:
-    """Return `_scaled_gram` of the chosen matrices, with no copy where all are, which may be one large matrix."""
+    """Return `_scaled_gram` of the `chosen` (m,) of (n, T, T) matrices, with no copy where all are chosen."""
     import torch
 
     few = cached_size(piece)
@@ -336,7 +336,7 @@ def _spectrum(piece: Tensor) -> Tensor:
 
 
 def _large_spectrum(matrix: Tensor) -> Tensor:
-    """Return `_spectrum` of one matrix in the memory of one float64 matrix: LAPACK works in the Gram matrix itself."""
+    """Return `_spectrum`, (T,), of one (T, T) matrix in the memory of one float64 matrix, which LAPACK overwrites."""
     import torch
     from scipy.linalg import eigvalsh
 
@@ -350,7 +350,7 @@ def _large_spectrum(matrix: Tensor) -> Tensor:
 
 
 def _double(piece: Tensor) -> Tensor:
-    """Return a float64 copy, on the CPU for a device that has no float64 (Apple's)."""
+    """Return a float64 copy of the same shape, on the CPU for a device that has no float64 (Apple's)."""
     import torch
 
     return (piece.cpu() if piece.device.type == "mps" else piece).to(torch.float64, copy=True)
@@ -362,7 +362,7 @@ def _count_to_reach(shares: Tensor, threshold: float) -> Tensor:
 
 
 def _is_near(shares: Tensor, count: Tensor, threshold: float, margin: float) -> Tensor:
-    """Return whether the cumulative share at `count` or just before it is within `margin` of the threshold."""
+    """Return (n,) bool: whether the share (n, T) at `count` (n,) or just before is within `margin` of the threshold."""
     import torch
 
     index = torch.stack([(count - 2).clamp(min=0), count - 1], dim=-1)
@@ -370,6 +370,6 @@ def _is_near(shares: Tensor, count: Tensor, threshold: float, margin: float) -> 
 
 
 def _few_at_a_time(mask: Tensor, length: int) -> Sequence[Tensor]:
-    """Return the indices that a mask holds, in groups whose float64 matrices take `DOUBLE_BYTES` or are one."""
+    """Return the indices where `mask` (n,) is true, in groups whose float64 matrices take `DOUBLE_BYTES` or are one."""
     chosen = mask.nonzero()[:, 0]
     return chosen.split(max(1, DOUBLE_BYTES // (3 * 8 * length**2))) if len(chosen) else ()

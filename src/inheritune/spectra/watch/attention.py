@@ -13,8 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from inheritune.errors import ModelError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+EAGER_TOLERANCE = 1e-4
+"""Largest difference, relative to the largest value, from the model's own attention function (float32 rounding)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class AttentionInputs:
     def from_call(
         cls, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> AttentionInputs:
-        """Read the arguments with which a model calls its attention function."""
+        """Read the arguments with which a model calls its attention function; shapes as in the class."""
         scaling, sinks = options.get("scaling"), options.get("s_aux", options.get("sinks"))
         return cls(
             module=module,
@@ -73,7 +78,7 @@ class AttentionInputs:
         return logits
 
     def masked(self, logits: Tensor, sequences: slice, heads: slice) -> Tensor:
-        """Return `logits` with the model's mask."""
+        """Return `logits` (n', h', T, S) with the model's mask, as a new tensor."""
         if self.mask is None:
             return logits
         mask = part(self.mask, sequences, heads)[..., : logits.shape[-1]]
@@ -104,7 +109,7 @@ class AttentionInputs:
         return bool((hidden | (self.mask == 0)).all())
 
     def _of_query_heads(self, tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
-        """Return the key heads of `tensor` that the query heads read, one for each query head, float32."""
+        """Return the heads of keys or values (n, K, S, d) that the query heads read, (n', h', S, d) float32."""
         import torch
 
         groups = self.query.shape[1] // tensor.shape[1]
@@ -116,22 +121,36 @@ class AttentionInputs:
 
 
 def part(tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
-    """Return some sequences and heads of a tensor that is broadcast over dimensions of size 1."""
+    """Return some sequences and heads of a tensor that broadcasts to (n, H, T, S), with four dimensions."""
     while tensor.dim() < 4:
         tensor = tensor.unsqueeze(0)
     return tensor[sequences if tensor.shape[0] > 1 else slice(None), heads if tensor.shape[1] > 1 else slice(None)]
 
 
-def eager_difference(inputs: AttentionInputs, output: Tensor, options: dict[str, Any], rows: int = 16) -> float | None:
-    """Compare the first sequence's last rows with the attention function that the model's own source file defines.
-
-    This finds a family whose attention is not the formula above before a wrong number is reported for it.
+def check_against_eager(place: str, inputs: AttentionInputs, output: Tensor, options: dict[str, Any]) -> None:
+    """Refuse a family whose own attention function gives something else than the formula above.
 
     Args:
+        place: what cannot be done where, the first words of the message.
         inputs: the layer's inputs.
         output: (n, T, H, d') float32, what the formula gives.
         options: the model's keyword arguments to its attention function.
-        rows: number of query positions to compare.
+
+    Raises:
+        ModelError: the outputs differ by more than `EAGER_TOLERANCE`.
+    """
+    difference = _eager_difference(inputs, output, options)
+    if difference is not None and not difference <= EAGER_TOLERANCE:
+        raise ModelError(
+            f"{place} computes attention in a way of its own "
+            f"(its output differs from softmax attention by {difference:.1e} of the largest value)"
+        )
+
+
+def _eager_difference(inputs: AttentionInputs, output: Tensor, options: dict[str, Any], rows: int = 16) -> float | None:
+    """Compare the first sequence's last `rows` query positions with the model's own attention function.
+
+    That is the one in the source file that defines the attention module; `output` is (n, T, H, d') float32.
 
     Returns:
         The largest difference relative to the largest value, or None where the source file has no such function.

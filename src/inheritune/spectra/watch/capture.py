@@ -97,7 +97,7 @@ def _way_to_watch(decoder: Decoder, tokens: Tensor) -> tuple[Callable[[Probe], A
 
 
 def _run_chunks(probe: Probe, tokens: Tensor, size: int, advance: Callable[[int], None]) -> None:
-    """Run the base model (without the head, whose logits nobody needs) on `size` sequences at a time."""
+    """Run the base model, without its head, on tokens (N, T) int64, `size` sequences at a time."""
     decoder, chunks = probe.decoder, tokens.split(size)
 
     def begin(number: int, layer: int = 0) -> None:
@@ -163,17 +163,17 @@ def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
     """Return the different configuration objects in the model, a whole before its parts."""
     from transformers import PretrainedConfig
 
-    found: dict[int, PretrainedConfig] = {}
+    configs: dict[int, PretrainedConfig] = {}
 
     def add(config: Any) -> None:
-        if isinstance(config, PretrainedConfig) and id(config) not in found:
-            found[id(config)] = config
+        if isinstance(config, PretrainedConfig) and id(config) not in configs:
+            configs[id(config)] = config
             for name in config.sub_configs:
                 add(getattr(config, name, None))
 
     for module in model.modules():
         add(getattr(module, "config", None))
-    return list(found.values())
+    return list(configs.values())
 
 
 def _bytes_per_sequence(decoder: Decoder, length: int, whole_heads: int) -> int:

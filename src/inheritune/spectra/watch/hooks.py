@@ -60,7 +60,7 @@ def _take(probe: Probe, module: nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 
 def _unmasked(probe: Probe, module: nn.Module, inputs: inspect.BoundArguments, masked: Tensor) -> Tensor:
-    """Return the logits of `module` without its mask.
+    """Return the logits of `module` without its mask, (n, H, T, T) as `masked`, those with it.
 
     Raises:
         ModelError: they carry ALiBi, or the mask could not be taken away.
@@ -89,8 +89,8 @@ def _emit(probe: Probe, mask: Mask, probabilities: Tensor) -> None:
     map_in_threads(lambda piece: probe.emit(mask, *piece), pieces, plan.workers)
 
 
-class _FoundError(Exception):
-    """Ends a module's forward pass where its logits have been found."""
+class _LogitsError(Exception):
+    """Ends a module's forward pass at its logits, (n, H, T, T) or (n H, T, T) float32."""
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
@@ -102,20 +102,21 @@ def _logits(module: nn.Module, inputs: inspect.BoundArguments) -> Tensor | None:
     try:
         with _listener():
             module.forward(*inputs.args, **inputs.kwargs)
-    except _FoundError as found:
+    except _LogitsError as reached:
         hidden = next(item for item in _tensors(inputs) if item.ndim == 3)
-        return found.logits.view(hidden.shape[0], -1, *found.logits.shape[-2:])
+        return reached.logits.view(hidden.shape[0], -1, *reached.logits.shape[-2:])
     return None
 
 
 def _tensors(inputs: inspect.BoundArguments) -> Iterator[Tensor]:
+    """Yield the tensors among a call's arguments, of whatever shape."""
     import torch
 
     yield from (item for item in (*inputs.args, *inputs.kwargs.values()) if isinstance(item, torch.Tensor))
 
 
 def _listener() -> Any:
-    """Return a context manager that raises `_FoundError` at the first softmax over square matrices."""
+    """Return a context manager that raises `_LogitsError` at the first softmax over square matrices."""
     from torch.overrides import TorchFunctionMode
 
     class Listener(TorchFunctionMode):
@@ -125,9 +126,9 @@ def _listener() -> Any:
             kwargs = kwargs or {}
             name = getattr(func, "__name__", "")
             if name == "scaled_dot_product_attention":
-                raise _FoundError(_fused_logits(*args, **kwargs))
+                raise _LogitsError(_fused_logits(*args, **kwargs))
             if name == "softmax" and _is_square(args[0]):
-                raise _FoundError(args[0].float())
+                raise _LogitsError(args[0].float())
             if name in PRODUCTS:
                 args, kwargs = _widened(args, kwargs)
             return func(*args, **kwargs)
@@ -136,6 +137,7 @@ def _listener() -> Any:
 
 
 def _is_square(tensor: Tensor) -> bool:
+    """Return whether a tensor is (n, T, T) or (n, H, T, T)."""
     return tensor.ndim in (3, 4) and tensor.shape[-1] == tensor.shape[-2]
 
 
@@ -163,7 +165,7 @@ def _fused_logits(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Return the logits of `torch.nn.functional.scaled_dot_product_attention`, whose arguments these are."""
+    """Return the logits (n, H, T, T) of PyTorch's `scaled_dot_product_attention`, whose arguments these are."""
     import torch
 
     if enable_gqa:
@@ -197,14 +199,14 @@ def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) 
 
 
 def _opened(mask: Tensor) -> Tensor:
-    """Return a mask that hides nothing: 0, or the truth value that the last key does not have for the first query."""
+    """Return a mask (..., T, S) that hides nothing: 0, or the value that the last key has not for the first query."""
     import torch
 
     return mask.logical_not()[..., :1, -1:].expand_as(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
 
 
 def _is_triangle(buffer: Tensor, length: int) -> bool:
-    """Return whether a buffer marks with 1 which of its `length` or more tokens each sees: itself, and no later one."""
+    """Return whether a buffer (..., S, S), S >= `length`, marks with 1 what each token sees: itself and none later."""
     if buffer.ndim < 2 or buffer.shape[-1] != buffer.shape[-2] or buffer.shape[-1] < length:
         return False
     corner = buffer[..., :length, :length]
@@ -213,7 +215,7 @@ def _is_triangle(buffer: Tensor, length: int) -> bool:
 
 
 def _check_returned(probe: Probe, causal: Tensor, output: Any) -> None:
-    """Refuse a module that returns other weights than its softmax gives (rounded to its dtype)."""
+    """Refuse a module that returns other weights than its softmax, `causal` (n, H, T, T), rounded to its dtype."""
     import torch
 
     if not probe.first_chunk or not isinstance(output, tuple | list):
@@ -243,7 +245,7 @@ def _check_bias(probe: Probe, inputs: inspect.BoundArguments) -> None:
 
 
 def _differs_by_mask(logits: Tensor, masked: Tensor) -> bool:
-    """Return whether nothing hides in `logits`, and what `masked` leaves visible is the same in both."""
+    """Return whether nothing hides in `logits`, and what `masked` leaves visible is the same; both (n, H, T, T)."""
     visible = masked > masked.amax(dim=-1, keepdim=True) - HIDDEN
     change = (logits - masked).abs()[visible].max()
     hidden = (logits < logits.amax(dim=-1, keepdim=True) - HIDDEN).any()

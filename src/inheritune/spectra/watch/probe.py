@@ -71,7 +71,7 @@ class Probe:
         self.queries.clear()
 
     def is_new(self, module: nn.Module, query: Tensor) -> bool:
-        """Return whether the running block has not attended with these queries before.
+        """Return whether the running block has not attended with these queries (n, H, T, d) before.
 
         DiffLlama mixes two halves of its values by the same probabilities, in two calls: they are one set of heads.
         """

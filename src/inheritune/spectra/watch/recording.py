@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from inheritune.decoder import Decoder
 from inheritune.decoder.view import evaluating
 from inheritune.errors import ModelError
-from inheritune.spectra.watch.attention import AttentionInputs, eager_difference
+from inheritune.spectra.watch.attention import AttentionInputs, check_against_eager
 from inheritune.spectra.watch.capture import attention_implementation
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION = "inheritune_gradients"
 """The name under which the attention function is registered with transformers' AttentionInterface."""
-
-EAGER_TOLERANCE = 1e-4
-"""Largest difference, relative to the largest value, from the model's own attention function (float32 rounding)."""
 
 CHUNK_BYTES = 512 * 2**20
 """Rough size of what the sequences of one forward pass keep for their gradients; at least one sequence is taken."""
@@ -57,7 +54,7 @@ class Source:
         return getattr(self.module, "weight").ndim == 2  # noqa: B009 - of any module
 
     def weight_gradient(self, part: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Return X^T G, (d_in, outputs), for the gradient G of the output; of some `columns` of it."""
+        """Return X^T G, (d_in, m), for the gradient G (..., d_out) of the output, or for some `columns` (m,) of it."""
         left, right = self.input.detach().flatten(0, -2), part.flatten(0, -2)
         if columns is not None:
             right = right[:, columns]
@@ -89,16 +86,19 @@ class Call:
     _input_norms: dict[int, Tensor] = field(default_factory=dict)
 
     def side(self, side: Side) -> Tensor:
-        """Return the queries or the keys."""
+        """Return the queries or the keys, (n, H, T, d)."""
         return self.query if side == "query" else self.key
 
     def pull(self, tensor: Tensor, gradient: Tensor) -> list[tuple[Source, Tensor]]:
-        """Return the sources that `tensor` comes from, each with the gradient of its output given `tensor`'s."""
+        """Return the sources of `tensor`, each with the gradient (..., d_out) of its output.
+
+        `gradient` is that of `tensor`, of the same shape: queries or keys (n, H, T, d), or those of one head.
+        """
         import torch
 
         outputs = [source.output for source in self.sources]
-        found = torch.autograd.grad(tensor, outputs, gradient, retain_graph=True, allow_unused=True)
-        return [(source, part) for source, part in zip(self.sources, found, strict=True) if part is not None]
+        parts = torch.autograd.grad(tensor, outputs, gradient, retain_graph=True, allow_unused=True)
+        return [(source, part) for source, part in zip(self.sources, parts, strict=True) if part is not None]
 
     def input_norm(self, number: int) -> Tensor:
         """Return the spectral norm of each sequence's input of a source, (n,)."""
@@ -120,12 +120,12 @@ class Gradients:
     probabilities: Tensor
 
     def side(self, side: Side) -> Tensor:
-        """Return the gradient of the queries or of the keys."""
+        """Return the gradient of the queries or of the keys, (n, H, T, d)."""
         return self.query if side == "query" else self.key
 
 
 def run_with_gradients(decoder: Decoder, tokens: Tensor, add: Callable[[Call, Gradients], None]) -> float:
-    """Hand every layer's attention and its gradients to `add`, chunk by chunk; return the loss.
+    """Run tokens (N, T) int64; hand every layer's attention and its gradients to `add` by chunks; return the loss.
 
     Raises:
         ModelError: the model's attention cannot be followed, or its loss is no number.
@@ -153,6 +153,7 @@ def run_with_gradients(decoder: Decoder, tokens: Tensor, add: Callable[[Call, Gr
 
 
 def _loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Return the mean next-token cross-entropy of (n, T) tokens, a scalar with its history, nats a token."""
     from torch.nn import functional as F
 
     # Mixed precision training on accelerate wraps `forward` in an autocast that no context outside can turn off.
@@ -162,7 +163,7 @@ def _loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def _differentiate(recorder: Recorder, loss: Tensor) -> list[Gradients]:
-    """Return the gradients of every recorded call."""
+    """Return the gradients of every recorded call, given the scalar loss with its history."""
     import torch
 
     if not recorder.calls:
@@ -221,12 +222,12 @@ class Recorder:
         self.layer = None
 
     def see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Take down the run of a module with weights (a forward hook)."""
+        """Note the run of a module with weights (a forward hook)."""
         if self.layer is not None and inputs and getattr(output, "requires_grad", False):
             self.sources.append(Source(module, len(self.sources), inputs[0], output))
 
     def take(self, inputs: AttentionInputs, key: Tensor, probabilities: Tensor) -> None:
-        """Take down the attention of the running block."""
+        """Note the attention of the running block: keys (n, H, T, d), probabilities (n, H, T, T)."""
         if self.layer is None:
             return
         head = sum(call.query.shape[1] for call in self.calls if call.layer == self.layer)
@@ -276,6 +277,8 @@ def _attend(
     Raises:
         ModelError: the family computes attention in a way that this function does not reproduce.
     """
+    import torch
+
     recorder = _active.get()
     inputs = AttentionInputs.from_call(module, query, key, value, attention_mask, options)
     every, groups = slice(None), query.shape[1] // key.shape[1]
@@ -284,7 +287,10 @@ def _attend(
     probabilities = inputs.probabilities(logits, every, every)
     output = (probabilities @ value.to(probabilities.dtype)).transpose(1, 2)
     recorder.take(inputs, key, probabilities)
-    _check_against_eager(recorder, inputs, output, options)
+    if recorder.layer is not None and not recorder.checked:
+        place = f"cannot probe the gradients of {recorder.family}: layer {recorder.layer}"
+        with torch.no_grad():
+            check_against_eager(place, inputs, output.detach().float(), options)
     return output.to(value.dtype), None
 
 
@@ -296,23 +302,8 @@ def _logits(inputs: AttentionInputs, key: Tensor) -> Tensor:
     return logits if inputs.bias is None else logits + inputs.bias
 
 
-def _check_against_eager(recorder: Recorder, inputs: AttentionInputs, output: Tensor, options: dict[str, Any]) -> None:
-    """Refuse, in the first chunk, a family whose own attention function gives something else."""
-    import torch
-
-    if recorder.checked or recorder.layer is None:
-        return
-    with torch.no_grad():
-        difference = eager_difference(inputs, output.detach().float(), options)
-    if difference is not None and not difference <= EAGER_TOLERANCE:
-        raise ModelError(
-            f"cannot probe the gradients of {recorder.family}: layer {recorder.layer} computes attention in a way of "
-            f"its own (its output differs from softmax attention by {difference:.1e} of the largest value)"
-        )
-
-
 def as_float32(tensor: Tensor) -> Tensor:
-    """Return `tensor` in at least float32: half precision is widened, float64 stays."""
+    """Return `tensor` (any shape) in at least float32: half precision is widened, float64 stays."""
     return tensor.float() if tensor.element_size() < 4 else tensor
 
 
@@ -326,5 +317,5 @@ def _bytes_per_sequence(decoder: Decoder, length: int) -> int:
 
 
 def as_float64(tensor: Tensor) -> Tensor:
-    """Return `tensor` without its history, float64: sums of squares of small numbers must not underflow."""
+    """Return `tensor` (any shape) without its history, float64, so that squares of small numbers do not underflow."""
     return tensor.detach().double()
