@@ -41,8 +41,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A file's name may hold bytes that are not UTF-8; as an escape of JSON they are read back as they were.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        # A file's name may hold bytes that are not UTF-8: they are written as question marks.
+        with temporary.open("w", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
