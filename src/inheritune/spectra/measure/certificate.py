@@ -31,6 +31,9 @@ LEAST_SIZE = 80
 WIDEST = 0.35
 """Share of T above which a block is so wide that an eigen-decomposition costs no more (measured, T = 100 to 1024)."""
 
+MOST_EXPECTED = 8.0
+"""Expected rank above which a block fails too often (measured): with a sink the true rank is three times higher."""
+
 MOST_COLUMNS = 256
 """Width above which a block of long columns takes more memory than a certificate is worth."""
 
@@ -117,10 +120,9 @@ def _widths(gram: Tensor, leading: _Leading, tau: float) -> Tensor:
     """Return how wide a block is likely to prove k*(tau) of each matrix, (n,) int64, a multiple of 8.
 
     With the leading eigenvalue apart, eigenvalues that fall geometrically with the sum and the sum of squares of the
-    others have L = `spread` / 2 of them from one value to 1/e of it, and the rank expected follows. The rule is close
-    to the width that proved attention matrices of that rank fastest at T = 100, 512 and 1024; the part with the root of
-    T is what a block needs to tell what k* counts from the long tail of a large matrix. A flat spectrum asks for a
-    block wider than `WIDEST` and gets none.
+    others have L = `spread` / 2 of them from one value to 1/e of it, and the rank expected follows. The width is
+    the lesser of two that come close to the one that proved attention matrices fastest at T = 100, 512 and 1024, for
+    heads with a sink and for even ones. Where more than `MOST_EXPECTED` is expected it is T, too wide to be tried.
     """
     import torch
 
@@ -129,7 +131,10 @@ def _widths(gram: Tensor, leading: _Leading, tau: float) -> Tensor:
     spread = left.square() / squares.clamp(min=1e-9)
     share = ((tau - leading.size) / left).clamp(0, 0.999)
     expected = 1 - spread / 2 * torch.log1p(-share)
-    return 8 * ((8 + 2 * expected + 0.2 * length**0.5 * spread) / 8).clamp(max=1e6).to(torch.int64)
+    with_sink = length / 8 + 0.4 * length**0.5 * expected
+    even = 8 + 2 * expected + 0.2 * length**0.5 * spread
+    width = 8 * (with_sink.minimum(even) / 8).clamp(max=1e6).to(torch.int64)
+    return width.where(expected <= MOST_EXPECTED, length)
 
 
 def _block(gram: Tensor, leading: _Leading, width: int) -> _Block:
