@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inheritune.evaluation import evaluate
-    from inheritune.recipes import run
+    from inheritune.recipes import plan, run
+    from inheritune.report import write_report as report
     from inheritune.spectra.analysis import analyze
     from inheritune.spectra.gradients import gradient_probe
     from inheritune.spectra.recommend import recommend
@@ -32,6 +33,7 @@ _HOME = {
     "evaluate": "inheritune.evaluation",
     "inherit": "inheritune.surgery",
     "inherit_checkpoint": "inheritune.surgery",
+    "plan": "inheritune.recipes",
     "run": "inheritune.recipes",
 }
 
@@ -43,12 +45,16 @@ __all__ = [
     "gradient_probe",
     "inherit",
     "inherit_checkpoint",
+    "plan",
     "recommend",
+    "report",
     "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "report":  # a package of that name, which can be called
+        return importlib.import_module("inheritune.report")
     if name not in _HOME:
         raise AttributeError(f"module 'inheritune' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

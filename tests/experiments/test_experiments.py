@@ -12,12 +12,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import inheritune as it
 from inheritune.decoder import open_decoder
 from inheritune.decoder.source import resolve_model
-from inheritune.errors import OutputError, RecipeError
+from inheritune.errors import DataError, OutputError, PlanError, RecipeError
 from inheritune.experiments import EXPERIMENTS, quickstart, reproduce
 from inheritune.experiments.quickstart import inheritune_recipe, scratch_recipe
 from inheritune.recipes import load_recipe
+from inheritune.records.runs import RunRecord
 
-ROOT = Path(__file__).resolve().parents[2]
+V01 = Path(__file__).resolve().parents[1] / "records" / "v01"
 TEXTS = [
     f"def f{i}(x):\n    return " + " + ".join(f"x * {(i * 89 + j * 31) % 97}" for j in range(40)) for i in range(40)
 ]
@@ -60,16 +61,33 @@ def test_the_quickstart_tells_the_whole_story(tmp_path: Path, changes: list[str]
 
 
 def test_the_quickstart_is_about_inheritune(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="method scratch: the quickstart is about inheritune"):
+    with pytest.raises(RecipeError, match="method scratch takes no growth: expected method inheritune"):
         quickstart(tmp_path / "q", ["method=scratch"])
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ("training.length=4096", RecipeError, "windows of 4096 tokens: expected at most the model's context, 128"),
+        ("layers=99", PlanError, "99 layers"),
+        ("data.source=/nowhere.txt", DataError, "nowhere"),
+        ("data.tokenizer=train:300", DataError, "expected models and data of one vocabulary"),
+    ],
+)
+def test_a_refused_quickstart_leaves_no_folder(
+    tmp_path: Path, changes: list[str], change: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        quickstart(tmp_path / "q", [*changes, change])
     assert not (tmp_path / "q").exists()
 
 
 def test_the_baseline_has_the_same_depth_and_tokens(tmp_path: Path) -> None:
     ours = load_recipe(inheritune_recipe(tmp_path)).model_dump(mode="json")
-    finished = {"recipe": ours, "rounds": [{"steps": 300}] * 3, "result": {"layers": 12}}
-    baseline = load_recipe(scratch_recipe(tmp_path, finished))
-    assert (baseline.method, baseline.layers, baseline.training.steps) == ("scratch", 12, 900)
+    held = json.loads((V01 / "run" / "record.json").read_text())
+    baseline = load_recipe(scratch_recipe(RunRecord.model_validate({**held, "recipe": ours})))
+    assert (baseline.method, baseline.layers, baseline.training.steps) == ("scratch", 10, 8)
     assert baseline.data == load_recipe(inheritune_recipe(tmp_path)).data
 
 
@@ -78,9 +96,11 @@ def test_a_table_is_recipes_that_fit_the_reference(name: str, tmp_path: Path) ->
     experiment = EXPERIMENTS[name]
     recipes = [load_recipe(recipe) for recipe in experiment.recipes(tmp_path)]
     assert {recipe.name for recipe in recipes} == set(experiment.columns)
-    steps = {recipe.name: recipe.training.steps for recipe in recipes}
     assert {recipe.layers for recipe in recipes if recipe.method != "half-width"} == {10}
-    assert steps.get("scratch-2x", 2 * steps["inheritune"]) == 2 * steps["inheritune"]
+    tokens = {recipe.name: it.plan(recipe).tokens for recipe in recipes}
+    # Every column has as many tokens, over however many rounds; scratch-2x is the one that is to have twice as many.
+    assert tokens.pop("scratch-2x", 2 * tokens["inheritune"]) == 2 * tokens["inheritune"]
+    assert set(tokens.values()) == {tokens["inheritune"]}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +108,7 @@ def test_a_table_is_recipes_that_fit_the_reference(name: str, tmp_path: Path) ->
     [
         ("tabel5", "tiny", "unknown experiment 'tabel5'.*did you mean 'table5'"),
         ("table5", "tini", "unknown scale 'tini'.*did you mean 'tiny'"),
-        ("table5", "paper", "scale 'paper' of table5 is not there yet"),
+        ("table5", "paper", "unknown scale 'paper': expected one of tiny"),
     ],
 )
 def test_an_unknown_table_or_scale_is_one_line(name: str, scale: str, message: str, tmp_path: Path) -> None:
@@ -100,7 +120,7 @@ def test_an_unknown_table_or_scale_is_one_line(name: str, scale: str, message: s
 def test_the_shipped_reference_is_the_one_its_recipe_makes() -> None:
     folder = Path(resolve_model("stdlib"))
     record = json.loads((folder / "record.json").read_text())
-    assert load_recipe(record["recipe"]) == load_recipe(ROOT / "recipes" / "stdlib-reference.yaml")
+    assert load_recipe(record["recipe"]) == load_recipe("stdlib-reference")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 5_000_000
     assert json.loads((folder / "training.json").read_text())["tokens"] == record["result"]["tokens"]
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -56,6 +56,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("two (inheritune)") == 1
+    # Killed after the last round and before the record, the run goes on from what is on disk.
+    whole = json.loads((tmp_path / "two" / "record.json").read_text())
+    (tmp_path / "two" / "record.json").unlink()
+    again = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert json.loads((tmp_path / "two" / "record.json").read_text())["result"] == whole["result"]
     one = it.run(recipe, tmp_path / "one")
     two = json.loads((tmp_path / "two" / "record.json").read_text())
     assert [item["layers"] for item in two["rounds"]] == [item["layers"] for item in one["rounds"]]

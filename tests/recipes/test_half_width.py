@@ -15,7 +15,7 @@ from inheritune.decoder import save_model
 from inheritune.errors import PlanError, RecipeError
 from inheritune.evaluation import window_losses
 from inheritune.recipes import load_recipe
-from inheritune.recipes.preflight import preflight
+from inheritune.recipes.checks import check_recipe
 from inheritune.recipes.workspace import open_workspace
 from inheritune.report import write_report
 from inheritune.surgery.width import narrow
@@ -68,7 +68,8 @@ def test_a_run_trains_every_layer_at_half_the_width(setting: Path, tmp_path: Pat
     assert (record["method"], record["recipe"]["width"]) == ("half-width", "1/2")
 
     # The first point of the curve is the sliced model, before any training.
-    workspace = open_workspace(load_recipe(recipe(setting)), tmp_path / "r")
+    checked = load_recipe(recipe(setting))
+    workspace = open_workspace(checked, tmp_path / "r", check_recipe(checked))
     sliced = narrow(AutoModelForCausalLM.from_pretrained(setting / "reference"), "1/2")
     assert item["start_evaluation"]["loss"] == pytest.approx(window_losses(sliced, workspace.windows).mean(), abs=1e-9)
     assert item["evaluation"]["loss"] < item["start_evaluation"]["loss"]
@@ -87,10 +88,10 @@ def test_another_width_reaches_the_model(setting: Path, tmp_path: Path) -> None:
 
 
 def test_the_cost_is_that_of_the_narrow_model(setting: Path) -> None:
-    cost = preflight(load_recipe(recipe(setting)))
+    cost = it.plan(recipe(setting))
     assert [(item["layers"], item["parameters"]) for item in cost["rounds"]] == [(3, parameters(8))]
-    assert cost["memory_bytes"] == 16 * parameters(8) + 4 * parameters(16) + 2 * (4 * 16 * 270 * 4)
-    wider = preflight(load_recipe(recipe(setting, width="3/4")))
+    assert (cost.memory.training, cost.memory.reference) == (16 * parameters(8), 4 * parameters(16))
+    wider = it.plan(recipe(setting, width="3/4"))
     assert wider["rounds"][0]["parameters"] == parameters(12)
 
 
@@ -101,16 +102,15 @@ def test_the_width_is_recorded_as_one_spelling() -> None:
     again = load_recipe({**base, "width": "3/4"})
     assert load_recipe(again.model_dump(mode="json")) == again
     assert load_recipe({**base, "method": "scratch"}).width is None
-    assert load_recipe(ROOT / "recipes" / "half-width.yaml").width == "1/2"
+    assert load_recipe("half-width").width == "1/2"
 
 
 def test_all_problems_are_said_together() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe(Path("nowhere"), layers=2, parts="mlp", width="50%", seed=-1))
-    whole = "half-width keeps every layer with all its parts"
     for problem in (
-        f"layers: {whole}: expected null, not 2",
-        f"parts: {whole}: expected all, not 'mlp'",
+        "layers: method half-width takes no layers: expected method inheritune or scratch or",
+        "parts: method half-width takes no parts: expected method inheritune, not 'mlp'",
         "width: expected a fraction between 0 and 1, for example 1/2 or 0.75, not '50%'",
         "seed: input should be greater than or equal to 0",
     ):
@@ -128,7 +128,7 @@ def test_all_problems_are_said_together() -> None:
 def test_a_width_that_does_not_fit_is_refused_before_anything_is_read(setting: Path, tmp_path: Path) -> None:
     message = "1/3 of 4 heads is 1.33333: expected a fraction such as 1/4 or 1/2"
     with pytest.raises(PlanError, match=message):
-        preflight(load_recipe(recipe(setting, width="1/3")))
+        it.plan(recipe(setting, width="1/3"))
     with pytest.raises(PlanError, match=message):
         it.run(recipe(setting, width="1/3"), tmp_path / "r")
     assert not (tmp_path / "r").exists()

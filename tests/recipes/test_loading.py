@@ -9,18 +9,22 @@ import pytest
 import yaml
 
 from inheritune.errors import PlanError, RecipeError
-from inheritune.recipes import Recipe, load_recipe
-from inheritune.recipes.schema import RecommendedLayers
-from inheritune.recipes.workspace import inherited_plan, recall_layers
+from inheritune.recipes import Recipe, load_recipe, schema
+from inheritune.recipes.loading import LIBRARY
+from inheritune.recipes.methods import method_of
+from inheritune.recipes.reference import reference_page
+from inheritune.recipes.runner import recall_layers
+from inheritune.recipes.schema import RecipeTraining, RecommendedLayers
 from inheritune.spectra.recommend import Recommendation
 from inheritune.storage import claim_folder
+from inheritune.training import TrainingSettings
 from tiny import analysis_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = {"name": "x", "method": "inheritune", "reference": "stdlib", "training": {"steps": 10}}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(LIBRARY.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_example_recipes_parse_and_survive_a_round_trip(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
@@ -28,7 +32,7 @@ def test_the_example_recipes_parse_and_survive_a_round_trip(path: Path) -> None:
 
 
 def test_there_are_example_recipes() -> None:
-    assert len(list((ROOT / "recipes").glob("*.yaml"))) >= 3
+    assert len(list(LIBRARY.glob("*.yaml"))) >= 3
 
 
 def test_set_changes_nested_keys_and_reads_yaml() -> None:
@@ -53,7 +57,7 @@ def test_all_problems_are_said_together_in_one_line(tmp_path: Path) -> None:
     for part in (
         "unknown key 'metod'",
         "did you mean 'method'?",
-        "method: input should be 'inheritune'",
+        "method: unknown method 'inheritun': expected one of distill, half-width",
         "did you mean 'inheritune'?",
         "training.steps: input should be greater than 0, not -3",
         "unknown key 'training.lenght'",
@@ -68,8 +72,13 @@ def test_all_problems_are_said_together_in_one_line(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"reference": None}, "neither reference nor architecture"),
-        ({"architecture": {"model_type": "gpt2"}}, "both given"),
-        ({"architecture": {"n_layer": 2}}, "no model_type"),
+        ({"architecture": {"model_type": "gpt2"}}, "method inheritune takes no architecture: expected method scratch"),
+        ({"method": "scratch", "architecture": {"model_type": "gpt2"}}, "both given"),
+        ({"method": "scratch", "reference": None, "architecture": {"n_layer": 2}}, "no model_type"),
+        ({"method": "scratch", "parts": "mlp"}, "parts: method scratch takes no parts: expected method inheritune"),
+        ({"method": "stacking", "growth": {"by": 1}}, "growth: method stacking takes no growth"),
+        ({"distill_alpha": 0.5}, "distill_alpha: method inheritune takes no distill_alpha: expected method distill"),
+        ({"width": 0.5}, "width: method inheritune takes no width: expected method half-width"),
         ({"training": {"steps": 1, "learning_rate": 1e-6}}, "min_learning_rate 1e-05 is above learning_rate 1e-06"),
         ({"training": {"steps": 1, "checkpoint_every": 15}}, "checkpoint_every 15 is not a multiple of log_every 10"),
         ({"name": "a/b"}, "name: string should match pattern"),
@@ -91,7 +100,9 @@ def test_a_malformed_set_is_one_line(change: str, message: str) -> None:
 
 def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "heal.yaml").write_text("a: [")
-    with pytest.raises(RecipeError, match=r"no recipe .*hael\.yaml: expected a YAML file; did you mean .*heal\.yaml"):
+    with pytest.raises(
+        RecipeError, match=r"no recipe .*hael\.yaml: expected a YAML file or one of .*; did you mean .*heal\.yaml"
+    ):
         load_recipe(tmp_path / "hael.yaml")
     with pytest.raises(RecipeError, match=r"cannot read .*heal\.yaml as YAML") as caught:
         load_recipe(tmp_path / "heal.yaml")
@@ -130,9 +141,9 @@ def test_the_record_of_a_recipe_holds_the_layers_and_needs_no_analysis(tmp_path:
     record = json.loads(json.dumps(recipe.model_dump(mode="json")))
     assert record["layers"]["keep"] == [0, 1, 2, 3, 4, 5]
     assert load_recipe(record) == load_recipe(recipe) == recipe
-    assert [row.source for row in inherited_plan(recipe, 16)] == [0, 1, 2, 3, 4, 5]
+    assert [row.source for row in method_of(recipe).first_plan(recipe, 16)] == [0, 1, 2, 3, 4, 5]
     with pytest.raises(PlanError, match="the recommendation is for a model of 16 layers, this model has 8"):
-        inherited_plan(recipe, 8)
+        method_of(recipe).first_plan(recipe, 8)
 
 
 def test_a_run_that_goes_on_keeps_the_layers_it_began_with(tmp_path: Path) -> None:
@@ -159,3 +170,36 @@ def test_layers_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
         load_recipe({**MINIMAL, "layers": str(tmp_path)})
     with pytest.raises(RecipeError, match=r"layers: expected a count, .* or depth, keep, reason, analysis"):
         load_recipe({**MINIMAL, "layers": {"deph": 4}})
+
+
+def test_a_shipped_recipe_goes_by_its_name_unless_a_file_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("inheritune") == load_recipe(LIBRARY / "inheritune.yaml")
+    Path("inheritune").write_text(yaml.safe_dump(MINIMAL))
+    assert load_recipe("inheritune").name == "x"
+    with pytest.raises(RecipeError, match=r"one of distill, .*; did you mean 'half-width'\?"):
+        load_recipe("half-widht")
+
+
+def test_the_reference_page_is_what_the_code_says() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text()
+    assert page == reference_page(), "run python -m inheritune.recipes.reference > docs/recipes.md"
+    for part in (Recipe, *(kind for kind in vars(schema).values() if isinstance(kind, type))):
+        if issubclass(part, schema._Part | TrainingSettings) and part not in (schema._Part, schema.RecommendedLayers):
+            assert all(f"`{name}`" in page or f".{name}`" in page for name in part.model_fields), part
+
+
+def test_what_is_null_is_taken_from_the_model_and_the_text() -> None:
+    open_ended = RecipeTraining(steps=None, batch=None, length=None)
+    # 100,000 tokens in windows of 512: 195, ten of them a step so that a pass has 20 steps.
+    settings = open_ended.resolved(context=2048, train_tokens=100_000, valid_tokens=10_000)
+    assert (settings.length, settings.batch, settings.steps) == (512, 9, 22)
+    # 1,000 validation tokens make 8 windows of 64 at least only where windows are of 64 or 124 tokens.
+    assert open_ended.resolved(1024, 100_000, 1_000).length == 64
+    assert open_ended.resolved(100, 100_000, 10_000).length == 100
+    assert open_ended.resolved(None, 10_000_000, 1_000_000).batch == 16
+    assert open_ended.resolved(512, 10, 10).steps == 1
+    fixed = RecipeTraining(steps=7, batch=3, length=9)
+    assert fixed.resolved(1024, 10, 10) == TrainingSettings(steps=7, batch=3, length=9)

@@ -23,6 +23,8 @@ from inheritune.data import TrainingWindows, open_shards, train_tokenizer, valid
 from inheritune.decoder import load_tokenizer, save_model
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError, RecipeError
 from inheritune.evaluation import window_losses
+from inheritune.recipes import workspace
+from inheritune.records.runs import RunRecord
 from inheritune.training import DistillationLoss
 from tiny import perturbed
 
@@ -84,11 +86,15 @@ def recipe(root: Path, **changes: Any) -> dict[str, Any]:
         "evaluation": {"margin": 0.0, "speed": False, "prompt": "text "},
         "analysis": None,
     }  # fmt: skip
+    if changes.get("method", "inheritune") != "inheritune":
+        del base["growth"]
     return {**base, **changes}
 
 
 def stable(record: Any) -> Any:
     """Return a record without what two equal runs may differ in."""
+    if isinstance(record, RunRecord):
+        record = record.as_json()
     if isinstance(record, dict):
         return {key: stable(value) for key, value in record.items() if key not in VOLATILE}
     return [stable(item) for item in record] if isinstance(record, list) else record
@@ -106,7 +112,7 @@ def test_the_target_grows_to_the_reference_s_depth_while_it_does_not_match(setti
     assert [item["layers"] for item in record["rounds"]] == [2, 5, 6]
     assert [item["comparison"]["matches"] for item in record["rounds"][:2]] == [False, False]
     assert record["result"]["tokens"] == 3 * 6 * 4 * 16
-    assert json.loads((tmp_path / "r" / "record.json").read_text()) == record
+    assert json.loads((tmp_path / "r" / "record.json").read_text()) == record.as_json()
 
 
 def test_growth_without_output_starts_where_the_round_before_ended(setting: Path, tmp_path: Path) -> None:
@@ -322,6 +328,91 @@ def test_a_mistake_is_one_line_and_trains_nothing(
 
 def test_text_of_another_vocabulary_is_refused(setting: Path, tmp_path: Path) -> None:
     data = {**recipe(setting)["data"], "tokenizer": "train:300", "folder": None}
-    with pytest.raises(DataError, match="300 token ids: expected at most the model's 270"):
+    with pytest.raises(DataError, match=r"a vocabulary of 270 tokens, .* one of 300 \(37 differ\)"):
         it.run(recipe(setting, data=data), tmp_path / "r")
-    assert not list((tmp_path / "r").glob("round-*"))
+    assert not (tmp_path / "r").exists()
+
+
+def test_text_of_as_many_other_tokens_is_refused(setting: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("\n\n".join(text.upper().replace("1", "q") for text in TEXTS))
+    data = {"source": str(tmp_path / "other.txt"), "valid_fraction": 0.2, "tokenizer": "train:270"}
+    with pytest.raises(DataError, match="expected models and data of one vocabulary"):
+        it.run(recipe(setting, data=data), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_one_validation_window_is_refused_before_the_training(setting: Path, tmp_path: Path) -> None:
+    evaluation = {"length": 32, "windows": 2, "speed": False}
+    (tmp_path / "short.txt").write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}")
+    data = {"source": str(tmp_path / "short.txt"), "valid_fraction": 0.5}
+    with pytest.raises(DataError, match=r"too few windows \(1\)"):
+        it.run(recipe(setting, data=data, evaluation=evaluation), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_growth_goes_on_with_layers_that_are_not_there_yet(setting: Path, tmp_path: Path) -> None:
+    changes = {
+        "layers": [0, 2],
+        "training": FROZEN,
+        "evaluation": {"margin": 0.0, "speed": False},
+        "parts": "mlp,norms",
+    }
+    for mode in ("continue", "restart"):
+        growth = {"by": 2, "max_rounds": 2, "mode": mode}
+        plan = it.run(recipe(setting, **changes, growth=growth), tmp_path / mode).rounds[1].plan
+        old = [("target", 0), ("target", 1)] if mode == "continue" else [("reference", 0), ("reference", 2)]
+        assert [(row.model, row.source) for row in plan] == [*old, ("reference", 3), ("reference", 4)]
+        assert {row.parts for row in plan if row.model == "reference"} == {("mlp", "norms")}
+
+
+def test_the_reference_is_evaluated_once(setting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = recipe(setting, growth={"max_rounds": 1})
+    whole = it.run(settings, tmp_path / "r")
+    evaluated = []
+    monkeypatch.setattr(workspace, "evaluate_windows", lambda model, *rest: evaluated.append(model))
+    (tmp_path / "r" / "record.json").unlink()
+    assert stable(it.run(settings, tmp_path / "r")) == stable(whole)
+    assert not evaluated
+    # Damaged, it is evaluated again.
+    monkeypatch.undo()
+    for name in ("record.json", "reference-losses.npy"):
+        (tmp_path / "r" / name).unlink()
+    assert stable(it.run(settings, tmp_path / "r")) == stable(whole)
+
+
+@pytest.mark.parametrize(("name", "text"), [("record.json", "{"), ("round-1/round.json", '{"kind": "round"}')])
+def test_a_damaged_record_is_one_line(setting: Path, tmp_path: Path, name: str, text: str) -> None:
+    settings = recipe(setting, growth={"max_rounds": 1})
+    it.run(settings, tmp_path / "r")
+    (tmp_path / "r" / name).write_text(text)
+    if name != "record.json":
+        (tmp_path / "r" / "record.json").unlink()
+    with pytest.raises(OutputError, match=name) as caught:
+        it.run(settings, tmp_path / "r")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_result_has_the_dtype_of_its_source(setting: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(setting / "reference", dtype=torch.bfloat16)
+    save_model(model, tmp_path / "small", load_tokenizer(setting / "reference"))
+    settings = recipe(setting, reference=str(tmp_path / "small"), growth={"by": 2, "max_rounds": 2})
+    record = it.run(settings, tmp_path / "r")
+    folder = tmp_path / "r" / record.result.model
+    saved = AutoModelForCausalLM.from_pretrained(folder)
+    assert (saved.dtype, record.result.dtype) == (torch.bfloat16, "bfloat16")
+    assert (folder / "model.safetensors").stat().st_size < (tmp_path / "small" / "model.safetensors").stat().st_size
+    # The loss is that of the weights as they are saved, in float32 arithmetic; the round's is that of float32 weights.
+    shards = open_shards(setting / "data")
+    windows = validation_windows(shards, load_tokenizer(shards.tokenizer), 16, 2000)
+    losses = window_losses(saved.float(), windows)
+    assert record.result.evaluation.loss == pytest.approx(losses.mean(), abs=1e-9)
+    assert record.result.evaluation.loss != record.rounds[-1].evaluation.loss
+    np.testing.assert_allclose(np.load(tmp_path / "r" / record.result.losses), losses, atol=1e-9)
+    assert json.loads((folder / "training.json").read_text())["tokens"] == record.result.tokens
+    first = AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "round-1" / "model")
+    assert first.dtype == torch.float32  # the next round goes on from it
+    (tmp_path / "r" / "record.json").unlink()
+    assert stable(it.run(settings, tmp_path / "r")) == stable(record)
+    plain = it.run({**settings, "save_dtype": "float32"}, tmp_path / "plain")
+    assert plain.result.dtype == "float32"
+    assert plain.result.evaluation == plain.rounds[-1].evaluation == record.rounds[-1].evaluation

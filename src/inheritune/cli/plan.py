@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from inheritune.cli.run import Changes
+
+PARTS = {
+    "training": "weights, gradients and optimiser",
+    "reference": "reference",
+    "logits": "logits",
+    "activations": "activations",
+}
+"""What takes memory, in words."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -14,30 +24,41 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.steps=100.")
-    ] = None,
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe in YAML, or the name of one that the package ships (run --list).")
+    ],
+    set_: Changes = None,
     out: Annotated[Path | None, typer.Option(help="Write the plan as JSON to this file.")] = None,
 ) -> None:
     """Check a recipe and estimate what it takes, at worst; nothing is downloaded, prepared or trained."""
     from inheritune.cli.console import console, print_table
-    from inheritune.recipes import load_recipe
-    from inheritune.recipes.preflight import preflight
-    from inheritune.storage import write_json
+    from inheritune.recipes import plan as plan_recipe
 
-    cost = preflight(load_recipe(recipe, set_ or []))
+    cost = plan_recipe(recipe, set_ or [])
+    for note in cost.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     rows = [
-        (f"round {i}", item["layers"], f"{item['parameters']:,}", f"{item['tokens']:,}", f"{item['seconds'] / 60:.1f}")
-        for i, item in enumerate(cost["rounds"], 1)
+        (f"round {i}", item.layers, f"{item.parameters:,}", f"{item.tokens:,}", time_span(item.seconds))
+        for i, item in enumerate(cost.rounds, 1)
     ]
-    columns = ("", "layers", "parameters", "tokens", "minutes (rough)")
-    print_table(f"{cost['name']} ({cost['method']}), at most", columns, rows)
-    need, free = cost["memory_bytes"] / 1e9, cost["memory_available_bytes"] / 1e9
+    columns = ("", "layers", "parameters", "tokens", "time (rough)")
+    print_table(f"{cost.name} ({cost.method}), at most", columns, rows)
+    need, free = cost.memory_bytes / 1e9, cost.memory_available_bytes / 1e9
     fits = "fits" if need < free else "does not fit: lower training.micro_batch or use a smaller target"
+    said = [] if cost.memory is None else [f"{cost.memory[key] / 1e9:.2f} {text}" for key, text in PARTS.items()]
     console.print(
-        f"{cost['tokens']:,} tokens, about {cost['seconds'] / 60:.1f} minutes of training here; "
-        f"memory {need:.2f} GB of {free:.1f} GB free, activations not counted: {fits}"
+        f"{cost.tokens:,} tokens, about {time_span(cost.seconds)} of training here\n"
+        f"memory about {need:.2f} GB ({', '.join(said)}) of {free:.1f} GB free: {fits}",
+        markup=False,
+        soft_wrap=True,
     )
     if out is not None:
-        write_json(out, cost)
+        cost.write(out)
+
+
+def time_span(seconds: float) -> str:
+    """Write a rough time span in the unit a person would use: `40 s`, `12.5 minutes`, `4.3 days`."""
+    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

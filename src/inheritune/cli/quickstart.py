@@ -26,10 +26,12 @@ def quickstart(
     from inheritune.cli.console import console
     from inheritune.cli.run import print_run
     from inheritune.experiments import quickstart as tell
-    from inheritune.storage import read_json
+    from inheritune.records.base import read_record
+    from inheritune.records.runs import RunRecord
+    from inheritune.storage import RECORD
 
     record = tell(out, set_ or [])
-    for name in record["runs"]:
-        print_run(read_json(out / name / "record.json"), out / name)
-    console.print(record["verdict"], markup=False)
-    console.print(f"report: {out / record['report']}", markup=False)
+    for name in record.runs:
+        print_run(read_record(out / name / RECORD, RunRecord), out / name)
+    console.print(record.verdict, markup=False)
+    console.print(f"report: {out / record.report}", markup=False, soft_wrap=True)

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def reproduce(
     experiment: Annotated[str, typer.Argument(help="table2 or table5.")],
-    scale: Annotated[str, typer.Option(help="tiny, small or paper.")] = "tiny",
+    scale: Annotated[str, typer.Option(help="tiny: the bundled reference, for a laptop.")] = "tiny",
     out: Annotated[Path | None, typer.Option(help="The folder; runs/EXPERIMENT-SCALE if not given.")] = None,
 ) -> None:
     """Run the recipes of a table of the paper and print our numbers beside the published ones."""
@@ -24,23 +24,22 @@ def reproduce(
     from inheritune.experiments import reproduce as reproduce_table
 
     record = reproduce_table(experiment, scale, out)
-    columns, published = EXPERIMENTS[experiment].columns, record["published"]
-    full = next(iter(record["ours"].values()))["reference"]
-    rows = [(f"ours ({scale})", _cell(full, full["evaluation"]["loss"]), *(_ours(record["ours"][c]) for c in columns))]
+    columns, published = EXPERIMENTS[experiment].columns, record.published
+    ours = [record.ours[column] for column in columns]
+    models = [ours[0].reference, *ours]
+    losses = (_cell(item.evaluation.loss, item.layers) if item else "-" for item in models)
+    tokens = (f"{item.tokens / 1e6:.2f}M" if item and item.tokens else "-" for item in models)
+    rows = [(f"ours ({scale})", *losses), ("our tokens", *tokens)]
     for row in published["rows"]:
-        rows.append((f"published, {row['model']}", *(_cell(row.get(c), None) for c in ("full", *columns))))
+        cells = (row.get(column) or {} for column in ("full", *columns))
+        rows.append((f"published, {row['model']}", *(_cell(cell.get("loss"), cell.get("layers")) for cell in cells)))
     print_table(f"{experiment}: {published['quantity']} ({published['where']})", ("", "full", *columns), rows)
     folder = out or Path("runs") / f"{experiment}-{scale}"
-    console.print(f"record: {folder / 'record.json'}   report: {folder / 'report.html'}", markup=False)
+    console.print(f"record: {folder / 'record.json'}   report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _ours(result: dict[str, object]) -> str:
-    evaluation = result["evaluation"]
-    return _cell(result, evaluation["loss"] if isinstance(evaluation, dict) else None)
-
-
-def _cell(item: dict[str, object] | None, loss: float | None) -> str:
-    if item is None:
+def _cell(loss: float | None, layers: int | None) -> str:
+    """Write a loss in nats a token, with the number of layers where it is known."""
+    if loss is None:
         return "-"
-    value = loss if loss is not None else item["loss"]
-    return f"{value:.3f} ({item['layers']}L)" if "layers" in item else f"{value}"
+    return f"{loss:.3f} ({layers}L)" if layers is not None else f"{loss}"

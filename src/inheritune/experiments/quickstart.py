@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import RecipeError
 from inheritune.recipes import load_recipe, run
 from inheritune.records.base import environment, now
+from inheritune.records.runs import QuickstartRecord, RunRecord
 from inheritune.report import load_runs, verdict, write_report
-from inheritune.storage import RECORD, claim_folder, write_json
+from inheritune.storage import RECORD, claimed
 
 TRAINING: dict[str, Any] = {
     "steps": 300,
@@ -47,24 +47,24 @@ def inheritune_recipe(folder: Path) -> dict[str, Any]:
     }
 
 
-def scratch_recipe(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+def scratch_recipe(record: RunRecord) -> dict[str, Any]:
     """Return the baseline of a finished Inheritune run: as deep, on as many tokens, from random weights.
 
     It has the learning rate and a warm-up as the reference was trained with, and one schedule over all its steps.
     """
-    recipe = record["recipe"]
-    steps = sum(item["steps"] for item in record["rounds"])
+    recipe = {key: value for key, value in record.recipe.items() if key != "growth"}
+    steps = sum(item.steps for item in record.rounds)
     return {
         **recipe,
         "name": "scratch",
         "method": "scratch",
-        "layers": record["result"]["layers"],
+        "layers": record.result.layers,
         "training": {**recipe["training"], **FROM_RANDOM, "steps": steps},
         "analysis": {**(recipe["analysis"] or {}), "of": ["result"]} if recipe["analysis"] else None,
     }
 
 
-def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ()) -> dict[str, Any]:
+def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ()) -> QuickstartRecord:
     """Run the quickstart in the folder `out` and return its record; run again, it goes on where it was.
 
     Args:
@@ -76,25 +76,17 @@ def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ())
     """
     folder = Path(out)
     recipe = load_recipe(inheritune_recipe(folder), changes)
-    if recipe.method != "inheritune":
-        raise RecipeError(
-            f"method {recipe.method}: the quickstart is about inheritune; others are for 'inheritune run'"
-        )
-    claim_folder(folder, {"kind": "quickstart", "recipe": recipe.model_dump(mode="json")})
-    ours = run(recipe, folder / "inheritune")
-    scratch = run(scratch_recipe(folder, ours), folder / "scratch")
-    folders = [folder / "inheritune", folder / "scratch"]
-    report = write_report(folders, folder / "report.html")
-    record = {
-        "kind": "quickstart",
-        "schema": 1,
-        "created": now(),
-        "environment": environment().as_json(),
-        "runs": ["inheritune", "scratch"],
-        "report": report.name,
-        "verdict": verdict(load_runs(folders)).sentence,
-        "result": ours["result"],
-        "scratch": scratch["result"],
-    }
-    write_json(folder / RECORD, record)
-    return record
+    with claimed(folder, {"kind": "quickstart", "recipe": recipe.as_json()}, preparation=("data",)):
+        ours = run(recipe, folder / "inheritune")
+        scratch = run(scratch_recipe(ours), folder / "scratch")
+        folders = [folder / "inheritune", folder / "scratch"]
+        report = write_report(folders, folder / "report.html")
+        return QuickstartRecord(
+            created=now(),
+            environment=environment(),
+            runs=("inheritune", "scratch"),
+            report=report.name,
+            verdict=verdict(load_runs(folders)).sentence,
+            result=ours.result,
+            scratch=scratch.result,
+        ).write(folder / RECORD)

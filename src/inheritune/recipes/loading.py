@@ -1,7 +1,8 @@
-"""Recipes from YAML, dicts and `--set`, with all problems of a recipe said together."""
+"""Recipes from YAML, dicts, the package's own library and `--set`, with all problems of a recipe said together."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,12 +14,27 @@ from pydantic import BaseModel, ValidationError
 from inheritune.errors import RecipeError, nearest
 from inheritune.recipes.schema import Recipe
 
+LIBRARY = Path(__file__).with_name("library")
+"""The recipes that the package ships."""
+
+
+def library() -> dict[str, Path]:
+    """Return the files of the recipes that the package ships, by name."""
+    return {path.stem: path for path in sorted(LIBRARY.glob("*.yaml"))}
+
+
+def summary_of(path: Path) -> str:
+    """Return what the comment at the head of a recipe says, on one line."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.removeprefix("# ").strip() for line in lines)
+
 
 def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str] = ()) -> Recipe:
     """Return the recipe that `source` describes, with `changes` applied.
 
     Args:
-        source: a recipe, its settings as a dict, or the path of a YAML file.
+        source: a recipe, its settings as a dict, the path of a YAML file, or the name of a recipe that the package
+            ships.
         changes: `key=value` with dots for nested keys, the value in YAML, for example `training.steps=100`.
 
     Raises:
@@ -29,7 +45,7 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
     elif isinstance(source, Mapping):
         settings = dict(source)
     else:
-        settings = _read_yaml(Path(source))
+        settings = _read_yaml(_file_of(source))
     for change in changes:
         _apply(settings, change)
     try:
@@ -40,13 +56,19 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
         raise RecipeError(f"{name}: {problems}") from error
 
 
+def _file_of(source: str | Path) -> Path:
+    """Return the file that a path or the name of a shipped recipe stands for; a file of that name comes first."""
+    path = Path(source)
+    return path if path.exists() else library().get(str(source), path)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        folder = path.parent
-        siblings = [str(folder / item.name) for item in folder.glob("*.y*ml")] if folder.is_dir() else []
-        raise RecipeError(f"no recipe {path}: expected a YAML file{nearest(str(path), siblings)}") from error
+        files = [str(path.parent / item.name) for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        known = f"a YAML file or one of {', '.join(library())}"
+        raise RecipeError(f"no recipe {path}: expected {known}{nearest(str(path), [*files, *library()])}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
@@ -85,7 +107,8 @@ def _problem(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if not where:
         return message
-    given = "" if isinstance(item["input"], Mapping) else f", not {item['input']!r}"
+    named = isinstance(item["input"], Mapping) or repr(item["input"]) in message
+    given = "" if named else f", not {item['input']!r}"
     return f"{where}: {message[0].lower()}{message[1:]}{given}"
 
 

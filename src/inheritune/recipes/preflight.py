@@ -3,104 +3,171 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.decoder import count_parameters, load_config
-from inheritune.decoder.source import resolve_model
+from inheritune.data import open_shards, read_documents
+from inheritune.data.shards import MANIFEST
+from inheritune.data.sources import STDLIB
+from inheritune.decoder import count_parameters
+from inheritune.distributed import has_accelerator
+from inheritune.errors import RecipeError
+from inheritune.recipes.checks import check_recipe
+from inheritune.recipes.loading import load_recipe
+from inheritune.recipes.methods import method_of
 from inheritune.recipes.schema import Recipe
-from inheritune.recipes.workspace import check_against, inherited_plan
+from inheritune.records.runs import MemoryEstimate, PlannedRound, PlanRecord
 from inheritune.surgery import LayerPlan, blueprint
-from inheritune.surgery.width import HALF, narrow_config
+from inheritune.surgery.config.target import depth_of, target_config
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
+
+    from inheritune.training import TrainingSettings
 
 TRAINING_BYTES = 16
 """Bytes a trained parameter takes: float32 weight, gradient and AdamW's two moments."""
+LOGITS, TEACHER_LOGITS = 3, 4
+"""Float32 arrays of (B, T, V) that live at once: logits, log-softmax and gradient; with a teacher its logits, its
+log-softmax, the student's second log-softmax and that one's gradient as well."""
+HIDDEN, MLP, ATTENTION = 10, 4, 3
+"""Numbers that a block keeps of a token for the backward pass, by hidden unit, by MLP unit, and, where the matrix of
+attention probabilities exists, by head and position. Counted in GPT-2, Llama, GPT-NeoX and Falcon: 0.9 to 1.4 times."""
+BYTES_PER_TOKEN = 4
+"""Of text that is not tokenized yet."""
 PRODUCTS, TRIALS = 8, 12
 """Matrix products of one timing, and timings, of which the shortest counts: the others shared the machine."""
 UTILISATION = 0.3
 """Share of the matrix product's rate that training is assumed to reach; the quickstart's rounds on a CPU do."""
 
 
-def preflight(recipe: Recipe) -> dict[str, Any]:
-    """Return what running `recipe` would take, at worst: all rounds of growth.
+def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str] = ()) -> PlanRecord:
+    """Return what running a recipe would take, at worst: all rounds of growth.
 
-    Only the reference's configuration is read. Memory counts weights, gradients, AdamW's moments, the reference and the
-    logits of a micro-batch, not activations inside the blocks. Time is the training arithmetic (6 operations per weight
-    and token, 12 per layer, position and hidden unit for attention) at a matrix product's rate measured here and now on
+    Only the reference's configuration is read. Memory counts weights, gradients and AdamW's moments (16 bytes a
+    parameter), the reference, the logits, and the activations of the blocks: of each token of a micro-batch and each
+    block, 10 numbers by hidden unit, 4 by MLP unit and, where attention is a matrix, 3 by head and position, in the
+    training's precision. Time is the training arithmetic (6 operations per weight and token, 12 per layer, position
+    and hidden unit for attention; a third of both for a teacher) at a matrix product's rate measured here and now on
     the model's own shapes, times `UTILISATION`: an order of magnitude, not a promise.
 
+    Args:
+        recipe: as for `run`.
+        changes: `key=value` settings on top, see `load_recipe`.
+
     Raises:
-        InherituneError: the recipe does not fit its reference.
+        InherituneError: the recipe is wrong or does not fit its reference.
     """
-    plans, config = _plans(recipe)
-    reference = 0 if recipe.reference is None else count_parameters(blueprint(config))
-    if recipe.method == "half-width":
-        config = narrow_config(config, recipe.width or HALF)
-    settings = recipe.training
-    tokens = settings.steps * settings.tokens_per_step
-    rounds = []
+    checked = load_recipe(recipe, changes)
+    source = check_recipe(checked)
+    method, depth = method_of(checked), depth_of(source)
+    config = method.scaled_config(checked, source)
+    settings = _settings(checked, source)
     rate = _product_rate(config.get_text_config(decoder=True).hidden_size, settings.tokens_per_step)
-    for layers in plans:
-        model = blueprint(_with_depth(config, layers))
-        operations = tokens * _operations_per_token(model, settings.length)
-        rounds.append(
-            {
-                "layers": layers,
-                "parameters": count_parameters(model),
-                "tokens": tokens,
-                "seconds": operations / (rate * UTILISATION),
-            }
-        )
-    logits = (settings.micro_batch or settings.batch) * settings.length * _vocabulary(config) * 4
-    need = max(item["parameters"] for item in rounds) * TRAINING_BYTES + reference * 4 + 2 * logits
-    return {
-        "kind": "plan",
-        "name": recipe.name,
-        "method": recipe.method,
-        "rounds": rounds,
-        "tokens": tokens * len(rounds),
-        "seconds": sum(item["seconds"] for item in rounds),
-        "memory_bytes": need,
-        "memory_available_bytes": _available_memory(),
-    }
+    reference = 0 if checked.reference is None else count_parameters(blueprint(source))
+    extra = _operations(source, reference, settings.length) / 3 if method.teaches else 0.0
+    rounds = tuple(
+        _planned_round(_with_depth(config, layers), settings, rate * UTILISATION, extra)
+        for layers in method.depths(checked, depth)
+    )
+    deepest = max(rounds, key=lambda item: item.parameters)
+    memory = MemoryEstimate(
+        training=deepest.parameters * TRAINING_BYTES,
+        reference=reference * 4,
+        logits=_logits(config, settings) * (LOGITS + TEACHER_LOGITS * method.teaches),
+        activations=_activations(_with_depth(config, deepest.layers), settings),
+    )
+    return PlanRecord(
+        name=checked.name,
+        method=checked.method,
+        notes=tuple(method.notes(checked, depth)),
+        rounds=rounds,
+        tokens=sum(item.tokens for item in rounds),
+        seconds=sum(item.seconds for item in rounds),
+        memory=memory,
+        memory_bytes=memory.training + memory.reference + memory.logits + memory.activations,
+        memory_available_bytes=_available_memory(),
+    )
 
 
-def _plans(recipe: Recipe) -> tuple[list[int], PretrainedConfig]:
-    """Return the depth of each round, all rounds of growth included, and the configuration to scale."""
-    if recipe.reference is None:
-        from transformers import AutoConfig
+def _planned_round(config: PretrainedConfig, settings: TrainingSettings, rate: float, extra: float) -> PlannedRound:
+    """Return what one round takes at `rate` operations a second; `extra` operations a token are not the target's."""
+    tokens, parameters = settings.steps * settings.tokens_per_step, count_parameters(blueprint(config))
+    return PlannedRound(
+        layers=depth_of(config),
+        parameters=parameters,
+        tokens=tokens,
+        seconds=tokens * (_operations(config, parameters, settings.length) + extra) / rate,
+    )
 
-        config = AutoConfig.for_model(**(recipe.architecture or {}))
-        return [int(config.num_hidden_layers)], config
-    config = load_config(resolve_model(recipe.reference))
-    check_against(recipe, config)
-    depth = int(config.get_text_config(decoder=True).num_hidden_layers)
-    count = len(inherited_plan(recipe, depth))
-    if recipe.method in ("stacking", "hybrid-stacking"):
-        return [count // 2, count], config
-    if recipe.method != "inheritune":
-        return [count], config
-    limit = min(recipe.growth.max_layers or depth, depth)
-    depths = [count, *range(count + recipe.growth.by, limit, recipe.growth.by), limit] if count < limit else [count]
-    return depths[: recipe.growth.max_rounds], config
+
+def _settings(recipe: Recipe, config: PretrainedConfig) -> TrainingSettings:
+    """Return the settings of a round, what they leave to the text being taken from its size."""
+    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    train, valid = (0, 0) if recipe.training.is_resolved else _text_tokens(recipe)
+    return recipe.training.resolved(context, train, valid)
+
+
+def _text_tokens(recipe: Recipe) -> tuple[int, int]:
+    """Return the tokens for training and for validation: of prepared shards, or guessed from the bytes of the text."""
+    data = recipe.data
+    if data.folder is not None and (Path(data.folder) / MANIFEST).is_file():
+        shards = open_shards(data.folder)
+        return shards.tokens("train"), shards.tokens("valid")
+    sizes = [_text_bytes(source) // BYTES_PER_TOKEN for source in (data.source, data.validation) if source]
+    if len(sizes) == 2:
+        return sizes[0], sizes[1]
+    return int(sizes[0] * (1 - data.valid_fraction)), int(sizes[0] * data.valid_fraction)
+
+
+def _text_bytes(source: str) -> int:
+    path = Path(source)
+    if source == STDLIB and not path.exists():
+        return sum(len(document.text) for document in read_documents(source))
+    if not path.exists():
+        raise RecipeError(f"training leaves its steps to the size of {source}, which is not here: set training.steps")
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def _with_depth(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    from inheritune.surgery.config.target import target_config
-
     return target_config({"reference": config}, LayerPlan.random(layers))
 
 
-def _operations_per_token(model: PreTrainedModel, length: int) -> float:
-    text = model.config.get_text_config(decoder=True)
-    return 6.0 * count_parameters(model) + 12.0 * text.num_hidden_layers * length * text.hidden_size
+def _operations(config: PretrainedConfig, parameters: int, length: int) -> float:
+    """Return the operations of training on one token, forward and backward."""
+    text = config.get_text_config(decoder=True)
+    return 6.0 * parameters + 12.0 * text.num_hidden_layers * length * text.hidden_size
 
 
-def _vocabulary(config: PretrainedConfig) -> int:
-    return int(config.get_text_config(decoder=True).vocab_size)
+def _micro_tokens(settings: TrainingSettings) -> int:
+    """Return the tokens that a device holds at once."""
+    return (settings.micro_batch or settings.batch) * settings.length
+
+
+def _logits(config: PretrainedConfig, settings: TrainingSettings) -> int:
+    """Return the bytes of one float32 array of a micro-batch's logits."""
+    return _micro_tokens(settings) * int(config.get_text_config(decoder=True).vocab_size) * 4
+
+
+def _activations(config: PretrainedConfig, settings: TrainingSettings) -> int:
+    """Return the bytes that the blocks keep of a micro-batch for the backward pass."""
+    text = config.get_text_config(decoder=True)
+    hidden = int(text.hidden_size)
+    units = int(getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden)
+    kept = HIDDEN * hidden + MLP * units
+    if _has_matrices(config):
+        kept += ATTENTION * int(text.num_attention_heads) * settings.length
+    width = 2 if has_accelerator() and settings.precision != "float32" else 4
+    return _micro_tokens(settings) * depth_of(config) * kept * width
+
+
+def _has_matrices(config: PretrainedConfig) -> bool:
+    """Return whether attention is computed as a matrix: `eager`, and on a CPU also with dropout."""
+    text = config.get_text_config(decoder=True)
+    dropout = getattr(text, "attn_pdrop", 0) or getattr(text, "attention_dropout", 0)
+    return blueprint(config).config._attn_implementation == "eager" or (bool(dropout) and not has_accelerator())
 
 
 def _product_rate(hidden: int, tokens: int) -> float:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inheritune.data import TrainingWindows, validation_windows
-from inheritune.decoder import count_parameters, load_model, open_decoder, save_model
-from inheritune.distributed import from_main, is_main
-from inheritune.recipes.workspace import TRAINING_RECORD, Workspace, check_context
-from inheritune.storage import read_json, write_json
+from inheritune.decoder import count_parameters, open_decoder, save_model
+from inheritune.distributed import from_main
+from inheritune.recipes.workspace import TRAINING_RECORD, Workspace, save_losses
+from inheritune.records.base import read_record
+from inheritune.records.evaluation import LossSummary
+from inheritune.records.runs import RoundRecord, TrainedOn
+from inheritune.records.surgery import PlanRow
 from inheritune.surgery import LayerPlan
-from inheritune.training import delete_checkpoints, next_token_loss, train
+from inheritune.training import TrainingOutcome, delete_checkpoints, next_token_loss, train
 from inheritune.training.collapse import COLLAPSE
 from inheritune.training.losses import Loss
 
@@ -30,81 +33,104 @@ Build = Callable[[], "PreTrainedModel"]
 
 def run_round(
     workspace: Workspace,
-    number: int,
-    build: Build,
+    before: Sequence[RoundRecord],
     plan: LayerPlan | None,
-    before: list[dict[str, Any]],
+    build: Build,
     loss: Loss = next_token_loss,
-) -> dict[str, Any]:
-    """Do round `number` (from 1), or read its record if it is done.
+) -> RoundRecord:
+    """Do the round behind the rounds `before`, or read its record if it is done.
 
     Args:
         workspace: what the rounds share.
-        number: names the folder, `round-N`.
-        build: makes the model to train; called only if the round has to be done, and gives the same weights each time.
-        plan: where its layers come from, for the record; None for an architecture of the recipe's own.
         before: the records of the rounds before; the data goes on where they stopped.
+        plan: where its layers come from, for the record; None for an architecture of the recipe's own.
+        build: makes the model to train; called only if the round has to be done, and gives the same weights each time.
         loss: what is minimised.
 
-    Returns:
-        The round's record, as the run's record holds it.
+    Raises:
+        OutputError: the record of the round is damaged.
+        InherituneError: as `train`.
     """
-    name = f"round-{number}"
-    folder = workspace.folder / name
+    folder = workspace.folder / f"round-{len(before) + 1}"
     if (folder / ROUND_RECORD).is_file():
-        return dict(read_json(folder / ROUND_RECORD))
+        return read_record(folder / ROUND_RECORD, RoundRecord)
+    model, start = _start(workspace, build)
+    outcome = _train(workspace, folder, model, before, loss)
+    record = _finish(workspace, folder, model, plan, before, start, outcome)
+    del model
+    gc.collect()
+    return record
+
+
+def _start(workspace: Workspace, build: Build) -> tuple[PreTrainedModel, LossSummary]:
+    """Make the model of a round; its loss before the training is the first point of the curve."""
     model = build()
-    layers = open_decoder(model).layers
-    check_context(workspace.recipe, open_decoder(model).context)
-    # A random start says nothing about a target; an inherited one is what the first point of the curve shows.
-    start = workspace.evaluate(model).summary.as_json()
-    settings = workspace.recipe.training
-    first = sum(record["steps"] for record in before) * settings.batch
+    return model, workspace.evaluate(model).summary
+
+
+def _train(
+    workspace: Workspace, folder: Path, model: PreTrainedModel, before: Sequence[RoundRecord], loss: Loss
+) -> TrainingOutcome:
+    """Train the model in place, on the data behind that of the rounds before."""
+    settings, recipe = workspace.training, workspace.recipe
     data = TrainingWindows(
         workspace.shards,
         settings.length,
         settings.steps * settings.batch,
-        seed=workspace.recipe.seed,
+        seed=recipe.seed,
         order=settings.order,
-        first=first,
+        first=sum(record.steps for record in before) * settings.batch,
     )
-    outcome = train(
+    return train(
         model,
         data,
         settings,
         folder,
-        seed=workspace.recipe.seed,
+        seed=recipe.seed,
         loss=loss,
         validate=workspace.quick_loss,
         watch=watched_windows(workspace),
-        description=f"{workspace.recipe.name} {layers} layers",
+        description=f"{recipe.name} {open_decoder(model).layers} layers",
     )
-    trained = sum(record["tokens"] for record in before) + outcome.tokens
-    _save(workspace, model, folder / "model", trained)
+
+
+def _finish(
+    workspace: Workspace,
+    folder: Path,
+    model: PreTrainedModel,
+    plan: LayerPlan | None,
+    before: Sequence[RoundRecord],
+    start: LossSummary,
+    outcome: TrainingOutcome,
+) -> RoundRecord:
+    """Save the model, test it against the reference, and write the round's record, last."""
+    tokens = sum(record.tokens for record in before) + outcome.tokens
+    from_main(lambda: save_trained(workspace, model, folder / "model", tokens))
     evaluation = workspace.evaluate(model)
-    comparison = workspace.compare(evaluation)
-    from_main(lambda: _save_losses(folder / "losses.npy", evaluation.losses))
-    record = {
-        "name": name,
-        "layers": layers,
-        "parameters": count_parameters(model),
-        "plan": None if plan is None else plan.as_records(),
-        "steps": outcome.steps,
-        "tokens": outcome.tokens,
-        "seconds": outcome.seconds,
-        "start_evaluation": start,
-        "evaluation": evaluation.summary.as_json(),
-        "comparison": None if comparison is None else comparison.as_json(),
-        "metrics": f"{name}/metrics.jsonl",
-        "collapse": f"{name}/{COLLAPSE}" if (folder / COLLAPSE).is_file() else None,
-        "losses": f"{name}/losses.npy",
-        "model": f"{name}/model",
-    }
-    from_main(lambda: write_json(folder / ROUND_RECORD, record))
-    from_main(lambda: delete_checkpoints(folder))
-    del model
-    gc.collect()
-    return record
+    record = RoundRecord(
+        name=folder.name,
+        layers=open_decoder(model).layers,
+        parameters=count_parameters(model),
+        plan=None if plan is None else tuple(PlanRow.model_validate(row) for row in plan.as_records()),
+        steps=outcome.steps,
+        tokens=outcome.tokens,
+        seconds=outcome.seconds,
+        start_evaluation=start,
+        evaluation=evaluation.summary,
+        comparison=workspace.compare(evaluation),
+        metrics=f"{folder.name}/metrics.jsonl",
+        collapse=f"{folder.name}/{COLLAPSE}" if (folder / COLLAPSE).is_file() else None,
+        losses=f"{folder.name}/losses.npy",
+        model=f"{folder.name}/model",
+    )
+
+    def write() -> RoundRecord:
+        save_losses(folder / "losses.npy", evaluation.losses)
+        record.write(folder / ROUND_RECORD)
+        delete_checkpoints(folder)
+        return record
+
+    return from_main(write)
 
 
 def watched_windows(workspace: Workspace) -> np.ndarray | None:
@@ -112,29 +138,38 @@ def watched_windows(workspace: Workspace) -> np.ndarray | None:
 
     They depend on the shards and the training's settings alone: the same in every round, and in runs to be compared.
     """
-    settings, shards = workspace.recipe.training, workspace.shards
+    settings, shards = workspace.training, workspace.shards
     length = min(WATCH_LENGTH, settings.length, shards.tokens("valid"))
     if not settings.watch_every or length < 2:
         return None
     return validation_windows(shards, workspace.tokenizer, length - 1, settings.watch_windows)
 
 
-def load_round(workspace: Workspace, record: dict[str, Any]) -> PreTrainedModel:
+def load_round(workspace: Workspace, record: RoundRecord) -> PreTrainedModel:
     """Load the model that a round left behind, float32."""
-    return load_model(workspace.folder / record["model"], dtype="float32")
+    return workspace.load(workspace.folder / record.model)
 
 
-def _save(workspace: Workspace, model: PreTrainedModel, folder: Path, tokens: int) -> None:
-    """Save the model, its tokenizer and the number of tokens it was trained on."""
-    if is_main():
-        save_model(model, folder, workspace.tokenizer)
-        recipe = workspace.recipe
-        write_json(folder / TRAINING_RECORD, {"tokens": tokens, "recipe": recipe.name, "method": recipe.method})
+def save_trained(
+    workspace: Workspace,
+    model: PreTrainedModel,
+    folder: Path,
+    tokens: int,
+    finish: Callable[[Path], object] = lambda folder: None,
+) -> None:
+    """Save a model with its tokenizer and the number of tokens it was trained on.
 
+    Args:
+        workspace: of the run.
+        model: what is saved, as it is.
+        folder: where; what it held is replaced.
+        tokens: predicted tokens of its training, all rounds together.
+        finish: adds files to the folder before it gets its name.
+    """
+    trained = TrainedOn(tokens=tokens, recipe=workspace.recipe.name, method=workspace.recipe.method)
 
-def _save_losses(path: Path, losses: np.ndarray) -> None:
-    """Keep the loss of each window, so that any two runs on the same windows can be compared in pairs."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, losses)
-    temporary.replace(path)
+    def add(place: Path) -> None:
+        trained.write(place / TRAINING_RECORD)
+        finish(place)
+
+    save_model(model, folder, workspace.tokenizer, finish=add)

@@ -8,13 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from inheritune.errors import InherituneError, PlanError
+from inheritune.errors import InherituneError, unknown_name
+from inheritune.recipes.registry import METHODS, OWN_SETTINGS, check_setting
 from inheritune.surgery.plan.selection import recommended_layers
-from inheritune.surgery.width import HALF, parse_width
 from inheritune.training.settings import TrainingSettings
 
-Method = Literal["inheritune", "scratch", "stacking", "hybrid-stacking", "half-width", "distill"]
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+LONGEST, SHORTEST = 512, 64
+ENOUGH_WINDOWS = 8
+FEWEST_STEPS, LARGEST_BATCH = 20, 16
+"""What `RecipeTraining.resolved` keeps to."""
 
 
 class _Part(BaseModel):
@@ -43,13 +47,44 @@ class DataSettings(_Part):
     folder: str | None = None
 
 
+class RecipeTraining(TrainingSettings):
+    """How a round is trained; what is null is taken from the model and the text (`resolved`).
+
+    Attributes:
+        steps: optimiser steps of a round (the paper's T); None takes as many as one pass over the training text needs.
+        batch: sequences of one step, over all devices; None takes 16, or fewer so that a pass has 20 steps.
+        length: input tokens of a sequence; None takes the model's context, 512 at most, halved (not below 64) while
+            there are fewer than 8 validation windows of that length.
+    """
+
+    steps: int | None = Field(default=None, gt=0)  # type: ignore[assignment]  # None until it is resolved
+    batch: int | None = Field(default=16, gt=0)  # type: ignore[assignment]
+    length: int | None = Field(default=128, gt=0)  # type: ignore[assignment]
+
+    def resolved(self, context: int | None, train_tokens: int, valid_tokens: int) -> TrainingSettings:
+        """Return the settings with every null replaced by what the model's context and the text's size say."""
+        length = self.length or min(context or LONGEST, LONGEST)
+        while self.length is None and length // 2 >= SHORTEST and (valid_tokens - 1) // length < ENOUGH_WINDOWS:
+            length //= 2
+        windows = max((train_tokens - 1) // length, 1)
+        batch = self.batch or min(max(windows // FEWEST_STEPS, 1), LARGEST_BATCH)
+        steps = self.steps or -(-windows // batch)
+        return TrainingSettings(**{**self.model_dump(), "steps": steps, "batch": batch, "length": length})
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether nothing is left to take from the model and the text."""
+        return None not in (self.steps, self.batch, self.length)
+
+
 class GrowthSettings(_Part):
     """How the target grows while it does not match the reference (paper, Algorithm 1, steps 3 to 5).
 
     Attributes:
         by: layers added at a time.
         mode: `continue` keeps the trained layers and appends the reference's next ones (Algorithm 1's words); `restart`
-            takes the first layers of the reference afresh (the published GPT-2 Medium runs).
+            takes all of them afresh from the reference (the published GPT-2 Medium runs). The next ones are those
+            behind the last one that the recipe's `layers` name.
         zero_output: whether new layers start without output (`continue` alone), so that the loss does not jump when the
             target grows; they learn from the first step on.
         max_layers: the deepest target; None allows the reference's depth.
@@ -138,28 +173,42 @@ class Recipe(_Part):
         architecture: configuration of a model to train from scratch where there is no reference: `model_type` and the
             fields of its transformers configuration.
         layers: depth of the target: a count (the first layers), a range `0:8` (end excluded), a list, a
-            `Recommendation` or the folder of an analysis that holds one; None takes half of the reference (all layers
-            for `half-width`, which takes no other).
+            `Recommendation` or the folder of an analysis that holds one; None takes half of the reference.
         parts: what is inherited of each layer: `all`, or some of `attention,mlp,norms` (Table 3).
-        width: of `half-width`, the share of heads, hidden and MLP units that stay, such as `1/2` (the default) or 0.75.
-        distill_alpha: weight of the data's cross-entropy in `distill`.
+        width: share of heads, hidden and MLP units that stay, such as 0.75; None takes `1/2`.
+        distill_alpha: weight of the data's cross-entropy, the rest being that of the reference's logits.
+        save_dtype: of the result's weights: `source` is the reference's own, and float32 where there is no reference.
+            Training is in float32 weights whatever it is.
         seed: of the initial weights, the order of the data and the sequences that are analysed.
+        data: the text.
+        training: one round.
+        growth: how the target grows.
+        evaluation: the validation windows and the paired test.
+        analysis: the attention spectra; None makes none.
     """
 
     name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
-    method: Method
+    method: str
     reference: str | None = None
     architecture: dict[str, Any] | None = None
     layers: int | str | tuple[int, ...] | RecommendedLayers | None = None
     parts: str = "all"
     width: str | None = Field(default=None, validate_default=True)
     distill_alpha: float = Field(default=0.6, ge=0, le=1)
+    save_dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
     seed: int = Field(default=0, ge=0)
     data: DataSettings = DataSettings()
-    training: TrainingSettings
+    training: RecipeTraining = RecipeTraining()
     growth: GrowthSettings = GrowthSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     analysis: AnalysisSettings | None = AnalysisSettings()
+
+    @field_validator("method")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(unknown_name("method", value, METHODS))
+        return value
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -175,25 +224,18 @@ class Recipe(_Part):
         folder = str(value) if isinstance(value, str | Path) else None
         return RecommendedLayers(depth=kept.depth, keep=kept.keep, reason=getattr(kept, "reason", ""), analysis=folder)
 
-    @field_validator("layers", "parts")
-    @classmethod
-    def _is_whole_for_half_width(cls, value: Any, info: ValidationInfo) -> Any:
-        whole = None if info.field_name == "layers" else "all"
-        if info.data.get("method") == "half-width" and value != whole:
-            raise ValueError(f"half-width keeps every layer with all its parts: expected {whole or 'null'}")
-        return value
-
     @field_validator("width", mode="before")
     @classmethod
-    def _reads_the_width(cls, value: Any, info: ValidationInfo) -> str | None:
-        if info.data.get("method") != "half-width":
-            if value is not None and "method" in info.data:
-                raise ValueError(f"method {info.data['method']} takes no width: expected method half-width")
-            return None
-        try:
-            return str(parse_width(HALF if value is None else value))
-        except PlanError as error:
-            raise ValueError("expected a fraction between 0 and 1, for example 1/2 or 0.75") from error
+    def _is_text(cls, value: Any) -> Any:
+        return value if value is None else str(value)
+
+    @field_validator(*OWN_SETTINGS)
+    @classmethod
+    def _belongs_to_the_method(cls, value: Any, info: ValidationInfo) -> Any:
+        if "method" not in info.data or info.field_name is None:
+            return value  # the method itself is wrong, which is said
+        default = cls.model_fields[info.field_name].get_default()
+        return check_setting(info.data["method"], info.field_name, value, default)
 
     @field_validator("architecture")
     @classmethod
@@ -206,18 +248,17 @@ class Recipe(_Part):
     def _has_a_model(self) -> Recipe:
         if self.reference is None and self.architecture is None:
             raise ValueError("neither reference nor architecture is given: expected a model to start from")
-        if self.reference is None and self.method != "scratch":
-            raise ValueError(f"method {self.method} needs a reference: expected a model folder or a hub id")
-        if self.reference is None and self.data.tokenizer is None:
-            raise ValueError("data.tokenizer is not given and there is no reference to take it from")
         if self.reference is not None and self.architecture is not None:
             raise ValueError("reference and architecture are both given: expected one")
+        if self.architecture is not None and self.layers is not None:
+            raise ValueError(f"layers {self.layers!r} with an architecture, which says its own depth: expected null")
+        if self.reference is None and self.data.tokenizer is None:
+            raise ValueError("data.tokenizer is not given and there is no reference to take it from")
         return self
 
-    @property
-    def evaluation_length(self) -> int:
-        """Input tokens of a validation window."""
-        return self.evaluation.length or self.training.length
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings as a record holds them."""
+        return self.model_dump(mode="json")
 
 
 def _recorded_layers(settings: Mapping[str, Any]) -> RecommendedLayers:

@@ -5,27 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inheritune.data import Shards, open_shards, prepare, validation_windows
-from inheritune.decoder import count_parameters, load_config, load_model, load_tokenizer, open_decoder
-from inheritune.decoder.source import resolve_model
+from inheritune.data import Shards, TrainingWindows, check_same_vocabulary, open_shards, prepare, validation_windows
+from inheritune.decoder import count_parameters, load_model, load_tokenizer
+from inheritune.decoder.device import on_accelerator
+from inheritune.decoder.source import model_identity, resolve_model
 from inheritune.distributed import from_main
-from inheritune.errors import DataError, PlanError, RecipeError
-from inheritune.evaluation import Comparison, Evaluation, compare, evaluate_windows
-from inheritune.evaluation.loss import window_losses
-from inheritune.recipes.schema import Recipe, RecommendedLayers
-from inheritune.storage import IDENTITY, read_json
-from inheritune.surgery import LayerPlan
-from inheritune.surgery.width import HALF, narrow_sizes
+from inheritune.errors import DataError, OutputError
+from inheritune.evaluation import compare, evaluate_windows, window_losses
+from inheritune.evaluation.loss import Evaluation
+from inheritune.evaluation.paired import check_settings
+from inheritune.evaluation.windows import open_tokenizer
+from inheritune.recipes.configuration import recipe_config
+from inheritune.recipes.schema import Recipe, RecipeTraining
+from inheritune.records.base import read_record
+from inheritune.records.evaluation import Comparison
+from inheritune.records.runs import ReferenceRecord, TrainedOn
+from inheritune.surgery.config.target import depth_of
+from inheritune.training import TrainingSettings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+DATA = "data"
+"""The folder of a run's shards, where the recipe names no other."""
 TRAINING_RECORD = "training.json"
 """Beside a model's weights: what it was trained on."""
+REFERENCE_RECORD, REFERENCE_LOSSES = "reference.json", "reference-losses.npy"
+"""The reference on the run's windows: it is evaluated once."""
 
 
 @dataclass(frozen=True)
@@ -33,63 +43,109 @@ class Workspace:
     """The shared state of a run; what costs time is made on first use.
 
     Attributes:
-        recipe: what is run.
+        recipe: what is run; nothing is left in it to take from the model and the text.
+        training: its settings of a round.
         folder: where everything is written.
         shards: the tokens.
+        config: the configuration of the reference, or of the recipe's architecture.
     """
 
     recipe: Recipe
+    training: TrainingSettings
     folder: Path
     shards: Shards
+    config: PretrainedConfig
+
+    def load(self, source: str | Path, dtype: str = "float32") -> PreTrainedModel:
+        """Load a model of this run in evaluation mode, on the accelerator if there is one."""
+        return on_accelerator(load_model(source, dtype=dtype))
 
     @cached_property
     def reference(self) -> PreTrainedModel:
         """The reference, float32, in evaluation mode."""
-        return load_model(self.reference_path, dtype="float32")
+        return self.load(str(self.recipe.reference))
 
     @property
-    def reference_path(self) -> str:
-        """Where the reference is."""
-        if self.recipe.reference is None:
-            raise RecipeError(f"method {self.recipe.method} needs a reference: expected a model folder or a hub id")
-        return resolve_model(self.recipe.reference)
-
-    @cached_property
     def depth(self) -> int:
-        """The number of layers of the reference."""
-        return open_decoder(self.reference).layers
+        """The number of layers of the reference, or of the architecture."""
+        return depth_of(self.config)
 
-    @cached_property
-    def plan(self) -> LayerPlan:
-        """The layers that the recipe names; half of the reference's when it names none."""
-        return inherited_plan(self.recipe, self.depth)
+    @property
+    def source_dtype(self) -> str:
+        """The dtype of the reference's weights as they are stored, for example `bfloat16`."""
+        return str(getattr(self.config, "dtype", None) or "float32").removeprefix("torch.")
+
+    @property
+    def save_dtype(self) -> str:
+        """The dtype that the result's weights are stored in."""
+        return self.source_dtype if self.recipe.save_dtype == "source" else self.recipe.save_dtype
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that made the shards."""
         return load_tokenizer(self.shards.tokenizer)
 
+    @property
+    def length(self) -> int:
+        """T, the input tokens of a validation window."""
+        return self.recipe.evaluation.length or self.training.length
+
     @cached_property
     def windows(self) -> np.ndarray:
         """The fixed validation windows, (N, T + 1) int64."""
-        settings = self.recipe.evaluation
-        return validation_windows(self.shards, self.tokenizer, self.recipe.evaluation_length, settings.windows)
+        return validation_windows(self.shards, self.tokenizer, self.length, self.recipe.evaluation.windows)
 
-    @cached_property
-    def reference_evaluation(self) -> Evaluation | None:
-        """The reference on the fixed windows."""
-        return None if self.recipe.reference is None else self.evaluate(self.reference)
+    @property
+    def windows_name(self) -> str:
+        """What the windows are made of, in words."""
+        return f"{self.recipe.data.validation or self.recipe.data.source} (validation)"
 
     def evaluate(self, model: PreTrainedModel) -> Evaluation:
-        """Evaluate `model` on the fixed windows, in the first process."""
-        name = f"{self.recipe.data.validation or self.recipe.data.source} (validation)"
-        return from_main(lambda: evaluate_windows(model, self.windows, name))
+        """Evaluate `model` on the fixed windows, in the first process; all processes have to call this."""
+        return from_main(lambda: self.evaluate_here(model))
+
+    def evaluate_here(self, model: PreTrainedModel) -> Evaluation:
+        """Evaluate `model` on the fixed windows, in this process."""
+        return evaluate_windows(on_accelerator(model), self.windows, self.windows_name)
 
     def quick_loss(self, model: PreTrainedModel) -> float:
         """Return the mean loss on a few of the fixed windows, evenly spread, for the curve during training."""
         count = min(self.recipe.evaluation.training_windows, len(self.windows))
         few = self.windows[np.arange(count) * len(self.windows) // count]
         return float(window_losses(model, few).mean())
+
+    @cached_property
+    def reference_evaluation(self) -> Evaluation | None:
+        """The reference on the fixed windows; all processes have to ask for it, once."""
+        return None if self.recipe.reference is None else from_main(self._evaluate_reference)
+
+    def _evaluate_reference(self) -> Evaluation:
+        """Read the reference's losses, or evaluate it and write them."""
+        losses = self._stored_losses()
+        if losses is not None:
+            return Evaluation(losses, self.length, self.windows_name)
+        evaluation = self.evaluate_here(self.reference)
+        save_losses(self.folder / REFERENCE_LOSSES, evaluation.losses)
+        ReferenceRecord(
+            model=str(self.recipe.reference),
+            name=Path(str(self.recipe.reference)).name,
+            layers=self.depth,
+            parameters=count_parameters(self.reference),
+            tokens=trained_tokens(str(self.recipe.reference)),
+            evaluation=evaluation.summary,
+            identity=model_identity(str(self.recipe.reference)),
+        ).write(self.folder / REFERENCE_RECORD)
+        return evaluation
+
+    def _stored_losses(self) -> np.ndarray | None:
+        """Return the reference's losses, (N,) float64, where this run has written them; damaged ones are made anew."""
+        try:
+            record = read_record(self.folder / REFERENCE_RECORD, ReferenceRecord)
+            losses = np.load(self.folder / REFERENCE_LOSSES, allow_pickle=False)
+        except (OutputError, OSError, ValueError, EOFError):
+            return None
+        same = record.identity == model_identity(str(self.recipe.reference)) and losses.shape == (len(self.windows),)
+        return losses if same else None
 
     def compare(self, evaluation: Evaluation) -> Comparison | None:
         """Test an evaluation against the reference's, window by window."""
@@ -98,110 +154,69 @@ class Workspace:
         settings = self.recipe.evaluation
         return compare(evaluation.losses, self.reference_evaluation.losses, settings.margin, settings.confidence)
 
-    def reference_record(self) -> dict[str, Any] | None:
-        """Return what the run's record says of the reference, or None."""
-        if self.recipe.reference is None or self.reference_evaluation is None:
-            return None
-        return {
-            "model": self.recipe.reference,
-            "name": Path(self.recipe.reference).name,
-            "layers": self.depth,
-            "parameters": count_parameters(self.reference),
-            "tokens": trained_tokens(Path(self.reference_path)),
-            "evaluation": self.reference_evaluation.summary.as_json(),
-        }
 
+def open_workspace(recipe: Recipe, folder: Path, config: PretrainedConfig) -> Workspace:
+    """Prepare the data and return the workspace; what the text does not allow is refused before anything is trained.
 
-def open_workspace(recipe: Recipe, folder: Path) -> Workspace:
-    """Check the recipe against its reference, prepare the data, and return the workspace.
-
-    Everything that can be refused is refused here, before anything is trained.
+    Args:
+        recipe: what is run, checked against `config`.
+        folder: of the run.
+        config: of the reference, or of the recipe's architecture.
 
     Raises:
-        InherituneError: the reference, the data or the plan cannot be used; one line.
+        InherituneError: the data cannot be used, or not with the reference; one line.
     """
-    settings = recipe.data
-    config = None
+    shards = open_shards(from_main(lambda: _prepare(recipe, folder)))
+    if recipe.reference is None:
+        config = recipe_config(recipe, shards.vocabulary, load_tokenizer(shards.tokenizer).eos_token_id)
+    else:
+        _check_same_tokenizer(recipe.reference, shards)
+    text = config.get_text_config(decoder=True)
+    if shards.vocabulary > text.vocab_size:
+        had = f"{shards.folder} has {shards.vocabulary} token ids"
+        raise DataError(f"{had}: expected at most the model's {text.vocab_size}")
+    context = getattr(text, "max_position_embeddings", None)
+    training = recipe.training.resolved(context, shards.tokens("train"), shards.tokens("valid"))
+    settled = recipe.model_copy(update={"training": RecipeTraining(**training.model_dump())})
+    workspace = Workspace(settled, training, folder, shards, config)
+    TrainingWindows(shards, training.length, 1, recipe.seed, training.order)  # too little text is refused
     if recipe.reference is not None:
-        config = load_config(resolve_model(recipe.reference))
-        check_against(recipe, config)
-    tokenizer = settings.tokenizer or resolve_model(str(recipe.reference))
-    shards_folder = Path(settings.folder) if settings.folder else folder / "data"
-
-    def make() -> Path:
-        return prepare(
-            settings.source,
-            shards_folder,
-            tokenizer,
-            validation=settings.validation,
-            valid_fraction=settings.valid_fraction,
-            separator=settings.separator,
-            field=settings.field,
-        ).folder
-
-    shards = open_shards(from_main(make))
-    if config is not None and shards.vocabulary > config.get_text_config(decoder=True).vocab_size:
-        size = config.get_text_config(decoder=True).vocab_size
-        raise DataError(f"{shards.folder} has {shards.vocabulary} token ids: expected at most the model's {size}")
-    workspace = Workspace(recipe, folder, shards)
-    _ = workspace.windows  # too few validation tokens are refused before hours of training
+        check_settings(len(workspace.windows), recipe.evaluation.margin, recipe.evaluation.confidence)
     return workspace
 
 
-def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe of the run in `folder` with the layers that the run began with, where an analysis chose them.
-
-    A run that goes on does not ask the analysis again, which may be gone or say something else by then.
-    """
-    held = read_json(folder / IDENTITY).get("recipe", {}).get("layers") if (folder / IDENTITY).is_file() else None
-    named = recipe.layers.analysis if isinstance(recipe.layers, RecommendedLayers) else recipe.layers
-    if not isinstance(held, dict) or named is None or held.get("analysis") != named:
-        return recipe
-    return recipe.model_copy(update={"layers": RecommendedLayers.model_validate(held)})
-
-
-def check_against(recipe: Recipe, config: PretrainedConfig) -> None:
-    """Refuse, in one line, a recipe whose lengths, layers or width do not fit the reference's configuration.
-
-    Raises:
-        RecipeError: windows are longer than the context.
-        PlanError: the layers are not there, or the width leaves no whole heads or units.
-    """
-    text = config.get_text_config(decoder=True)
-    check_context(recipe, getattr(text, "max_position_embeddings", None))
-    count = len(inherited_plan(recipe, int(text.num_hidden_layers)))
-    if recipe.method in ("stacking", "hybrid-stacking") and count % 2:
-        raise PlanError(f"{recipe.method} doubles a model, so its {count} layers must be even; try {count + 1}")
-    if recipe.method == "half-width":
-        narrow_sizes(config, recipe.width or HALF)
+def _prepare(recipe: Recipe, folder: Path) -> Path:
+    settings = recipe.data
+    return prepare(
+        settings.source,
+        Path(settings.folder) if settings.folder else folder / DATA,
+        settings.tokenizer or str(recipe.reference),
+        validation=settings.validation,
+        valid_fraction=settings.valid_fraction,
+        separator=settings.separator,
+        field=settings.field,
+    ).folder
 
 
-def inherited_plan(recipe: Recipe, depth: int) -> LayerPlan:
-    """Return the layers that a recipe names of a reference of `depth` layers; the first half when it names none.
-
-    `half-width` takes all.
+def _check_same_tokenizer(reference: str, shards: Shards) -> None:
+    """Refuse shards whose tokens the reference does not know by these numbers.
 
     Raises:
-        PlanError: the layers are not there.
+        DataError: the shards' tokenizer and the one beside the reference differ.
     """
-    if recipe.method == "half-width":
-        return LayerPlan.first(depth, depth)
-    layers = recipe.layers if recipe.layers is not None else max(depth // 2, 1)
-    return LayerPlan.from_layers(layers, depth, recipe.parts)
+    tokenizers = [open_tokenizer(reference), open_tokenizer(str(shards.tokenizer))]
+    check_same_vocabulary([tokenizer for tokenizer in tokenizers if tokenizer is not None])
 
 
-def check_context(recipe: Recipe, context: int | None) -> None:
-    """Refuse windows that are longer than a model's context.
-
-    Raises:
-        RecipeError: a training or validation window is too long.
-    """
-    longest = max(recipe.training.length, recipe.evaluation_length)
-    if context and longest > context:
-        raise RecipeError(f"windows of {longest} tokens: expected at most the model's context, {context}")
+def save_losses(path: Path, losses: np.ndarray) -> None:
+    """Write the loss of each window, (N,) float64, so that runs on the same windows can be compared in pairs."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, losses)
+    temporary.replace(path)
 
 
-def trained_tokens(model_folder: Path) -> int | None:
-    """Return how many tokens the model in a folder was trained on, or None where nobody wrote it down."""
-    path = model_folder / TRAINING_RECORD
-    return int(read_json(path)["tokens"]) if path.is_file() else None
+def trained_tokens(model: str) -> int | None:
+    """Return how many tokens a model was trained on, or None where nobody wrote it down."""
+    path = Path(resolve_model(model)) / TRAINING_RECORD
+    return read_record(path, TrainedOn).tokens if path.is_file() else None

@@ -38,8 +38,11 @@ class RunData(Record):
     digest: str
 
 
-class ReferenceRecord(Record):
-    """The model that a run is measured against."""
+class ReferenceRecord(Document):
+    """The model that a run is measured against; `reference.json` beside its losses, then a part of `record.json`."""
+
+    KIND = "reference"
+    AGAIN = "delete it and run the recipe again"
 
     model: str
     name: str | None = None
@@ -82,6 +85,8 @@ class ResultRecord(Record):
     losses: str | None = None
     layers: int
     parameters: int
+    dtype: str | None = None
+    """Of the weights as they are saved; `evaluation` is theirs. None in files of version 0.1, which saved float32."""
     tokens: int
     seconds: float | None = None
     evaluation: LossSummary
@@ -121,6 +126,16 @@ class PlannedRound(Record):
     seconds: float
 
 
+class MemoryEstimate(Record):
+    """The memory of a training, in bytes."""
+
+    training: int
+    """Weights, gradients and the optimiser's moments of the deepest target."""
+    reference: int
+    logits: int
+    activations: int
+
+
 class PlanRecord(Document):
     """What a recipe would take."""
 
@@ -129,9 +144,12 @@ class PlanRecord(Document):
 
     name: str
     method: str
+    notes: tuple[str, ...] = ()
+    """What a user should know before running it."""
     rounds: tuple[PlannedRound, ...]
     tokens: int
     seconds: float
+    memory: MemoryEstimate | None = None
     memory_bytes: int
     memory_available_bytes: int
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from typing import Any
+
 from inheritune.report.page.save import check_page, save_figures, write_report
 from inheritune.report.read.models import Sources, load
 from inheritune.report.read.runs import Run, load_runs
@@ -20,3 +24,13 @@ __all__ = [
     "verdict",
     "write_report",
 ]
+
+
+class _Callable(types.ModuleType):
+    """`inheritune.report` is this package and, in the public names, a function: both have to work."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return write_report(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,26 @@
+"""Inheritune and its baselines (paper, Algorithm 1 and App. D), one file and one object each.
+
+A new method is a file here with a `Method`, and its name in the list below.
+"""
+
+from typing import cast
+
+from inheritune.recipes.methods.base import Method
+from inheritune.recipes.methods.distill import Distill
+from inheritune.recipes.methods.half_width import HalfWidth
+from inheritune.recipes.methods.inheritune import Inheritune
+from inheritune.recipes.methods.scratch import Scratch
+from inheritune.recipes.methods.stacking import HybridStacking, Stacking
+from inheritune.recipes.registry import METHODS, register
+from inheritune.recipes.schema import Recipe
+
+for method in (Inheritune(), Scratch(), Stacking(), HybridStacking(), HalfWidth(), Distill()):
+    register(method)
+
+
+def method_of(recipe: Recipe) -> Method:
+    """Return the method that a recipe names."""
+    return cast(Method, METHODS[recipe.method])
+
+
+__all__ = ["METHODS", "Method", "method_of"]
