@@ -64,7 +64,8 @@ def write_checkpoint(folder: Path, size: int) -> int:
     import torch
 
     def random_bytes(shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randint(0, 256, (2 * math.prod(shape),), dtype=torch.uint8).view(torch.bfloat16).view(shape)
+        bits = torch.randint(-(2**15), 2**15, (math.prod(shape),), dtype=torch.int16)
+        return (bits & ~(1 << 14)).view(torch.bfloat16).view(shape)  # below 2, none infinite
 
     return write_llama(folder, SHAPE, size, "bfloat16", random_bytes)
 

@@ -36,6 +36,10 @@ class OutputError(InherituneError):
     """The output folder cannot be written or holds something else."""
 
 
+class InherituneWarning(UserWarning):
+    """What a user should know of a result that was made all the same; the command line shows it as a note."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest of `choices`, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

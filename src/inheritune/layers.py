@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
 
 
 def ranges(layers: Iterable[int], dash: str = "-") -> str:
@@ -10,12 +13,21 @@ def ranges(layers: Iterable[int], dash: str = "-") -> str:
     return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}{dash}{run[-1]}" for run in runs(layers)) or dash
 
 
-def runs(layers: Iterable[int]) -> list[list[int]]:
-    """Return the longest runs of consecutive layers, in the order given."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
+def _is_next(one: Any, two: Any) -> bool:
+    return bool(two == one + 1)
+
+
+def runs(items: Iterable[Item], follows: Callable[[Item, Item], bool] = _is_next) -> list[list[Item]]:
+    """Return the longest runs of items each of which follows the one before it, in the order given.
+
+    Args:
+        items: layers, or whatever `follows` compares.
+        follows: whether its second argument continues a run that ends with the first; of numbers, the next one does.
+    """
+    found: list[list[Item]] = []
+    for item in items:
+        if found and follows(found[-1][-1], item):
+            found[-1].append(item)
         else:
-            runs.append([layer])
-    return runs
+            found.append([item])
+    return found

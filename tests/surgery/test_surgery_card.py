@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 import inheritune.surgery as surgery
 from inheritune.decoder import count_parameters
-from inheritune.errors import ModelError
+from inheritune.errors import InherituneWarning
+from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import model_card, without_paths
 from tiny import make_llama
@@ -82,12 +83,33 @@ def test_a_licence_file_is_carried_over_and_named(folder: Path, tmp_path: Path) 
         assert (tmp_path / "out" / name).read_text() == f"the terms in {name}"
 
 
-def test_a_card_that_cannot_be_read_is_one_line(folder: Path, tmp_path: Path) -> None:
-    (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
-    with pytest.raises(ModelError, match=r"cannot read the licence in .*README\.md: ") as caught:
-        made_from(folder, tmp_path / "out")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    "content",
+    [b"---\nlicense: [mit\n---\n", b"---\nlicense: caf\xe9\n---\n", b"---\n- a\n---\n", b"---\na: b: c\n---\n"],
+)
+def test_a_card_that_cannot_be_read_stops_nothing(content: bytes, folder: Path, tmp_path: Path) -> None:
+    (folder / "README.md").write_bytes(content)
+    with pytest.warns(InherituneWarning, match=r"cannot read the licence in .*README\.md: ") as caught:
+        card = made_from(folder, tmp_path / "out")
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    assert "The licence in the source's README.md could not be read: look there." in card.text
+    (folder / "LICENSE").write_text("their terms")
+    with pytest.warns(InherituneWarning):
+        card = made_from(folder, tmp_path / "with")
+    assert "`license-of-the-source` (see LICENSE)" in card.text
+
+
+def test_figures_of_a_trained_model(tmp_path: Path) -> None:
+    text = model_card(
+        name="x",
+        plan=LayerPlan.first(1, 2),
+        source=(tmp_path, tmp_path),
+        parameters=ParameterCounts(before=2, after=1),
+        command="inheritune run recipe.yaml",
+        figures={"loss": "3.21 nats a token", "tokens trained": "1,000"},
+    )
+    assert "## Figures\n\n| | |\n|---|---|\n| loss | 3.21 nats a token |\n| tokens trained | 1,000 |\n\n" in text
+    assert "Train it" not in text
 
 
 def test_no_private_folder_is_shown(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +148,11 @@ def test_a_folder_of_the_hubs_cache_is_named_by_its_id(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     card = ModelCard(
         model_card(
-            name="x", plan=LayerPlan.first(1, 2), source=(str(snapshot), snapshot), parameters=(2, 1), command="c"
+            name="x",
+            plan=LayerPlan.first(1, 2),
+            source=(str(snapshot), snapshot),
+            parameters=ParameterCounts(before=2, after=1),
+            command="c",
         )
     )
     assert card.data.base_model == "them/llama-1b"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,16 @@ import inheritune.surgery as surgery
 from inheritune.checkpoints import hub
 from inheritune.cli import inherit as command
 from inheritune.decoder import count_parameters
+from inheritune.decoder.source import model_identity
 from inheritune.errors import InherituneError, ModelError, OutputError, PlanError
+from inheritune.records.analysis import AnalysisRecord, LayerAnalysis, LayerMeasures
+from inheritune.records.base import read_record
+from inheritune.records.surgery import SurgeryRecord
 from inheritune.spectra import save_spectra
 from inheritune.spectra.recommend import Recommendation
 from inheritune.spectra.result import Spectra
 from inheritune.surgery import LayerPlan
-from tiny import analysis_of, make_gpt2, perturbed
+from tiny import make_gpt2, make_llama, perturbed
 
 
 def call(*arguments: object) -> Result:
@@ -104,11 +109,45 @@ def test_mistakes_get_one_line(folder: Path, tmp_path: Path) -> None:
     assert not list(out.iterdir())
 
 
+def write_analysis(folder: Path, recommended: Recommendation, model: str, identity: str | None = None) -> None:
+    measures = LayerMeasures(rank=(2.0,), mass=(3.0,), max_rank=2.0, avg_mass=3.0, lazy=False)
+    AnalysisRecord(
+        model=model,
+        identity=identity,
+        depth=recommended.depth,
+        tau=0.9,
+        eta=0.9,
+        sequences=1,
+        length=8,
+        masks=("causal",),
+        layers=(LayerAnalysis(index=0, causal=measures),),
+        recommendation=recommended,
+    ).write(folder / "spectra.json")
+
+
+def test_an_analysis_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Of the same depth: what a model is decides, not where it lies."""
+    shutil.copytree(folder, tmp_path / "moved")
+    make_llama(attention_bias=True).save_pretrained(tmp_path / "other")
+    analysis = tmp_path / "analysis"
+    analysis.mkdir()
+    for name in ("other", "moved"):
+        write_analysis(
+            analysis, Recommendation(depth=4, start=3, cut=(3,), reason=""), name, model_identity(tmp_path / name)
+        )
+        arguments = (folder, "--layers", analysis, "--out", tmp_path / f"{name}-out")
+        if name == "other":
+            line = f"{analysis} is the analysis of another model (other) than {folder}: analyse {folder}"
+            assert str(refusal(*arguments)) == line
+        else:
+            assert call(*arguments).stderr.count("note:") == 1  # there is no tokenizer
+
+
 def test_layers_may_name_an_analysis(folder: Path, tmp_path: Path, tiny_llama: PreTrainedModel) -> None:
     analysis, out = tmp_path / "analysis", tmp_path / "out"
     analysis.mkdir()
     found = Recommendation(depth=4, start=3, cut=(3,), reason="by hand.")
-    (analysis / "spectra.json").write_text(analysis_of(found))
+    write_analysis(analysis, found, str(folder))
     result = call(folder, "--layers", analysis, "--out", out)
     assert result.exit_code == 0, result.output
     new = AutoModelForCausalLM.from_pretrained(out).state_dict()
@@ -116,7 +155,7 @@ def test_layers_may_name_an_analysis(folder: Path, tmp_path: Path, tiny_llama: P
     assert_same_weights(new, surgery.inherit(tiny_llama, found).state_dict())
 
     deeper = Recommendation(depth=6, start=3, cut=(3, 4, 5), reason="of another model.")
-    (analysis / "spectra.json").write_text(analysis_of(deeper))
+    write_analysis(analysis, deeper, str(folder))
     error = refusal(folder, "--layers", analysis, "--out", tmp_path / "other")
     assert str(error) == ("the recommendation is for a model of 6 layers, this model has 4 (0-3): analyse this model")
     (analysis / "spectra.json").write_text("{}")
@@ -140,8 +179,8 @@ def test_growth_from_a_trained_model(folder: Path, tmp_path: Path, tiny_llama: P
     assert_same_weights(weights(tmp_path / "out"), surgery.inherit(tiny_llama, plan=plan, target=trained).state_dict())
     grown = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert torch.equal(logits(grown), logits(trained)) == silent
-    record = json.loads((tmp_path / "out" / "inherit.json").read_text())
-    assert record["target"] == str(tmp_path / "trained") and LayerPlan.from_records(record["plan"]) == plan
+    record = read_record(tmp_path / "out" / "inherit.json", SurgeryRecord)
+    assert record.target == str(tmp_path / "trained") and LayerPlan.from_records(record["plan"]) == plan
 
 
 def test_arrangements_width_and_revival(folder: Path, tmp_path: Path, tiny_llama: PreTrainedModel) -> None:
@@ -165,7 +204,7 @@ def test_arrangements_width_and_revival(folder: Path, tmp_path: Path, tiny_llama
         assert f"parameters: {before:,} -> {after:,} ({after / before:.0%})" in result.stdout, name
 
 
-def test_an_analysis_of_another_model_is_noted(folder: Path, tmp_path: Path) -> None:
+def test_an_analysis_of_a_model_with_another_name_is_noted(folder: Path, tmp_path: Path) -> None:
     ranks = np.array([[1.0] * 4] + [[9.0] * 4] * 3)
     spectra = Spectra(ranks, ranks, 0.9, 0.9, "causal", 3, 8, (0, 1, 2, 3))
     for name, model in (("mine", str(folder)), ("other", "acme/llama")):

@@ -65,7 +65,7 @@ UNLOADABLE = {
     "an expert's kind": (
         "mixtral",
         _change("model.layers.3.block_sparse_moe.experts.1.w3.weight", lambda t: t.to(torch.int32)),
-        "stores model.layers.3.mlp.experts.gate_up_proj as I32: expected floating-point numbers",
+        "stores model.layers.3.block_sparse_moe.experts.1.w3.weight as I32: expected floating-point numbers",
     ),
 }
 

@@ -30,7 +30,7 @@ from inheritune import surgery
 from inheritune.decoder import count_parameters, open_decoder
 from inheritune.errors import ModelError, PlanError
 from inheritune.surgery import LayerPlan, LayerRow
-from inheritune.surgery.config.blueprint import draft
+from inheritune.surgery.config.blueprint import Draft
 
 ALL = sorted(FAMILIES)
 
@@ -94,9 +94,9 @@ def test_cached_generation_saving_and_size(name: str, tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(new))
     assert again.config.num_hidden_layers == len(layers)
 
-    _, before, after = draft(model.config, LayerPlan.from_layers(layers, DEPTH))
-    assert count_parameters(before.model) == count_parameters(model)
-    assert count_parameters(after.model) == count_parameters(new) == parameters_left(model, layers)
+    counts = Draft.of(LayerPlan.from_layers(layers, DEPTH), model.config).parameters
+    assert counts.before == count_parameters(model)
+    assert counts.after == count_parameters(new) == parameters_left(model, layers)
 
     assert new.generation_config.to_dict() == model.generation_config.to_dict()
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
@@ -174,7 +174,7 @@ REFUSED = {
 def test_what_a_family_cannot_express_is_refused_in_one_line(name: str) -> None:
     config, layers, message = REFUSED[name]
     with pytest.raises(PlanError, match=message) as caught:
-        draft(config, LayerPlan.from_layers(layers, DEPTH))
+        Draft.of(LayerPlan.from_layers(layers, DEPTH), config)
     assert "\n" not in str(caught.value)
 
 
@@ -300,7 +300,7 @@ def test_a_quantised_text_decoder_is_refused() -> None:
     config = CONFIG_MAPPING["gemma3"](text_config=tiny_config("gemma3_text").to_dict())
     config.text_config.quantization_config = {"quant_method": "gptq"}
     with pytest.raises(ModelError, match=r"the model is quantised \(gptq\)"):
-        draft(config, LayerPlan.first(2, DEPTH))
+        Draft.of(LayerPlan.first(2, DEPTH), config)
 
 
 def test_slices_of_another_vocabulary_are_refused() -> None:

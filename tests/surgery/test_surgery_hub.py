@@ -22,6 +22,7 @@ from inheritune.data import train_tokenizer
 from inheritune.decoder import NoTokenizerError, load_config, load_model, load_tokenizer
 from inheritune.decoder.source import model_identity
 from inheritune.errors import ModelError, OutputError, PlanError
+from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import model_card, place_of
 
@@ -165,7 +166,11 @@ def test_a_card_for_a_model_made_in_memory_names_its_licence(hub: FakeHub, shard
     hub.add("them/llama", sharded)
     (sharded / "README.md").unlink()  # it is the hub's that counts
     card = model_card(
-        name="cut", plan=LayerPlan.first(1, 4), source=place_of("them/llama"), parameters=(2, 1), command="a command"
+        name="cut",
+        plan=LayerPlan.first(1, 4),
+        source=place_of("them/llama"),
+        parameters=ParameterCounts(before=2, after=1),
+        command="a command",
     )
     assert "license: apache-2.0\n" in card and "base_model: them/llama\n" in card
     assert hub.asked_for() == ["config.json", "README.md"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from inheritune.errors import OutputError, PlanError
@@ -15,6 +17,11 @@ from tiny import analysis_of
 
 def taken(plan: LayerPlan) -> list[tuple[str | None, int | None]]:
     return [(row.model, row.source) for row in plan]
+
+
+def as_json(plan: LayerPlan) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(json.dumps([row.as_json() for row in plan.as_records()]))
+    return rows
 
 
 def layers(plan: LayerPlan) -> list[int | None]:
@@ -76,6 +83,72 @@ def test_stacking_and_growth() -> None:
     assert LayerPlan.append(2, 4, "restart").rest == "reference"
 
 
+@pytest.mark.parametrize(
+    ("start", "upto", "expected"),
+    [
+        ([0, 2], 3, [0, 2, 3]),
+        ([0, 2], 5, [0, 2, 3, 4, 5]),
+        ([3, 1, 1], 5, [3, 1, 1, 4, 5]),
+        ([5], 8, [5, 6, 7, 8, 9, 10, 11, 12]),
+    ],
+)
+def test_growth_goes_on_behind_the_last_layer_that_is_there(start: list[int], upto: int, expected: list[int]) -> None:
+    plan = LayerPlan.from_layers(start, 13, "attention,norms")
+    restarted = LayerPlan.append(len(start), upto, "restart", start=plan, depth=13)
+    assert layers(restarted) == expected and {row.parts for row in restarted} == {("attention", "norms")}
+    grown = LayerPlan.append(len(start), upto, start=plan, depth=13)
+    kept = [("target", t) for t in range(len(start))]
+    assert taken(grown) == [*kept, *(("reference", layer) for layer in expected[len(start) :])]
+    assert {row.parts for row in grown.rows[len(start) :]} == {("attention", "norms")}
+    twice = LayerPlan.append(upto, upto + 1, start=plan, depth=14)  # the second growth starts from the same plan
+    assert twice.rows[-1].source == expected[-1] + 1
+    assert LayerPlan.grown(len(start), upto, 13, start=plan) == grown
+
+
+def test_growth_past_the_reference_is_refused() -> None:
+    plan = LayerPlan.from_layers([0, 2], 4)
+    line = (
+        r"cannot grow to 4 layers: the plan starts with layers 0, 2 of the reference, and 1 of its 4 are behind the "
+        "last of them: expected at most 3"
+    )
+    for mode in ("continue", "restart"):
+        with pytest.raises(PlanError, match=line):
+            LayerPlan.append(2, 4, mode, start=plan, depth=4)
+    with pytest.raises(PlanError, match="none of its 4 are behind the last of them: expected at most 1"):
+        LayerPlan.grown(1, 2, 4, start=LayerPlan.last(1, 4))
+
+
+def test_evenly_spaced_layers_rise_and_hold_both_ends() -> None:
+    assert layers(LayerPlan.evenly_spaced(4, 10)) == [0, 3, 6, 9]
+    assert layers(LayerPlan.evenly_spaced(1, 10)) == [0]
+    assert LayerPlan.arranged("evenly-spaced", "24", 30) == LayerPlan.evenly_spaced(24, 30)
+    for depth in range(1, 30):
+        for count in range(1, depth + 1):
+            plan = LayerPlan.evenly_spaced(count, depth)
+            exact = np.linspace(0, depth - 1, count) if count > 1 else np.zeros(1)
+            assert np.abs(np.array(layers(plan), dtype=float) - exact).max() <= 0.5
+            assert layers(plan) == sorted({row.source or 0 for row in plan})
+            assert "note:" not in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("plan", "note"),
+    [
+        (LayerPlan.distilbert(24, 16), "of the reference, layers 18, 20 more than once and out of order (layer 18 "),
+        (LayerPlan.distilbert(30, 24), "of the reference, layers 20, 22, 24, 26 more than once and out of order "),
+        (LayerPlan.stacking(3), "of the target, layers 0-2 more than once and out of order (layer 0 behind layer 2)"),
+        (LayerPlan.from_layers([3, 3], 4), "of the reference, layers 3 more than once"),
+        (LayerPlan.from_layers([3, 1], 4), "of the reference, out of order (layer 1 behind layer 3)"),
+        (LayerPlan.append(3, 5), ""),
+        (LayerPlan.in_place([0, 3], 5), ""),
+        (LayerPlan.distilbert(12, 4), ""),
+    ],
+)
+def test_a_plan_with_repeats_or_out_of_order_says_so(plan: LayerPlan, note: str) -> None:
+    notes = [line for line in str(plan).splitlines() if line.startswith("note: ")]
+    assert len(notes) == bool(note) and all(line.startswith(f"note: {note}") for line in notes)
+
+
 def test_lazy_layers_kept_in_place_and_random() -> None:
     # Fig. 23: 24 layers, the last 9 from the reference, the rest random.
     plan = LayerPlan.in_place("15:24", 24)
@@ -110,7 +183,7 @@ def test_growth_by_chosen_layers() -> None:
         "0-1     <-  target 0-1     attention, mlp, norms  -",
         "2-3     <-  reference 2-3  attention, mlp, norms  -       output zero",
     ]
-    assert LayerPlan.from_records(json.loads(json.dumps(silent.as_records()))) == silent
+    assert LayerPlan.from_records(as_json(silent)) == silent
 
 
 def test_table_says_every_row_with_both_ends() -> None:
@@ -123,19 +196,23 @@ def test_table_says_every_row_with_both_ends() -> None:
         "4       <-  reference 9    attention, norms       mlp",
         "5       <-  reference 7    attention, norms       mlp",
         "6       <-  -              -                      attention, mlp, norms",
+        "note: of the reference, out of order (layer 7 behind layer 9)",
     ]
 
 
 def test_records_go_through_json_and_back() -> None:
     plan = LayerPlan.append(1, 2) + LayerPlan.first(1, 4, "mlp") + LayerPlan.random(1)
-    records = json.loads(json.dumps(plan.as_records()))
-    assert records == [
+    records = as_json(plan)
+    unchanged = {"zero_output": False, "revived": []}
+    rows = [
         {"target": 0, "model": "target", "source": 0, "parts": ["attention", "mlp", "norms"]},
         {"target": 1, "model": "reference", "source": 1, "parts": ["attention", "mlp", "norms"]},
         {"target": 2, "model": "reference", "source": 0, "parts": ["mlp"]},
         {"target": 3, "model": None, "source": None, "parts": []},
     ]
-    assert LayerPlan.from_records(records) == plan
+    assert records == [row | unchanged for row in rows]
+    assert LayerPlan.from_records(records) == LayerPlan.from_records(plan.as_records()) == plan
+    assert LayerPlan.from_records(rows) == plan  # as version 0.1 wrote it
 
 
 def test_plans_are_values() -> None:
@@ -224,14 +301,14 @@ def test_wrong_plans() -> None:
 @pytest.mark.parametrize(
     ("record", "line"),
     [
-        ({"target": 0, "model": "reference"}, "expected target, model, source and parts"),
+        ({"target": 0, "model": "reference"}, "row 0 of the plan is .*: source is missing"),
         ({"target": 1, "model": "reference", "source": 0, "parts": ["mlp"]}, "is for target layer 1: expected 0"),
         (
             {"target": 0, "model": "reference", "source": None, "parts": ["mlp"]},
             "source layer None: expected 0 or more",
         ),
         ({"target": 0, "model": "reference", "source": 0, "parts": ["head"]}, "unknown part 'head'"),
-        ("0", "expected target, model, source and parts"),
+        ("0", "row 0 of the plan is '0': "),
     ],
 )
 def test_wrong_records(record: object, line: str) -> None:

@@ -337,7 +337,7 @@ def test_a_model_that_was_changed_by_hand_is_refused() -> None:
         narrow(gated)
     untied = make("gpt2")
     untied.lm_head.weight = nn.Parameter(untied.lm_head.weight.detach() + 1.0)
-    with pytest.raises(PlanError, match="the model's head is not its embedding: set"):
+    with pytest.raises(PlanError, match=r"lm_head\.weight and transformer\.wte\.weight are two .*tie_word_emb"):
         narrow(untied)
     untied.config.tie_word_embeddings = False
     assert torch.equal(narrow(untied).lm_head.weight, untied.lm_head.weight[:, :16])

@@ -2,10 +2,9 @@
 
 Copying byte ranges takes no memory to speak of whatever the size of a tensor or a shard, and cannot change a bit,
 whatever the type; `safetensors.torch.save_file` would hold a shard. Where the system copies between files by itself
-(copy_file_range on Linux, which `cp` uses too), the bytes do not pass through this process. It is fastest where it
-moves whole pages, many at a time, so the header of a large file is padded until most bytes keep their place within
-them. A second thread was tried and was slower; so were plain writes, whose speed falls by half and more where free
-memory is in small pieces.
+(copy_file_range on Linux, which `cp` uses too), the bytes do not pass through this process. A second thread was tried
+and was slower; so were plain writes, whose speed falls by half and more where free memory is in small pieces. Padding
+the header so that most bytes keep their place within pages changed nothing (2 GB, ten pairs: 0.65 s and 0.64 s).
 """
 
 from __future__ import annotations
@@ -27,9 +26,6 @@ _STEP = 64 << 20
 
 _BLOCK = 256 << 10
 """Bytes copied at once where they pass through this process; what stays in the processor's cache is copied fastest."""
-
-_UNIT = 64 << 10
-"""Bytes Linux moves at a time within a call (a pipe's); a header is padded for files of more than `_STEP`."""
 
 _NOT_BY_SYSTEM = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 """Answers of a system or file system that does not copy between these two files by itself."""
@@ -54,13 +50,13 @@ def write_file(path: Path, tensors: Mapping[str, StoredTensor], done: Callable[[
     )
     ranges = list(_merged(tensors[name] for name in order))
     with path.open("wb", buffering=0) as file:
-        _write_all(file, memoryview(_header({name: tensors[name] for name in order}, ranges)))
+        _write_all(file, memoryview(_header({name: tensors[name] for name in order})))
         for source, start, size in ranges:
             _copy(source, start, size, file, done or (lambda count: None))
 
 
-def _header(tensors: Mapping[str, StoredTensor], ranges: Iterable[tuple[Path, int, int]]) -> bytes:
-    """Return the bytes in front of the tensors, which follow in the order given, copied from these ranges."""
+def _header(tensors: Mapping[str, StoredTensor]) -> bytes:
+    """Return the bytes in front of the tensors, which follow in the order given."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
@@ -71,24 +67,8 @@ def _header(tensors: Mapping[str, StoredTensor], ranges: Iterable[tuple[Path, in
         }
         end += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
-    start, unit = (_best_start(ranges), _UNIT) if end > _STEP else (0, 8)
-    text += b" " * ((start - 8 - len(text)) % unit)  # spaces are nothing in JSON
+    text += b" " * (-len(text) % 8)  # spaces are nothing in JSON; the tensors begin aligned
     return len(text).to_bytes(8, "little") + text
-
-
-def _best_start(ranges: Iterable[tuple[Path, int, int]]) -> int:
-    """Return where, within a unit, the first range should begin so that most bytes stay where they are in theirs.
-
-    It is a multiple of 8, which keeps every tensor aligned for its type.
-    """
-    bytes_for: dict[int, int] = {0: 0}
-    place = 0
-    for _, start, size in ranges:
-        if (start - place) % 8 == 0:
-            first = (start - place) % _UNIT
-            bytes_for[first] = bytes_for.get(first, 0) + size
-        place += size
-    return max(bytes_for, key=lambda first: bytes_for[first])
 
 
 def _width(tensor: StoredTensor) -> float:

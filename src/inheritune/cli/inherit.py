@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.errors import OutputError, PlanError
+from inheritune.errors import InherituneWarning, OutputError, PlanError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -34,8 +37,9 @@ def inherit(
     arrange: Annotated[
         str,
         typer.Option(
-            help="Which layers a count means: first, middle, last, distilbert (every other one), stacking (the first "
-            "half of them, twice), random; or in-place: these layers stay where they are and the rest is random."
+            help="Which layers a count means: first, middle, last, evenly-spaced, distilbert (every other one, then "
+            "some of the last again), stacking (the first half of them, twice), random; or in-place: these layers "
+            "stay where they are and the rest is random."
         ),
     ] = "first",
     parts: Annotated[
@@ -53,8 +57,8 @@ def inherit(
         bool,
         typer.Option(
             "--zero-output",
-            help="With --grow-from: the new layers start without output, so that the "
-            "grown model says exactly what TARGET says.",
+            help="With --grow-from: the new layers start without output, so that the grown model gives exactly the "
+            "logits of TARGET.",
         ),
     ] = False,
     revive: Annotated[
@@ -90,21 +94,27 @@ def inherit(
     from inheritune.cli.console import console
     from inheritune.decoder import load_config
     from inheritune.surgery.files.checkpoint import check_destination, check_shard_size
+    from inheritune.surgery.origin import RECORD, check_same_model, start_of
     from inheritune.surgery.plan.selection import recommended_layers
-    from inheritune.surgery.request import RECORD, Order
+    from inheritune.surgery.request import SurgeryRequest
 
     check_shard_size(max_shard_size)
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
     target = None if grow_from is None else load_config(grow_from, trust_remote_code=trust_remote_code)
-    plan = _plan(config, target, layers, arrange, parts, zero_output, width)
+    start = None if grow_from is None else start_of(grow_from, model)
+    plan = _plan(config, target, layers, arrange, parts, zero_output, width, start)
     if revive is not None:
         plan = _revived(plan, revive, config)
-    for analysis in (layers if recommended_layers(layers) else None, revive):
-        _note_other_model(analysis, model)
+    with _notes():
+        for analysis in (layers if recommended_layers(layers) else None, revive):
+            if analysis is not None:
+                check_same_model(analysis, model)
     if private and push_to is None:
         raise OutputError("--private is for an upload: pass --push-to USER/NAME")
-    order = Order(model, grow_from, config, target, plan, width, seed, max_shard_size, revision, trust_remote_code)
-    console.print(order.describe(), markup=False, soft_wrap=True)
+    request = SurgeryRequest(
+        model, grow_from, config, target, plan, width, seed, max_shard_size, revision, trust_remote_code
+    )
+    console.print(request.describe(), markup=False, soft_wrap=True)
     if plan_only:
         return
     if out is None:
@@ -112,12 +122,25 @@ def inherit(
     check_destination(Path(model), out, *([Path(grow_from)] if grow_from else []))
     if push_to is not None:
         hub.check_push(push_to)
-    if note := order.fill(out, _spell(context)):
-        typer.echo(f"note: {note}", err=True)
+    with _notes():
+        request.write(out, _spell(context))
     console.print(f"saved: {out}", markup=False, soft_wrap=True)
     if push_to is not None:
         url = hub.push(out, push_to, private=private, leave_out=[RECORD])
         console.print(f"uploaded: {url}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Show the package's own warnings as lines on standard error."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        typer.echo(f"note: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InherituneWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _plan(
@@ -128,10 +151,12 @@ def _plan(
     parts: str,
     zero_output: bool,
     width: str | None,
+    start: LayerPlan | None,
 ) -> LayerPlan:
     """Return the plan that the options stand for, which may contradict each other."""
     from inheritune.surgery import LayerPlan
-    from inheritune.surgery.config.target import check_families, depth_of
+    from inheritune.surgery.config.fields import depth_of
+    from inheritune.surgery.config.target import check_families
 
     depth = depth_of(config)
     if layers is None:
@@ -150,25 +175,14 @@ def _plan(
     ):
         if value != default:
             raise PlanError(f"{option} {value} does not go with --grow-from: new layers are whole layers of MODEL")
-    return LayerPlan.grown(depth_of(target), layers, depth, zero_output)
+    return LayerPlan.grown(depth_of(target), layers, depth, zero_output, start=start)
 
 
 def _revived(plan: LayerPlan, analysis: Path, config: PretrainedConfig) -> LayerPlan:
-    from inheritune.surgery.config.target import depth_of
+    from inheritune.surgery.config.fields import depth_of
     from inheritune.surgery.revive import heads_to_revive
 
     return plan.revive(heads_to_revive(analysis, depth_of(config)))
-
-
-def _note_other_model(analysis: str | Path | None, model: str) -> None:
-    """Say so where an analysis names another model than the one at hand: a copy of it, or a mistake."""
-    from inheritune.spectra.folder import read_analysis
-
-    if analysis is None:
-        return
-    analysed = read_analysis(analysis).model or model
-    if analysed != model and Path(analysed).resolve() != Path(model).resolve():
-        typer.echo(f"note: {analysis} is the analysis of {analysed}, not of {model}", err=True)
 
 
 def _spell(context: typer.Context) -> str:

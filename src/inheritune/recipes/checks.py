@@ -9,7 +9,7 @@ from inheritune.errors import RecipeError
 from inheritune.recipes.configuration import recipe_config
 from inheritune.recipes.methods import method_of
 from inheritune.recipes.schema import Recipe
-from inheritune.surgery.config.target import depth_of
+from inheritune.surgery.config.fields import depth_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

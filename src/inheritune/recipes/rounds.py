@@ -16,7 +16,6 @@ from inheritune.recipes.workspace import TRAINING_RECORD, Workspace, save_losses
 from inheritune.records.base import read_record
 from inheritune.records.evaluation import LossSummary
 from inheritune.records.runs import RoundRecord, TrainedOn
-from inheritune.records.surgery import PlanRow
 from inheritune.surgery import LayerPlan
 from inheritune.training import TrainingOutcome, delete_checkpoints, next_token_loss, train
 from inheritune.training.collapse import COLLAPSE
@@ -111,7 +110,7 @@ def _finish(
         name=folder.name,
         layers=open_decoder(model).layers,
         parameters=count_parameters(model),
-        plan=None if plan is None else tuple(PlanRow.model_validate(row) for row in plan.as_records()),
+        plan=None if plan is None else tuple(plan.as_records()),
         steps=outcome.steps,
         tokens=outcome.tokens,
         seconds=outcome.seconds,

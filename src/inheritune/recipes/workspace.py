@@ -24,7 +24,7 @@ from inheritune.recipes.schema import Recipe, RecipeTraining
 from inheritune.records.base import read_record
 from inheritune.records.evaluation import Comparison
 from inheritune.records.runs import ReferenceRecord, TrainedOn
-from inheritune.surgery.config.target import depth_of
+from inheritune.surgery.config.fields import depth_of
 from inheritune.training import TrainingSettings
 
 if TYPE_CHECKING:

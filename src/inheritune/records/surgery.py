@@ -32,6 +32,8 @@ class SurgeryRecord(Document):
     AGAIN = "run inheritune inherit again"
 
     source: str
+    identity: str | None = None
+    """Of the source; see `model_identity`."""
     target: str | None = None
     layers: int
     plan: tuple[PlanRow, ...]

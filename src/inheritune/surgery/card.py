@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from inheritune.checkpoints.hub import cached_name
 from inheritune.decoder.source import locate
-from inheritune.errors import ModelError, reason
+from inheritune.errors import InherituneWarning, reason
+from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery.plan.layer_plan import LayerPlan
 
 CARD = "README.md"
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 """Files that state under which terms a model may be used."""
+
+_UNREAD = "unread"
+"""Stands for what a card that cannot be parsed says of the licence."""
 
 Place = tuple["str | Path", Path]
 """What the user called a model (a folder or a hub id), and the folder in which its files are."""
@@ -26,15 +31,15 @@ Place = tuple["str | Path", Path]
 _PATH = re.compile(r"(?<![\w.:/\\~-])(?:~\w*|\.\.?|[A-Za-z]:)?(?:[/\\][^\s'\"=,;:|/\\]*)+")
 
 
-def place_of(source: str | Path, revision: str | None = None) -> Place:
-    """Return what a card needs to know of a model: of one on the hub, its card and licence are downloaded.
+def place_of(source: str | Path, revision: str | None = None, patterns: Iterable[str] = LICENCES) -> Place:
+    """Return a model's name and folder; of one on the hub, its card and the files that fit `patterns` are downloaded.
 
     Raises:
         ModelError: the hub has no such model, or refuses.
     """
     place = locate(source, revision)
     if place.repository is not None:
-        place.repository.fetch((), (CARD, *LICENCES))
+        place.repository.fetch((), (CARD, *patterns))
     return source, place.folder
 
 
@@ -43,10 +48,11 @@ def model_card(
     name: str,
     plan: LayerPlan,
     source: Place,
-    parameters: tuple[int, int],
+    parameters: ParameterCounts,
     command: str,
     target: Place | None = None,
     width: str = "",
+    figures: Mapping[str, str] | None = None,
 ) -> str:
     """Return a model card: metadata as YAML, then what there is to know, as Markdown.
 
@@ -54,10 +60,12 @@ def model_card(
         name: the new model's name.
         plan: where each of its layers came from.
         source: the reference. Its licence is carried over from its card or its licence file.
-        parameters: the numbers of parameters of the reference (of the target, where one grew) and of the new model.
+        parameters: those of the reference (of the target, where one grew) and of the new model.
         command: what made it.
         target: the model that was grown or stacked, if the plan takes layers from one.
         width: what was done to the width, in words (`describe_width`); empty for nothing.
+        figures: of a model that was trained since: what was measured and how much it is, a row of a table each, for
+            example `{"loss on the validation text": "3.21 nats a token"}`. None for one that was not trained.
     """
     from huggingface_hub import ModelCardData
 
@@ -69,13 +77,17 @@ def model_card(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["inheritune"],
-        **licence,
+        **{key: value for key, value in licence.items() if key != _UNREAD},
     )
-    before, after = parameters
     made_by = without_paths(command, (origin.folder for origin in origins))
     sections = [
         f"# {name}",
-        _summary(plan, origins[0], before, after),
+        _summary(plan, origins[0], parameters, trained=figures is not None),
+        *(
+            ["## Figures\n\n| | |\n|---|---|\n" + "\n".join(f"| {what} | {much} |" for what, much in figures.items())]
+            if figures
+            else []
+        ),
         f"## Where each layer comes from\n\n```\n{plan}\n```\n\n{_outside(plan, origins)}",
         *([f"Of the width, the first part was kept: {width}."] if width else []),
         f"## How to load it\n\n```python\n{_loading(name)}\n```",
@@ -97,7 +109,7 @@ def without_paths(text: str, folders: Iterable[Path] = ()) -> str:
     """Return a command with the folders in it named without the places where they lie; hub ids stay as they are."""
     for folder in folders:
         text = text.replace(str(folder.resolve()), folder.resolve().name)
-    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
+    return _PATH.sub(lambda path: re.split(r"[/\\]", path[0].rstrip("/\\"))[-1], text)
 
 
 class _Origin:
@@ -116,19 +128,21 @@ class _Origin:
         return f"[{self.hub_id}](https://huggingface.co/{self.hub_id}/tree/{self.commit}) (commit `{self.commit}`)"
 
 
-def _summary(plan: LayerPlan, source: _Origin, before: int, after: int) -> str:
+def _summary(plan: LayerPlan, source: _Origin, parameters: ParameterCounts, trained: bool) -> str:
+    before, after = parameters.before, parameters.after
     count = f"{len(plan)} layer" + ("s" if len(plan) > 1 else "")
     text = (
         f"A model of {count}, made from {source} with [inheritune](https://arxiv.org/abs/2404.08634): "
         f"{'its layers are those of trained models' if plan.models else 'its layers are random'}, as the table below "
         f"says.\n\n| | parameters |\n|---|---|\n| before | {before:,} |\n| this model | {after:,} |"
     )
-    if after == before and plan.models == {"reference"} and [row.source for row in plan] == list(range(len(plan))):
+    whole = after == before and plan.models == {"reference"} and [row.source for row in plan] == [*range(len(plan))]
+    if whole or trained:
         return text
     if any(row.zero_output for row in plan):
         return (
-            f"{text}\n\n**Train it before use.** Its new layers start without output, so it says just what the target "
-            "says until it is trained."
+            f"{text}\n\n**Train it before use.** Its new layers start without output, so it gives the target's own "
+            "logits until it is trained."
         )
     return (
         f"{text}\n\n**Train it before use.** Its layers have not been trained since they were put together, so it "
@@ -156,32 +170,33 @@ def _versions() -> str:
 
 
 def _licence(folder: Path) -> dict[str, Any]:
-    """Return the licence entries of a model's card, or what its licence file amounts to; empty if there is neither.
-
-    Raises:
-        ModelError: the card's metadata cannot be read, so that a licence in it would be lost.
-    """
+    """Return the licence entries of a model's card, or what its licence file amounts to; empty if there is neither."""
     entries = _metadata(folder / CARD) if (folder / CARD).is_file() else {}
-    found = {key: entries[key] for key in ("license", "license_name", "license_link") if entries.get(key)}
-    if "license" in found:
-        return found
+    stated = {key: entries[key] for key in ("license", "license_name", "license_link") if entries.get(key)}
+    if "license" in stated:
+        return stated
     files = sorted(path.name for pattern in LICENCES[:3] for path in folder.glob(pattern) if path.is_file())
     if files:
         return {"license": "other", "license_name": "license-of-the-source", "license_link": files[0]}
-    return {}
+    return {_UNREAD: True} if _UNREAD in entries else {}
 
 
 def _metadata(card: Path) -> dict[str, Any]:
+    """Return the YAML in front of a card; of one that cannot be read, which is warned of, only `_UNREAD`."""
     import yaml
     from huggingface_hub import metadata_load
 
     try:
         return metadata_load(card) or {}
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        raise ModelError(f"cannot read the licence in {card}: {reason(error)}") from error
+    except (ValueError, OSError, AttributeError, yaml.YAMLError) as error:
+        line = f"cannot read the licence in {card}: {reason(error)}; look there yourself"
+        warnings.warn(line, InherituneWarning, stacklevel=2)
+        return {_UNREAD: True}
 
 
 def _licence_line(licence: dict[str, Any]) -> str:
+    if _UNREAD in licence:
+        return "The licence in the source's README.md could not be read: look there."
     if not licence:
         return "The source states no licence."
     name, link = licence["license"], licence.get("license_link")

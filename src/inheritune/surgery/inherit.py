@@ -7,20 +7,21 @@ a checkpoint does not store are computed from the configuration, as loading a ch
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from inheritune.decoder import Decoder, compute_buffers, load_config, load_model, open_decoder
+from inheritune.decoder import Decoder, load_config, load_model, open_decoder
 from inheritune.errors import ModelError, PlanError
+from inheritune.surgery.build import build_random, copy_weights, take_after
 from inheritune.surgery.config.blueprint import check_fit, packed_weights
-from inheritune.surgery.config.target import depth_of, target_config, unsayable
+from inheritune.surgery.config.fields import depth_of
+from inheritune.surgery.config.target import target_config
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.plan.parts import PARTS, part_of
 from inheritune.surgery.revive import Revived, fresh_weights, heads_to_revive
 from inheritune.surgery.width import Width, narrow, narrow_sizes
-from inheritune.surgery.zero_output import silence_rows
+from inheritune.surgery.zero_output import zero_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ def inherit(
     if revive is not None:
         plan = plan.revive(heads_to_revive(revive, depth))
     config = target_config(configs, plan)
-    decoders = {
+    decoders: dict[str, Decoder] = {
         name: open_decoder(load_model(sources[name], revision=revisions[name], trust_remote_code=trust_remote_code))
         for name in {*plan.models, plan.rest}
     }
@@ -109,8 +110,8 @@ def scratch(source: PretrainedConfig | Source, layers: int | None = None, seed: 
     config = source if isinstance(source, PretrainedConfig) else _config(source)
     config = target_config({"reference": config}, LayerPlan.random(depth_of(config) if layers is None else layers))
     if isinstance(source, PreTrainedModel):
-        return _build(type(source)._from_config, config, source.dtype, seed).to(source.device)
-    return _build(AutoModelForCausalLM.from_config, config, config.dtype, seed)
+        return build_random(type(source)._from_config, config, source.dtype, seed).to(source.device)
+    return build_random(AutoModelForCausalLM.from_config, config, config.dtype, seed)
 
 
 def resolve_plan(
@@ -155,59 +156,36 @@ def _config(source: Source, revision: str | None = None, trust_remote_code: bool
 def _assemble(plan: LayerPlan, config: PretrainedConfig, decoders: Mapping[str, Decoder], seed: int) -> PreTrainedModel:
     """Build the target, confirm that it fits, and copy what the plan names."""
     rest = decoders[plan.rest].model
-    target = _build(type(rest)._from_config, config, rest.dtype, seed)
+    target = build_random(type(rest)._from_config, config, rest.dtype, seed)
     new = open_decoder(target)
     check_fit(plan, new, decoders)
     fresh = fresh_weights(new, plan)
-    _copy_weights(plan, new, decoders)
+    copy_weights(target, _planned(plan, new, decoders))
     for weights in fresh:
         weights.put_back()
-    if silent := [index for index, row in enumerate(plan) if row.zero_output]:
-        silence_rows(new, silent)
-    target.generation_config = copy.deepcopy(rest.generation_config)
-    return target.to(rest.device)
+    if zero := [index for index, row in enumerate(plan) if row.zero_output]:
+        zero_outputs(new, zero)
+    return take_after(target, rest)
 
 
-def _build(
-    build: Callable[..., PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype | None, seed: int
-) -> PreTrainedModel:
-    """Build a randomly initialised model on the CPU, so that a seed means the same weights on every machine."""
-    import torch
-
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise PlanError(f"seed {seed!r}: expected a whole number from 0 to {2**63 - 1}")
-    # Only the CPU generator is seeded; torch.manual_seed would reset the accelerators' as well.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), unsayable(config):
-        torch.random.default_generator.manual_seed(seed)
-        model = build(config, dtype=dtype).eval()
-    compute_buffers(model)
-    return model
-
-
-def _copy_weights(plan: LayerPlan, new: Decoder, decoders: Mapping[str, Decoder]) -> None:
-    """Put copies of the named weights into the target's parameters and stored buffers.
-
-    Raises:
-        PlanError: two different weights are named for one that the target's layers share.
-    """
-    import torch
-
+def _planned(
+    plan: LayerPlan, new: Decoder, decoders: Mapping[str, Decoder]
+) -> Callable[[str, torch.Tensor], torch.Tensor | None]:
+    """Return what gives the weight that the plan names for a weight of the target; None if that one stays random."""
     states = {name: decoder.model.state_dict(keep_vars=True) for name, decoder in decoders.items()}
     packed = packed_weights(new)
-    taken: dict[int, torch.Tensor] = {}
-    for key, place in new.model.state_dict(keep_vars=True).items():
+
+    def weight_of(key: str, place: torch.Tensor) -> torch.Tensor | None:
         origin = _origin(key, plan, new)
-        if origin is None or not isinstance(place, torch.Tensor):
-            continue
-        source = states[origin[0]][origin[1]].detach()
-        if key in packed:
-            source = _join_slices(
-                place.to(source), {name: state[key] for name, state in states.items()}, plan, decoders, packed[key]
-            )
-        earlier = taken.setdefault(id(place), source)
-        if earlier.data_ptr() != source.data_ptr() and not torch.equal(earlier, source):
-            raise PlanError(f"the target shares {key!r} with another weight, and the plan copies two different ones")
-        place.data = source.clone()
+        if origin is None:
+            return None
+        weight: torch.Tensor = states[origin[0]][origin[1]].detach()
+        if key not in packed:
+            return weight
+        slices = {name: state[key] for name, state in states.items()}
+        return _join_slices(place.to(weight), slices, plan, decoders, packed[key])
+
+    return weight_of
 
 
 def _join_slices(
@@ -217,7 +195,15 @@ def _join_slices(
     decoders: Mapping[str, Decoder],
     dimension: int,
 ) -> torch.Tensor:
-    """Return a weight that holds a slice for each layer, the slices those of the plan; random layers keep `place`'s."""
+    """Return a weight that holds a slice for each layer, the slices those of the plan; random layers keep `place`'s.
+
+    Args:
+        place: the weight as the target has it, as long as the plan along `dimension`, in slices of one size.
+        weights: the same of the sources, as long as they are deep.
+        plan: which slices.
+        decoders: the sources.
+        dimension: along which the slices lie, 0 or 1.
+    """
     import torch
 
     slices = {name: weight.detach().chunk(decoders[name].layers, dimension) for name, weight in weights.items()}

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inheritune import storage
-from inheritune.decoder import NoTokenizerError, count_parameters, load_tokenizer, save_model
-from inheritune.errors import PlanError
+from inheritune.decoder import count_parameters, save_model
+from inheritune.decoder.source import model_identity
+from inheritune.errors import InherituneWarning, PlanError
 from inheritune.records.base import environment, now
-from inheritune.surgery.card import CARD, LICENCES, model_card, place_of
-from inheritune.surgery.config.blueprint import blueprint, draft
-from inheritune.surgery.files.checkpoint import carry_files, check_whole, inherit_checkpoint
+from inheritune.records.surgery import ParameterCounts, SurgeryRecord
+from inheritune.surgery.card import CARD, model_card, place_of
+from inheritune.surgery.config.blueprint import Draft, blueprint
+from inheritune.surgery.files.carried import CARRIED, CODE, TOKENIZER, add_older_names, carry_files, code_files
+from inheritune.surgery.files.checkpoint import Source, copy_checkpoint
 from inheritune.surgery.inherit import inherit
+from inheritune.surgery.origin import RECORD
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.width import describe_width, narrow_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-RECORD = "inherit.json"
-
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be made, checked and ready: building it reads weights for the first time.
+class SurgeryRequest:
+    """What is to be made; nothing but configurations is read until it is written.
 
     Attributes:
         model: the reference, a folder or a hub id.
@@ -46,30 +49,38 @@ class Order:
     config: PretrainedConfig
     target_config: PretrainedConfig | None
     plan: LayerPlan
-    width: str | None
-    seed: int
-    max_shard_size: str
-    revision: str | None
-    trust_remote_code: bool
+    width: str | None = None
+    seed: int = 0
+    max_shard_size: str = "5GB"
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     @cached_property
-    def parameters(self) -> dict[str, int]:
-        """The numbers of parameters before and after; the plan is checked on the way.
+    def draft(self) -> Draft:
+        """The new model on the meta device, at full width; what does not fit is found here.
 
-        Before is the target where one grows, else the reference.
+        Raises:
+            PlanError: the plan does not fit.
+            ModelError: a model is quantised.
+        """
+        return Draft.of(self.plan, self.config, self.target_config)
+
+    @cached_property
+    def parameters(self) -> ParameterCounts:
+        """The numbers of parameters before and after: before is the target where one grows, else the reference.
 
         Raises:
             PlanError: the plan or the width does not fit.
         """
-        new_config, reference, new = draft(self.config, self.plan, self.target_config)
-        made = new.model if self.width is None else blueprint(narrow_config(new_config, self.width))
-        before = reference.model if self.target_config is None else blueprint(self.target_config)
-        return {"before": count_parameters(before), "after": count_parameters(made)}
+        counts = self.draft.parameters
+        if self.width is None:
+            return counts
+        narrow = count_parameters(blueprint(narrow_config(self.draft.config, self.width)))
+        return counts.model_copy(update={"after": narrow})
 
     def describe(self) -> str:
-        """Return the plan as text, with the number of parameters."""
-        sizes = self.parameters
-        share = sizes["after"] / sizes["before"]
+        """Return the plan as text, with the number of parameters and what the user should know before it is made."""
+        counts = self.parameters
         said = [] if self.width is None else [f"width: {describe_width(self.config, self.width)}"]
         if getattr(self.config, "scale_attn_by_inverse_layer_idx", False) and any(
             row.source not in (None, place) for place, row in enumerate(self.plan)
@@ -77,47 +88,47 @@ class Order:
             said.append(
                 "scale: a moved layer's attention is scaled by 1 / (its new number + 1), as the model's code has it"
             )
-        counted = f"parameters: {sizes['before']:,} -> {sizes['after']:,} ({share:.0%})"
-        return "\n".join([str(self.plan), *said, counted])
+        if self.draft.lost_attention:
+            said.append("note: no attention layer is left; transformers' generate fails here unless use_cache=False")
+        if any(row.zero_output for row in self.plan):
+            said.append(
+                f"note: whether {self.config.model_type} can start layers without output is tried when they are made"
+            )
+        share = counts.after / counts.before
+        return "\n".join([str(self.plan), *said, f"parameters: {counts.before:,} -> {counts.after:,} ({share:.0%})"])
 
-    def fill(self, out: Path, command: str) -> str:
+    def write(self, out: Path, command: str) -> None:
         """Write the model's folder and the record: from file to file where that can be, else through memory.
+
+        What the user should know of the result (NaN in it, no tokenizer, an unreadable licence) is a warning.
 
         Args:
             out: a new or empty folder.
             command: what the card says made it.
-
-        Returns:
-            A note for the user, or nothing.
         """
-        note = ""
-        if self.is_copy():
-            inherit_checkpoint(
-                self.model,
-                out,
-                plan=self.plan,
-                target=self.target,
-                max_shard_size=self.max_shard_size,
-                revision=self.revision,
-                trust_remote_code=self.trust_remote_code,
-                command=command,
-            )
+        if self._is_copy():
+            sources = {"reference": Source.open(self.model, self.revision)}
+            if self.target is not None:
+                sources["target"] = Source.open(self.target)
+            copy_checkpoint(self.draft, sources, out, max_shard_size=self.max_shard_size, command=command)
         else:
-            note = self._build(out, command)
-        storage.write_json(out / RECORD, self.as_record())
-        return note
+            self._build(out, command)
+        if not any(path for pattern in TOKENIZER for path in out.glob(pattern)):
+            source = self.target if self.plan.rest == "target" and self.target else self.model
+            warnings.warn(f"saved without a tokenizer: {source} has none", InherituneWarning, stacklevel=2)
+        self._record().write(out / RECORD)
 
-    def is_copy(self) -> bool:
+    def _is_copy(self) -> bool:
         """Return whether the files of the sources hold all there is to write, bit for bit."""
         if self.width is not None:
             return False
         try:
-            check_whole(self.config, self.plan, self.target_config)
-        except PlanError:  # the plan itself was found to fit: it needs a model in memory
+            self.draft.check_copyable()
+        except PlanError:  # the plan itself fits: it needs a model in memory
             return False
         return True
 
-    def _build(self, out: Path, command: str) -> str:
+    def _build(self, out: Path, command: str) -> None:
         built = inherit(
             self.model,
             plan=self.plan,
@@ -127,41 +138,36 @@ class Order:
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
         )
-        note = ""
-        try:
-            tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        except NoTokenizerError as error:
-            tokenizer, note = None, f"saved without a tokenizer: {error}"
-        source = place_of(self.model, self.revision)
+        source = place_of(self.model, self.revision, (*CARRIED, CODE))
+        target = None if self.target is None else place_of(self.target, patterns=(*CARRIED, CODE))
         card = model_card(
             name=out.name,
             plan=self.plan,
             source=source,
-            target=None if self.target is None else place_of(self.target),
-            parameters=(self.parameters["before"], self.parameters["after"]),
+            target=target,
+            parameters=self.parameters,
             command=command,
             width="" if self.width is None else describe_width(self.config, self.width),
         )
+        rest = target[1] if target is not None and self.plan.rest == "target" else source[1]
 
         def finish(folder: Path) -> None:
-            carry_files(source[1], folder, LICENCES)
+            add_older_names(folder)
+            carry_files(rest, folder, (*CARRIED, *code_files(rest)))
             storage.write_text(folder / CARD, card)
 
-        save_model(built, out, tokenizer, max_shard_size=self.max_shard_size, replace=False, finish=finish)
-        return note
+        save_model(built, out, max_shard_size=self.max_shard_size, replace=False, finish=finish)
 
-    def as_record(self) -> dict[str, Any]:
-        """Return what was made from what, as plain data."""
-        return {
-            "kind": "inherit",
-            "schema": 1,
-            "source": self.model,
-            "target": self.target,
-            "layers": len(self.plan),
-            "plan": self.plan.as_records(),
-            "width": self.width,
-            "seed": self.seed,
-            "parameters": self.parameters,
-            "created": now(),
-            "environment": environment().as_json(),
-        }
+    def _record(self) -> SurgeryRecord:
+        return SurgeryRecord(
+            source=self.model,
+            identity=model_identity(self.model),
+            target=self.target,
+            layers=len(self.plan),
+            plan=tuple(self.plan.as_records()),
+            width=self.width,
+            seed=self.seed,
+            parameters=self.parameters,
+            created=now(),
+            environment=environment(),
+        )

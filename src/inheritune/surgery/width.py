@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from inheritune.decoder import load_config, load_model, open_decoder
 from inheritune.errors import PlanError
+from inheritune.surgery.build import build_random, copy_weights, take_after
 from inheritune.surgery.config.blueprint import blueprint
-from inheritune.surgery.config.target import refuse_quantised, unsayable
+from inheritune.surgery.config.target import refuse_quantised
 
 if TYPE_CHECKING:
     import torch
@@ -67,13 +68,15 @@ def narrow(model: PreTrainedModel | str | Path, width: Width = HALF) -> PreTrain
     new_config = narrow_config(config, width)
     source = load_model(model)
     _check_weights(source)
-    new = _build(source, new_config)
+    new = build_random(type(source)._from_config, new_config, source.dtype, 0)
     states, hidden = source.state_dict(), int(config.hidden_size)
-    for key, place in new.state_dict(keep_vars=True).items():
+
+    def weight_of(key: str, place: torch.Tensor) -> torch.Tensor:
         matrices = states[key].shape[-1] // hidden if ".c_attn." in key else 1
-        place.data = _first_part(states[key], place.shape, matrices)
-    new.generation_config = copy.deepcopy(source.generation_config)
-    return new.to(source.device)
+        return _first_part(states[key], place.shape, matrices)
+
+    copy_weights(new, weight_of)
+    return take_after(new, source)
 
 
 def narrow_config(config: PretrainedConfig, width: Width = HALF) -> PretrainedConfig:
@@ -167,32 +170,16 @@ def _check_weights(source: PreTrainedModel) -> None:
     odd = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if odd:
         raise PlanError(f"cannot narrow this model: its configuration does not say that {odd[0]!r} is as it is")
-    if _is_tied(plain) and not _is_tied(source):
-        raise PlanError("the model's head is not its embedding: set config.tie_word_embeddings to False to narrow both")
-
-
-def _is_tied(model: PreTrainedModel) -> bool:
-    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
-
-
-def _build(source: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
-    """Build a model of the source's class; its random weights are overwritten, the global random state is left."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), unsayable(config):
-        return type(source)._from_config(config, dtype=source.dtype).eval()
 
 
 def _first_part(weight: torch.Tensor, shape: torch.Size, matrices: int) -> torch.Tensor:
-    """Return a copy of the first entries along each axis, of as many as `shape` has.
+    """Return the first entries along each axis, of as many as `shape` has.
 
     Args:
         weight: any number of axes; the last holds `matrices` matrices side by side.
         shape: of the result.
         matrices: how many; of each the first part is taken.
     """
-    import torch
-
     kept = (*shape[:-1], matrices, shape[-1] // matrices)
     part = weight.detach().unflatten(-1, (matrices, -1))[tuple(slice(size) for size in kept)]
-    return part.flatten(-2).clone(memory_format=torch.contiguous_format)
+    return part.flatten(-2)

@@ -2,8 +2,8 @@
 
 A block with a residual connection around each of its branches computes the identity when the last projection of every
 branch is zero. The model's loss then does not jump when the block is appended, and since only the last projections are
-zero their gradients are not, so training wakes the block at once (the last layer of each residual branch starts at zero
-in Fixup too: Zhang et al., arXiv 1901.09321).
+zero their gradients are not, so the block learns from the first step on (the last layer of each residual branch starts
+at zero in Fixup too: Zhang et al., arXiv 1901.09321).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LAST = re.compile(
 """What families call the last projection of a branch; that these are all of them is proved on the built model."""
 
 
-def silence_rows(target: Decoder, rows: Iterable[int]) -> None:
+def zero_outputs(target: Decoder, rows: Iterable[int]) -> None:
     """Set blocks of `target` to the identity, in place, and prove it by running the model.
 
     Args:
@@ -39,11 +39,11 @@ def silence_rows(target: Decoder, rows: Iterable[int]) -> None:
     rows = sorted(set(rows))
     others = {id(p) for i, block in enumerate(target.blocks) if i not in rows for p in block.parameters()}
     for row in rows:
-        silence(target.blocks[row], others)
-    check_silent(target, rows)
+        zero_output(target.blocks[row], others)
+    check_identity(target, rows)
 
 
-def silence(block: nn.Module, shared: Container[int] = frozenset()) -> list[str]:
+def zero_output(block: nn.Module, shared: Container[int] = frozenset()) -> list[str]:
     """Set to zero, in place, the projections through which `block` writes to the residual stream.
 
     Args:
@@ -62,7 +62,7 @@ def silence(block: nn.Module, shared: Container[int] = frozenset()) -> list[str]
     return names
 
 
-def check_silent(target: Decoder, rows: Iterable[int], tokens: int = 8) -> None:
+def check_identity(target: Decoder, rows: Iterable[int], tokens: int = 8) -> None:
     """Confirm that the blocks `rows` leave the hidden states of two random sequences as they are, to the bit.
 
     Args:
@@ -77,15 +77,15 @@ def check_silent(target: Decoder, rows: Iterable[int], tokens: int = 8) -> None:
 
     rows, generator = list(rows), torch.Generator().manual_seed(0)
     ids = torch.randint(target.vocabulary, (2, tokens), generator=generator).to(target.model.device)
-    found: dict[int, bool] = {}
-    handles = [_watch(target.blocks[row], row, found) for row in rows]
+    unchanged: dict[int, bool] = {}
+    handles = [_watch(target.blocks[row], row, unchanged) for row in rows]
     try:
         with torch.no_grad(), evaluating(target.model):
             target.model(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    changed = [row for row in rows if not found.get(row, False)]
+    changed = [row for row in rows if not unchanged.get(row, False)]
     if changed:
         raise PlanError(
             f"{target.model.config.model_type} cannot grow with its function preserved: layer {changed[0]} changes the "
@@ -93,13 +93,13 @@ def check_silent(target: Decoder, rows: Iterable[int], tokens: int = 8) -> None:
         )
 
 
-def _watch(block: nn.Module, row: int, found: dict[int, bool]) -> Any:
-    """Note in `found` whether the block returns the hidden states it gets; return the hook's handle."""
+def _watch(block: nn.Module, row: int, unchanged: dict[int, bool]) -> Any:
+    """Note in `unchanged` whether the block returns the hidden states it gets; return the hook's handle."""
     import torch
 
     def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         before: Tensor = args[0] if args else kwargs["hidden_states"]
         after: Tensor = output if isinstance(output, torch.Tensor) else output[0]
-        found[row] = torch.equal(before, after)
+        unchanged[row] = torch.equal(before, after)
 
     return block.register_forward_hook(compare, with_kwargs=True)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inheritune.decoder import Decoder, open_decoder
+from inheritune.decoder import Decoder, count_parameters, open_decoder
 from inheritune.decoder.loading import build_empty
 from inheritune.errors import PlanError, library_errors
+from inheritune.records.surgery import ParameterCounts
+from inheritune.surgery.config.fields import has_attention
 from inheritune.surgery.config.target import target_config
 
 if TYPE_CHECKING:
@@ -49,29 +52,91 @@ def blueprint(config: PretrainedConfig) -> PreTrainedModel:
         return build_empty(config)
 
 
-def draft(
-    config: PretrainedConfig, plan: LayerPlan, target: PretrainedConfig | None = None
-) -> tuple[PretrainedConfig, Decoder, Decoder]:
-    """Return the new configuration, and weightless reference and new models, after confirming that they fit.
+@dataclass(frozen=True)
+class Draft:
+    """A new model worked out from configurations alone, all models in it on the meta device.
 
-    Args:
-        config: the reference's configuration.
+    Attributes:
         plan: where each layer comes from.
-        target: the configuration of the model being grown, for plans with rows from `"target"`; one whose rows all come
-            from there (stacking) may leave it out: the reference is then stacked on itself.
+        config: the new model's configuration.
+        new: the new model.
+        sources: the models that the plan takes layers from, `"reference"` always among them.
+    """
+
+    plan: LayerPlan
+    config: PretrainedConfig
+    new: Decoder
+    sources: Mapping[str, Decoder]
+
+    @classmethod
+    def of(cls, plan: LayerPlan, config: PretrainedConfig, target: PretrainedConfig | None = None) -> Draft:
+        """Work out the new model, after confirming that the layers fit.
+
+        Args:
+            plan: where each layer comes from.
+            config: the reference's configuration.
+            target: the configuration of the model being grown, for plans with rows from `"target"`; one whose rows all
+                come from there (stacking) may leave it out: the reference is then stacked on itself.
+
+        Raises:
+            PlanError: see `target_config` and `check_fit`.
+            ModelError: a model is quantised, or its blocks cannot be found.
+        """
+        configs = {"reference": config}
+        if "target" in plan.models and (target is not None or plan.models == {"target"}):
+            configs["target"] = config if target is None else target
+        new_config = target_config(configs, plan)
+        sources = {name: open_decoder(blueprint(each)) for name, each in configs.items()}
+        new = open_decoder(blueprint(new_config))
+        check_fit(plan, new, sources)
+        return cls(plan, new_config, new, sources)
+
+    @property
+    def parameters(self) -> ParameterCounts:
+        """The numbers of parameters before and after; before is the target where one grows, else the reference."""
+        before = count_parameters(self.sources[self.plan.rest].model)
+        return ParameterCounts(before=before, after=count_parameters(self.new.model))
+
+    @property
+    def lost_attention(self) -> bool:
+        """Whether the plan takes no layer with attention of a hybrid that has some, which a KV cache needs."""
+        return has_attention(self.sources["reference"].config) and not has_attention(self.new.config)
+
+    def check_copyable(self) -> None:
+        """Confirm that the sources' files hold all there is to write, bit for bit.
+
+        Raises:
+            PlanError: the plan sets weights anew, or the family's files cannot say it.
+        """
+        check_copies_all(self.plan)
+        for decoder in (self.sources["reference"], self.new):
+            _refuse_shared_layers(decoder)
+        packed = packed_weights(self.new)
+        if packed and [row.source for row in self.plan] != list(range(self.sources["reference"].layers)):
+            name = type(self.new.model).__name__
+            raise PlanError(f"{name} keeps a slice for each layer in {min(packed)}: use inherit, which takes it apart")
+
+
+def check_copies_all(plan: LayerPlan) -> None:
+    """Refuse a plan that does more than copy whole layers.
 
     Raises:
-        PlanError: see `target_config` and `check_fit`.
-        ModelError: a model is quantised, or its blocks cannot be found.
+        PlanError: it does.
     """
-    configs = {"reference": config}
-    if "target" in plan.models and (target is not None or plan.models == {"target"}):
-        configs["target"] = config if target is None else target
-    new_config = target_config(configs, plan)
-    sources = {name: open_decoder(blueprint(each)) for name, each in configs.items()}
-    new = open_decoder(blueprint(new_config))
-    check_fit(plan, new, sources)
-    return new_config, sources["reference"], new
+    if not plan.copies_all:
+        raise PlanError("this plan sets weights anew (random, or to zero): use inherit, which builds the model")
+
+
+def _refuse_shared_layers(decoder: Decoder) -> None:
+    """Refuse a model whose layers share weights: its files hold them once, under one of the layers' names."""
+    owners: dict[int, str] = {}
+    prefix = f"{decoder.blocks_path}."
+    for key, weight in decoder.model.state_dict(keep_vars=True).items():
+        if not key.startswith(prefix):
+            continue
+        owner = owners.setdefault(id(weight), key)
+        if owner.removeprefix(prefix).split(".")[0] != key.removeprefix(prefix).split(".")[0]:
+            raise PlanError(f"layers of {type(decoder.model).__name__} share weights ({owner} and {key}): use inherit")
 
 
 def check_fit(plan: LayerPlan, target: Decoder, sources: Mapping[str, Decoder]) -> None:

@@ -13,10 +13,12 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import TYPE_CHECKING
 
 from inheritune.checkpoints.copying import write_file
 from inheritune.checkpoints.folder import (
@@ -30,38 +32,25 @@ from inheritune.checkpoints.folder import (
     weight_file,
 )
 from inheritune.checkpoints.hub import Repository
-from inheritune.checkpoints.stored import StoredTensor, refuse_pointer
-from inheritune.decoder import Decoder, count_parameters, load_config
+from inheritune.checkpoints.stored import StoredTensor
+from inheritune.decoder import load_config
 from inheritune.decoder.source import locate
-from inheritune.errors import ModelError, OutputError, PlanError
+from inheritune.errors import ModelError, OutputError
 from inheritune.progress import progress
 from inheritune.storage import whole_folder
+from inheritune.surgery.build import warn_not_finite
 from inheritune.surgery.card import CARD, LICENCES, describe_call, model_card
-from inheritune.surgery.config.blueprint import blueprint, draft, packed_weights
-from inheritune.surgery.config.target import depth_of
+from inheritune.surgery.config.blueprint import Draft, check_copies_all
+from inheritune.surgery.config.fields import depth_of
+from inheritune.surgery.files.carried import CARRIED, CODE, add_older_names, carry_files, code_files
 from inheritune.surgery.files.completeness import Origins, check_complete
-from inheritune.surgery.files.naming import Chosen, Layout, check_same_names, choose_tensors, tied_copies
+from inheritune.surgery.files.naming import Chosen, Layout, check_same_names, choose_tensors, drop_tied
+from inheritune.surgery.files.values import not_finite
 from inheritune.surgery.inherit import resolve_plan
 from inheritune.surgery.plan.layer_plan import LayerPlan
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-CARRIED = (
-    "added_tokens.json",
-    "additional_chat_templates/*.jinja",
-    "chat_template*",
-    "generation_config.json",
-    "merges.txt",
-    "*.model",
-    "special_tokens_map.json",
-    "tekken.json",
-    "*.tiktoken",
-    "tokenizer*",
-    "vocab*",
-    *LICENCES,
-)
-"""Files copied as they are: the tokenizer's, the generation settings and the licence."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +79,9 @@ class Source:
 
     def config(self, trust_remote_code: bool) -> PretrainedConfig:
         """Read the configuration, of the very commit that was found."""
-        commit = self.repository.commit if self.repository else None
-        return load_config(self.name, revision=commit, trust_remote_code=trust_remote_code)
+        if self.repository is None:
+            return load_config(self.folder, trust_remote_code=trust_remote_code)
+        return load_config(self.name, revision=self.repository.commit, trust_remote_code=trust_remote_code)
 
     def list_tensors(self) -> list[str]:
         """Return the names of all tensors; of a model on the hub, from its index, or its only file if it has none."""
@@ -168,31 +158,62 @@ def inherit_checkpoint(
     check_destination(first, destination, *others)
     configs = {name: source.config(trust_remote_code) for name, source in sources.items()}
     plan = resolve_plan(depth_of(configs["reference"]), layers, parts, plan)
-    new_config, reference, new = check_whole(configs["reference"], plan, configs.get("target"))
-    if "target" not in sources:
-        sources["target"], configs["target"] = sources["reference"], configs["reference"]
-    depths = {name: depth_of(config) for name, config in configs.items()}
-    chosen = _choose({name: sources[name] for name in {*plan.models, plan.rest}}, depths, plan, new)
-    _fetch_all(sources, plan, chosen, new_config)
-    before = reference.model if target is None else blueprint(configs["target"])
+    check_copies_all(plan)
+    draft = Draft.of(plan, configs["reference"], configs.get("target"))
+    command = command or describe_call(src_dir, destination, plan, target)
+    copy_checkpoint(draft, sources, destination, max_shard_size=max_shard_size, command=command, sync=sync)
+    return destination
+
+
+def copy_checkpoint(
+    draft: Draft,
+    sources: Mapping[str, Source],
+    destination: Path,
+    *,
+    max_shard_size: int | str,
+    command: str,
+    sync: bool = False,
+) -> None:
+    """Write the checkpoint that `draft` describes; what `inherit_checkpoint` does once all is worked out.
+
+    Args:
+        draft: the new model.
+        sources: the checkpoints, by the model's name in the plan; a plan that stacks the reference needs no other.
+        destination: a new or empty folder.
+        max_shard_size: see `inherit_checkpoint`.
+        command: what the card says made it.
+        sync: see `inherit_checkpoint`.
+
+    Raises:
+        PlanError, ModelError, OutputError: see `inherit_checkpoint`.
+    """
+    draft.check_copyable()
+    plan, grown = draft.plan, sources.get("target")
+    named = {"target": sources["reference"], **sources}
+    chosen = _choose({name: named[name] for name in sorted({*plan.models, plan.rest})}, draft)
+    _fetch_all(named, plan, chosen)
     card = model_card(
         name=destination.name,
         plan=plan,
-        source=(src_dir, sources["reference"].folder),
-        target=None if target is None else (target, sources["target"].folder),
-        parameters=(count_parameters(before), count_parameters(new.model)),
-        command=command or describe_call(src_dir, destination, plan, target),
+        source=(sources["reference"].name, sources["reference"].folder),
+        target=None if grown is None else (grown.name, grown.folder),
+        parameters=draft.parameters,
+        command=command,
     )
     with whole_folder(destination, sync=sync) as temporary:
         with TemporaryDirectory(dir=temporary) as scratch:
-            tensors = _read(sources, chosen, new, Path(scratch))
-            check_complete(tensors, Origins(plan, new, {name: each.name for name, each in sources.items()}))
+            tensors = _read(named, chosen, Path(scratch))
+            drop_tied(tensors, draft.new, named[plan.rest].name)
+            check_complete(tensors, Origins(plan, draft.new, {name: each.name for name, each in named.items()}))
             _check_space(temporary, tensors, destination)
-            _write_shards(temporary, tensors, _plan_shards(tensors, max_shard_size))
-        new_config.save_pretrained(temporary)
-        carry_files(sources[plan.rest].folder, temporary, _carried(new_config))
+            damaged = _write_shards(temporary, tensors, _plan_shards(tensors, max_shard_size))
+        draft.config.save_pretrained(temporary)
+        add_older_names(temporary)
+        rest = named[plan.rest].folder
+        carry_files(rest, temporary, (*CARRIED, *code_files(rest)))
         (temporary / CARD).write_text(card, encoding="utf-8")
-    return destination
+    if damaged:
+        warn_not_finite(damaged)
 
 
 def check_shard_size(size: int | str) -> None:
@@ -228,55 +249,25 @@ def check_destination(source: Path, destination: Path, *others: Path) -> None:
         raise OutputError(f"{destination} is a mount point, which cannot be renamed to: try {destination / 'model'}")
 
 
-def check_whole(
-    config: PretrainedConfig, plan: LayerPlan, target: PretrainedConfig | None = None
-) -> tuple[PretrainedConfig, Decoder, Decoder]:
-    """Return the new configuration and weightless reference and new models, if files alone can make the new one.
-
-    Raises:
-        PlanError: the plan does not fit, does not copy everything as it is, or the family's files cannot say it.
-        ModelError: a model is quantised, or its blocks cannot be found.
-    """
-    if not plan.copies_all:
-        raise PlanError("this plan sets weights anew (random, or to zero): use inherit, which builds the model")
-    new_config, reference, new = draft(config, plan, target)
-    for decoder in (reference, new):
-        _refuse_shared_layers(decoder)
-    packed = packed_weights(new)
-    if packed and [row.source for row in plan] != list(range(reference.layers)):
-        name = type(new.model).__name__
-        raise PlanError(f"{name} keeps a slice for each layer in {min(packed)}: use inherit, which takes it apart")
-    return new_config, reference, new
-
-
-def _refuse_shared_layers(decoder: Decoder) -> None:
-    """Refuse a model whose layers share weights: its files hold them once, under one of the layers' names."""
-    owners: dict[int, str] = {}
-    prefix = f"{decoder.blocks_path}."
-    for key, weight in decoder.model.state_dict(keep_vars=True).items():
-        if not key.startswith(prefix):
-            continue
-        owner = owners.setdefault(id(weight), key)
-        if owner.removeprefix(prefix).split(".")[0] != key.removeprefix(prefix).split(".")[0]:
-            raise PlanError(f"layers of {type(decoder.model).__name__} share weights ({owner} and {key}): use inherit")
-
-
-def _choose(sources: Mapping[str, Source], depths: Mapping[str, int], plan: LayerPlan, new: Decoder) -> Chosen:
+def _choose(sources: Mapping[str, Source], draft: Draft) -> Chosen:
     """Return where each tensor of the new checkpoint comes from, if the sources name theirs alike."""
-    layouts = {name: Layout.of(source.list_tensors(), depths[name], source.name) for name, source in sources.items()}
-    check_same_names(layouts, plan, new)
-    return choose_tensors(layouts, plan)
+    layouts = {
+        name: Layout.of(source.list_tensors(), draft.sources[name].layers, source.name)
+        for name, source in sources.items()
+    }
+    check_same_names(layouts, draft.plan, draft.new)
+    return choose_tensors(layouts, draft.plan)
 
 
-def _fetch_all(sources: Mapping[str, Source], plan: LayerPlan, chosen: Chosen, config: PretrainedConfig) -> None:
+def _fetch_all(sources: Mapping[str, Source], plan: LayerPlan, chosen: Chosen) -> None:
     for model, source in sources.items():
         tensors = [name for owner, name in chosen.values() if owner == model]
-        patterns = [*(_carried(config) if model == plan.rest else LICENCES), CARD]
+        patterns = [*((*CARRIED, CODE) if model == plan.rest else LICENCES), CARD]
         if tensors:
             source.fetch(tensors, patterns)
 
 
-def _read(sources: Mapping[str, Source], chosen: Chosen, new: Decoder, scratch: Path) -> dict[str, StoredTensor]:
+def _read(sources: Mapping[str, Source], chosen: Chosen, scratch: Path) -> dict[str, StoredTensor]:
     """Return where the bytes of each tensor of the new checkpoint lie."""
     stored = {}
     for model in sorted({model for model, _ in chosen.values()}):
@@ -285,10 +276,7 @@ def _read(sources: Mapping[str, Source], chosen: Chosen, new: Decoder, scratch: 
         stored[model] = read_folder(
             sources[model].folder, {name for owner, name in chosen.values() if owner == model}, own
         )
-    tensors = {name: stored[model][key] for name, (model, key) in chosen.items()}
-    for name in tied_copies({name: (each.path, each.start, each.size) for name, each in tensors.items()}, new):
-        del tensors[name]
-    return tensors
+    return {name: stored[model][key] for name, (model, key) in chosen.items()}
 
 
 def _check_space(folder: Path, tensors: Mapping[str, StoredTensor], destination: Path) -> None:
@@ -323,33 +311,20 @@ def _plan_shards(tensors: Mapping[str, StoredTensor], max_shard_size: int | str)
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, start=1)}
 
 
-def _write_shards(folder: Path, tensors: Mapping[str, StoredTensor], shards: Mapping[str, list[str]]) -> None:
-    total = sum(tensor.size for tensor in tensors.values())
-    with progress("copying bytes", total) as advance:
-        for name, keys in shards.items():
-            write_file(folder / name, {key: tensors[key] for key in keys}, advance)
+def _write_shards(folder: Path, tensors: Mapping[str, StoredTensor], shards: Mapping[str, list[str]]) -> list[str]:
+    """Write the weights; return the names of those that hold NaN or infinity, which a thread looks for meanwhile."""
+    total, stop = sum(tensor.size for tensor in tensors.values()), Event()
+    with progress("copying bytes", total) as advance, ThreadPoolExecutor(1) as pool:
+        damaged = pool.submit(not_finite, tensors, stop)
+        try:
+            for name, keys in shards.items():
+                write_file(folder / name, {key: tensors[key] for key in keys}, advance)
+        except BaseException:
+            stop.set()
+            raise
     if len(shards) > 1:
         weight_map = {key: name for name, keys in shards.items() for key in keys}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         # Not storage.write_json: its flush of one small file would make the disk write the shards first.
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _carried(config: Any) -> tuple[str, ...]:
-    """Return the patterns of files to copy; code only of a model that brings its own."""
-    return (*CARRIED, "*.py") if getattr(config, "auto_map", None) else CARRIED
-
-
-def carry_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
-    """Copy the files of `source` that fit `patterns` (globs) into `target`, in folders of the same names.
-
-    Raises:
-        ModelError: one of them is a git-lfs pointer.
-    """
-    for pattern in patterns:
-        for path in source.glob(pattern):
-            if path.is_file():
-                refuse_pointer(path)
-                place = target / path.relative_to(source)
-                place.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, place)
+    return damaged.result()

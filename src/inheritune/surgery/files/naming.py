@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING
 
 from inheritune.errors import ModelError
 from inheritune.layers import ranges
+from inheritune.surgery.build import UNTIE
+from inheritune.surgery.files.values import same_bytes
 
 if TYPE_CHECKING:
+    from inheritune.checkpoints.stored import StoredTensor
     from inheritune.decoder import Decoder
     from inheritune.surgery.plan.layer_plan import LayerPlan
+
+_PREDICTION = re.compile(r"(^|\.)(mtp|nextn)(_\w+)?\.")
+"""In the names of weights of layers that predict further tokens."""
 
 Chosen = dict[str, tuple[str, str]]
 """For each tensor of the new checkpoint: the model of the plan it comes from, and its name there."""
@@ -61,14 +67,14 @@ class Layout:
 def choose_tensors(layouts: Mapping[str, Layout], plan: LayerPlan) -> Chosen:
     """Return where each tensor of the new checkpoint comes from: those outside the layers, then layer by layer.
 
-    Tensors of layers that the model does not have (DeepSeek's prediction layer behind the last) are left out.
+    Layers that predict further tokens are left out, as in the configuration: DeepSeek's behind the last, Qwen's `mtp`.
 
     Args:
         layouts: by the model's name in the plan.
         plan: every row from a model in `layouts`, whole.
     """
     rest = layouts[plan.rest]
-    chosen: Chosen = {name: (plan.rest, name) for name in rest.outside}
+    chosen: Chosen = {name: (plan.rest, name) for name in rest.outside if not _PREDICTION.search(name)}
     for index, row in enumerate(plan):
         if row.model is not None and row.source is not None:
             layer = layouts[row.model].layers[row.source]
@@ -105,19 +111,25 @@ def check_same_names(layouts: Mapping[str, Layout], plan: LayerPlan, new: Decode
             )
 
 
-def tied_copies(tensors: Mapping[str, object], new: Decoder) -> list[str]:
-    """Return the names whose tensors need no place of their own, because the model ties them to another name.
+def drop_tied(tensors: dict[str, StoredTensor], new: Decoder, folder: str | Path) -> None:
+    """Leave out, in place, tensors that need no place of their own, because the model ties them to another name.
 
     Args:
-        tensors: what the names stand for; equal values are one and the same tensor.
+        tensors: what will be stored, by name.
         new: the model to be, weightless.
+        folder: the checkpoint they come from, as the user calls it.
+
+    Raises:
+        ModelError: a tensor holds other values than the one that it is tied to.
     """
-    first: dict[tuple[int, object], str] = {}
-    copies = []
+    first: dict[int, str] = {}
     for name, weight in new.model.state_dict(keep_vars=True).items():
-        if name in tensors and first.setdefault((id(weight), tensors[name]), name) != name:
-            copies.append(name)
-    return copies
+        if name not in tensors or first.setdefault(id(weight), name) == name:
+            continue
+        other = first[id(weight)]
+        if not same_bytes(tensors[name], tensors[other]):
+            raise ModelError(f"{folder} stores {name} and {other} as two different weights, one by its config: {UNTIE}")
+        del tensors[name]
 
 
 def _without_numbers(name: str) -> str:

@@ -6,14 +6,19 @@ and which parts of it; what is not taken keeps the random initialisation of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from inheritune.errors import PlanError, unknown_name
 from inheritune.layers import ranges
+from inheritune.records.base import first_problem
+from inheritune.records.surgery import PlanRow
 from inheritune.surgery.plan.parts import PARTS, parse_parts
+from inheritune.surgery.plan.row import RANDOM, LayerRow, Model
 from inheritune.surgery.plan.selection import (
     Kept,
     count_of,
@@ -21,64 +26,12 @@ from inheritune.surgery.plan.selection import (
     layer_count,
     parse_layers,
     positive_count,
-    whole_number,
 )
+from inheritune.surgery.plan.table import plan_table
 
-MODELS = ("reference", "target")
 GROWTH = ("continue", "restart")
-ARRANGEMENTS = ("first", "middle", "last", "distilbert", "in-place", "stacking", "random")
+ARRANGEMENTS = ("first", "middle", "last", "evenly-spaced", "distilbert", "in-place", "stacking", "random")
 """What `LayerPlan.arranged` can do with a number of layers."""
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """Where one target layer comes from.
-
-    Attributes:
-        model: `"reference"` (the trained reference), `"target"` (the model that is being grown or stacked) or None
-            (random initialisation).
-        source: layer of that model, from 0; None for random initialisation.
-        parts: what is copied, some of `PARTS`; the rest is random. Empty for random initialisation.
-        zero_output: whether the projections that write to the residual stream start at zero, so that the block passes
-            its input on unchanged until it is trained (growth that preserves the function).
-        revived: query heads, 0-based, whose query and key weights start afresh at their random initialisation.
-    """
-
-    model: str | None
-    source: int | None
-    parts: tuple[str, ...] = PARTS
-    zero_output: bool = False
-    revived: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "revived", tuple(sorted({whole_number(head) for head in self.revived})))
-        if self.revived and (self.revived[0] < 0 or "attention" not in self.parts):
-            raise PlanError(f"cannot revive heads {list(self.revived)} of a layer that takes {list(self.parts)}")
-        if self.model is None:
-            if self.source is not None or self.parts:
-                raise PlanError(f"a random layer takes nothing: got source {self.source} and parts {list(self.parts)}")
-            return
-        if self.model not in MODELS:
-            raise PlanError(unknown_name("model in a plan", str(self.model), MODELS))
-        if self.source is None or self.source < 0:
-            raise PlanError(f"source layer {self.source}: expected 0 or more")
-        object.__setattr__(self, "parts", parse_parts(self.parts))
-
-    @property
-    def random_parts(self) -> tuple[str, ...]:
-        """The parts that keep the random initialisation."""
-        return tuple(part for part in PARTS if part not in self.parts)
-
-    @property
-    def changes(self) -> str:
-        """What is done to the layer after its parts were copied, in words; empty where nothing is."""
-        said = ["output zero"] if self.zero_output else []
-        if self.revived:
-            said.append(f"queries, keys of {_heads(self.revived)} random")
-        return "; ".join(said)
-
-
-RANDOM = LayerRow(None, None, ())
 
 
 @dataclass(frozen=True)
@@ -184,12 +137,22 @@ class LayerPlan:
         return cls.first(half, depth), cls.stacking(half)
 
     @classmethod
+    def evenly_spaced(cls, layers: int, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
+        """Take `layers` layers of the reference at even distances, each once and in order, its first and last included.
+
+        Target layer i takes layer i * (depth - 1) / (layers - 1), rounded to the nearest; one layer alone is the first.
+        """
+        steps = max(layer_count(layers, depth) - 1, 1)
+        return cls.from_layers([(2 * i * (depth - 1) + steps) // (2 * steps) for i in range(layers)], depth, parts)
+
+    @classmethod
     def distilbert(cls, depth: int, layers: int, parts: str | Iterable[str] = "all") -> LayerPlan:
         """Take every other layer of the teacher, DistilBERT's way (App. D, distillation with teacher initialisation).
 
         The paper's 16 of 24 layers are 0, 2 ... 22 and then 18 .. 21: the extra layers are the last ones before the
-        last pair. Any other depth follows the same rule. Fewer than every other layer (our generalisation) are
-        spread evenly: target layer i takes layer floor(i * depth / layers).
+        last pair, so that they come a second time, out of order. Any other depth follows the same rule. Fewer than
+        every other layer (our generalisation) are spread evenly: target layer i takes layer floor(i * depth / layers).
+        Without repeats, in order: `evenly_spaced`.
         """
         alternate = list(range(0, depth, 2))
         extra = layer_count(layers, depth) - len(alternate)
@@ -234,32 +197,64 @@ class LayerPlan:
             return cls.random(count)
         if how == "distilbert":
             return cls.distilbert(depth, count, parts)
-        return (cls.middle if how == "middle" else cls.last)(count, depth, parts)
+        named = {"middle": cls.middle, "last": cls.last, "evenly-spaced": cls.evenly_spaced}
+        return named[how](count, depth, parts)
 
     @classmethod
-    def append(cls, trained_layers: int, upto: int, mode: str = "continue", zero_output: bool = False) -> LayerPlan:
-        """Grow a trained target to `upto` layers (Algorithm 1, step 4).
+    def append(
+        cls,
+        trained_layers: int,
+        upto: int,
+        mode: str = "continue",
+        zero_output: bool = False,
+        *,
+        start: LayerPlan | None = None,
+        depth: int | None = None,
+    ) -> LayerPlan:
+        """Grow a trained target to `upto` layers (Algorithm 1, step 4): by the reference's next layers.
+
+        The next layers are those behind the last one that `start` takes, in order, so that none comes twice: after
+        layers 0 and 2 come 3, 4 ...
 
         Args:
             trained_layers: the number of layers l the target has now.
             upto: the number of layers it gets.
-            mode: `"continue"` keeps the target's trained layers 0 .. l-1 and puts the reference's layers l .. upto-1
-                behind them; `"restart"` takes the reference's first `upto` layers afresh.
+            mode: `"continue"` keeps the target's trained layers 0 .. l-1 and puts the reference's next layers behind
+                them; `"restart"` takes the layers of `start` and the next ones afresh from the reference.
             zero_output: let the new layers start without output, so that the grown model says exactly what the target
                 said and its loss does not jump; only with `"continue"`.
+            start: the plan that the target was first made with; the new layers take the parts that its last one takes.
+                None stands for the reference's first l layers, whole.
+            depth: number of layers of the reference; None where it is not known yet.
 
         Raises:
-            PlanError: `upto` is not more than `trained_layers`, the mode is unknown, or it takes no `zero_output`.
+            PlanError: `upto` is not more than `trained_layers`, the mode is unknown or takes no `zero_output`, or the
+                reference has too few layers behind those that `start` takes.
         """
         if mode not in GROWTH:
             raise PlanError(unknown_name("growth mode", mode, GROWTH))
         if upto <= positive_count(trained_layers):
             raise PlanError(f"cannot grow {trained_layers} layers to {upto}: expected {trained_layers + 1} or more")
+        if mode == "restart" and zero_output:
+            raise PlanError("growth mode 'restart' keeps no trained layers whose function could be preserved")
+        rows = (_take("reference", range(trained_layers)) if start is None else start)._extended(upto, depth)
         if mode == "restart":
-            if zero_output:
-                raise PlanError("growth mode 'restart' keeps no trained layers whose function could be preserved")
-            return _take("reference", range(upto))
-        return cls.grown(trained_layers, range(trained_layers, upto), upto, zero_output)
+            return cls(rows)
+        new = tuple(replace(row, zero_output=zero_output) for row in rows[trained_layers:])
+        return _take("target", range(trained_layers)) + cls(new)
+
+    def _extended(self, upto: int, depth: int | None) -> tuple[LayerRow, ...]:
+        """Return `upto` rows: those of this plan, then the reference's layers behind the last one it takes."""
+        taken = [row.source for row in self.rows if row.model == "reference" and row.source is not None]
+        missing, first = upto - len(self.rows), max(taken, default=-1) + 1
+        if depth is not None and missing > depth - first:
+            raise PlanError(
+                f"cannot grow to {upto} layers: the plan starts with layers {ranges(taken)} of the reference, and "
+                f"{depth - first or 'none'} of its {depth} are behind the last of them: expected at most "
+                f"{len(self.rows) + depth - first}"
+            )
+        parts = self.rows[-1].parts or PARTS
+        return (*self.rows, *(LayerRow("reference", layer, parts) for layer in range(first, first + missing)))[:upto]
 
     @classmethod
     def grown(
@@ -268,15 +263,18 @@ class LayerPlan:
         layers: int | str | Path | Kept | Iterable[int],
         depth: int,
         zero_output: bool = False,
+        *,
+        start: LayerPlan | None = None,
     ) -> LayerPlan:
         """Put chosen layers of the reference behind all layers of a trained target.
 
         Args:
             trained_layers: the number of layers l the target has now.
-            layers: a count is the depth to grow to, by the reference's layers l, l + 1 ... as in `append`; anything
-                else names the reference's layers, see `from_layers`.
+            layers: a count is the depth to grow to, by the reference's next layers as in `append`; anything else names
+                the reference's layers, see `from_layers`.
             depth: number of layers of the reference.
             zero_output: see `append`.
+            start: see `append`.
 
         Raises:
             PlanError: the layers do not fit the reference, or there is nothing to grow by.
@@ -287,11 +285,13 @@ class LayerPlan:
                     f"the target has {trained_layers} layers and the reference has {describe_depth(depth)}: say which "
                     f"of them to append, for example '{depth - 1},'"
                 )
-            return cls.append(trained_layers, layer_count(upto, depth), zero_output=zero_output)
+            return cls.append(
+                trained_layers, layer_count(upto, depth), zero_output=zero_output, start=start, depth=depth
+            )
         new = [LayerRow("reference", layer, PARTS, zero_output) for layer in parse_layers(layers, depth)]
         return _take("target", range(positive_count(trained_layers))) + cls(tuple(new))
 
-    def revive(self, heads: Mapping[int, Iterable[int]], model: str = "reference") -> LayerPlan:
+    def revive(self, heads: Mapping[int, Iterable[int]], model: Model = "reference") -> LayerPlan:
         """Return this plan with the query and key weights of some heads left at their random initialisation.
 
         Theorem H.1: hardly any gradient reaches the queries and keys of a collapsed head, so that training alone does
@@ -322,12 +322,12 @@ class LayerPlan:
     # -- what the surgery asks a plan ---------------------------------------------------------------------------------
 
     @property
-    def models(self) -> frozenset[str]:
+    def models(self) -> frozenset[Model]:
         """The models that rows take layers from."""
         return frozenset(row.model for row in self.rows if row.model is not None)
 
     @property
-    def rest(self) -> str:
+    def rest(self) -> Model:
         """Which model the embeddings, the final norm, the head and every other weight outside the blocks come from.
 
         `"target"` where any layer comes from it, because those weights were trained together; else `"reference"`.
@@ -362,30 +362,19 @@ class LayerPlan:
     # -- text and records ---------------------------------------------------------------------------------------------
 
     def table(self) -> str:
-        """Return the plan as text: target layers <- source layers, what is copied, what is random; ends included."""
-        header = ("target", "", "source", "copied", "random", "then" if any(row.changes for row in self) else "")
-        lines = [header, *(_line(start, rows) for start, rows in _runs(self.rows))]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-        count = len(self)
-        title = f"{count} layer{'s' if count > 1 else ''}, numbered from 0, both ends of a range included"
-        return "\n".join([title, *(line.rstrip() for line in text)])
+        """Return the plan as text: target layers <- source layers, what is copied, what is random; ends included.
 
-    def as_records(self) -> list[dict[str, Any]]:
-        """Return the rows as plain data: `{"target", "model", "source", "parts"}` each.
-
-        `"zero_output"` and `"revived"` are there where a row has them.
+        A plan that repeats layers or takes them out of their order says so behind its rows.
         """
-        return [
-            {"target": i, "model": row.model, "source": row.source, "parts": list(row.parts)}
-            | ({"zero_output": True} if row.zero_output else {})
-            | ({"revived": list(row.revived)} if row.revived else {})
-            for i, row in enumerate(self.rows)
-        ]
+        return plan_table(self.rows)
+
+    def as_records(self) -> list[PlanRow]:
+        """Return the rows as a record holds them."""
+        return [row.as_record(target) for target, row in enumerate(self.rows)]
 
     @classmethod
-    def from_records(cls, records: Sequence[Mapping[str, Any]]) -> LayerPlan:
-        """Read a plan back from `as_records`.
+    def from_records(cls, records: Iterable[PlanRow | Mapping[str, Any]]) -> LayerPlan:
+        """Read a plan back from `as_records`, or from the same as JSON.
 
         Raises:
             PlanError: a row is missing, out of order, or not as `as_records` writes it.
@@ -393,18 +382,16 @@ class LayerPlan:
         rows = []
         for index, record in enumerate(records):
             try:
-                target, model, source, parts = (record[key] for key in ("target", "model", "source", "parts"))
-            except (KeyError, TypeError) as error:
-                expected = "expected target, model, source and parts"
-                raise PlanError(f"row {index} of the plan is {record!r}: {expected}") from error
-            if target != index:
-                raise PlanError(f"row {index} of the plan is for target layer {target}: expected {index}")
-            changes = (bool(record.get("zero_output", False)), tuple(record.get("revived", ())))
-            rows.append(LayerRow(model, None if source is None else whole_number(source), tuple(parts), *changes))
+                row = record if isinstance(record, PlanRow) else PlanRow.model_validate(record)
+            except ValidationError as error:
+                raise PlanError(f"row {index} of the plan is {record!r}: {first_problem(error)}") from error
+            if row.target != index:
+                raise PlanError(f"row {index} of the plan is for target layer {row.target}: expected {index}")
+            rows.append(LayerRow(row.model, row.source, row.parts, row.zero_output, row.revived))
         return cls(tuple(rows))
 
 
-def _take(model: str, layers: Iterable[int], parts: str | Iterable[str] = "all") -> LayerPlan:
+def _take(model: Model, layers: Iterable[int], parts: str | Iterable[str] = "all") -> LayerPlan:
     names = parse_parts(parts)
     return LayerPlan(tuple(LayerRow(model, layer, names) for layer in layers))
 
@@ -413,33 +400,3 @@ def _half(layers: int) -> int:
     if positive_count(layers) % 2:
         raise PlanError(f"stacking doubles a model, so its {layers} layers must be even; try {layers + 1}")
     return layers // 2
-
-
-def _runs(rows: Sequence[LayerRow]) -> Iterator[tuple[int, Sequence[LayerRow]]]:
-    """Yield (first target layer, rows) of the longest runs that one printed line can say."""
-    start = 0
-    for end in range(1, len(rows) + 1):
-        if end == len(rows) or not _follows(rows[end - 1], rows[end]):
-            yield start, rows[start:end]
-            start = end
-
-
-def _follows(one: LayerRow, two: LayerRow) -> bool:
-    if (one.model, one.parts, one.changes) != (two.model, two.parts, two.changes):
-        return False
-    return one.source is None or two.source == one.source + 1
-
-
-def _line(start: int, rows: Sequence[LayerRow]) -> tuple[str, str, str, str, str, str]:
-    row, last = rows[0], rows[-1]
-    target = _span(start, start + len(rows) - 1)
-    source = "-" if row.model is None else f"{row.model} {_span(row.source, last.source)}"
-    return target, "<-", source, ", ".join(row.parts) or "-", ", ".join(row.random_parts) or "-", row.changes
-
-
-def _heads(heads: Sequence[int]) -> str:
-    return ("head " if len(heads) == 1 else "heads ") + ranges(heads)
-
-
-def _span(first: int | None, last: int | None) -> str:
-    return f"{first}" if first == last else f"{first}-{last}"

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from inheritune import surgery
 from inheritune.decoder import Decoder, open_decoder
 from inheritune.errors import PlanError
-from inheritune.surgery.zero_output import check_silent, silence, silence_rows
+from inheritune.surgery.zero_output import check_identity, zero_output, zero_outputs
 
 NEVER = {"deepseek_v4", "doge", "gemma3n_text", "minimax", "openai-gpt"}
 """Families that do not add their branches to an untouched stream: after-norms, scaled or several streams."""
@@ -27,7 +27,7 @@ def grown(name: str, model: PreTrainedModel | None = None) -> Decoder:
 def test_logits_stay_the_same_until_a_block_learns(name: str) -> None:
     decoder, expected = grown(name), logits(source(name))
     assert not torch.equal(logits(decoder.model), expected)
-    silence_rows(decoder, ROWS)
+    zero_outputs(decoder, ROWS)
     assert torch.equal(logits(decoder.model), expected)
 
     decoder.model(tokens(), labels=tokens(), use_cache=False).loss.backward()
@@ -43,8 +43,8 @@ def test_nothing_is_silenced_that_need_not_be(name: str) -> None:
     decoder, expected = grown(name), logits(source(name))
     others = {id(p) for i, b in enumerate(decoder.blocks) if i not in ROWS for p in b.parameters()}
     before = {key: weight.clone() for key, weight in decoder.blocks[DEPTH].state_dict().items()}
-    silence(decoder.blocks[DEPTH + 1], others)
-    names = silence(decoder.blocks[DEPTH], others)
+    zero_output(decoder.blocks[DEPTH + 1], others)
+    names = zero_output(decoder.blocks[DEPTH], others)
     state = decoder.blocks[DEPTH].state_dict()
     assert names and all(torch.equal(weight, before[key]) for key, weight in state.items() if key not in names)
     for key in names:
@@ -56,23 +56,23 @@ def test_nothing_is_silenced_that_need_not_be(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(NEVER))
 def test_families_that_cannot_be_silent_are_named(name: str) -> None:
     with pytest.raises(PlanError, match=f"{name} cannot grow with its function preserved: layer 4 changes"):
-        silence_rows(grown(name), ROWS)
+        zero_outputs(grown(name), ROWS)
 
 
 def test_opt_with_norms_behind_the_sum_is_refused() -> None:
     decoder = grown("opt", build(tiny_config("opt", do_layer_norm_before=False)))
     with pytest.raises(PlanError, match="opt cannot grow with its function preserved"):
-        silence_rows(decoder, ROWS)
+        zero_outputs(decoder, ROWS)
 
 
 def test_the_check_finds_a_block_that_is_not_silent_and_leaves_no_trace() -> None:
     decoder = grown("llama")
     decoder.model.train()
-    silence(decoder.blocks[4])
+    zero_output(decoder.blocks[4])
     state = torch.get_rng_state()
-    check_silent(decoder, [4])
+    check_identity(decoder, [4])
     with pytest.raises(PlanError, match=r"llama cannot grow .* layer 5 changes"):
-        check_silent(decoder, iter([4, 5]))
+        check_identity(decoder, iter([4, 5]))
     assert torch.equal(torch.get_rng_state(), state)
     assert decoder.model.training and not any(block._forward_hooks for block in decoder.blocks)
 
@@ -80,5 +80,5 @@ def test_the_check_finds_a_block_that_is_not_silent_and_leaves_no_trace() -> Non
 def test_shared_projections_are_left_to_the_other_blocks() -> None:
     decoder = grown("zamba")
     weight = decoder.blocks[0].shared_transf.self_attn.o_proj.weight.clone()
-    silence_rows(decoder, ROWS)
+    zero_outputs(decoder, ROWS)
     assert torch.equal(decoder.blocks[0].shared_transf.self_attn.o_proj.weight, weight)
