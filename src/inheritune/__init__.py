@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from inheritune.surgery.inherit import inherit
     from inheritune.surgery.plan.layer_plan import LayerPlan
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "InherituneError": "inheritune.errors",
