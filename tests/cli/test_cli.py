@@ -11,9 +11,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
+from inheritune.checkpoints import hub
 from inheritune.cli.main import main
 from inheritune.data import open_shards, train_tokenizer
 from inheritune.decoder import save_model
+from inheritune.recipes import library
+from inheritune.records.base import read_record
+from inheritune.records.runs import PlanRecord
 from tiny import perturbed
 
 TEXTS = [f"text {i}: " + " ".join(str((i * 89 + j * j * 31) % 97) for j in range(30 + i % 7)) for i in range(60)]
@@ -90,6 +94,38 @@ def test_prepare_plan_run_and_report(
     assert "heal" in (tmp_path / "report.html").read_text()
 
 
+def test_the_shipped_recipes_are_listed_and_go_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "run", "--list") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(library())
+    assert call(monkeypatch, "plan", "distill", "--out", "plan.json") == 0
+    printed = capsys.readouterr().out
+    assert "minutes" in printed and "logits" in printed and "activations" in printed
+    assert read_record(tmp_path / "plan.json", PlanRecord).method == "distill"
+    assert call(monkeypatch, "plan", "inheritune", "--set", "training.steps=1000000") == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("note: at most 5 rounds")
+    assert " days of training here" in " ".join([first, *_, last])
+
+
+def test_a_result_is_uploaded_once_it_is_there(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, pushed = [], []
+    monkeypatch.setattr(hub, "check_push", asked.append)
+    monkeypatch.setattr(hub, "push", lambda folder, name, private: pushed.append((folder, name, private)) or "URL")
+    settings = [f"reference={place / 'model'}", f"data.source={place / 'text.txt'}", "layers=2", "training.steps=1"]
+    settings += ["training.length=16", "training.batch=1", "analysis=null", "evaluation.speed=false"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    out = tmp_path / "run"
+    assert call(monkeypatch, "run", "heal", *options, "--out", out, "--push-to", "me/small", "--private") == 0
+    assert (asked, pushed) == (["me/small"], [(out / "round-1" / "model", "me/small", True)])
+    assert "uploaded: URL" in capsys.readouterr().out
+
+
 def test_field_and_separator_wherever_data_are_taken(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +151,10 @@ def test_field_and_separator_wherever_data_are_taken(
 
 
 MISTAKES = {
+    "no recipe": (["run"], "no recipe given: expected a YAML file or a name that inheritune run --list shows"),
+    "an unknown recipe": (["run", "heel"], "no recipe heel: .*did you mean 'heal'"),
+    "private without upload": (["run", "heal", "--private"], "--private is for an upload"),
+    "a scale that is not there": (["reproduce", "table5", "--scale", "paper"], "unknown scale 'paper'"),
     "missing folder": (["analyze", "{p}/modl", "--out", "{t}/x"], "no folder .*modl.*did you mean .*model"),
     "empty folder": (["inherit", "{p}/empty", "--layers", "2", "--out", "{t}/x"], "is empty"),
     "an encoder": (["analyze", "{p}/bert", "--out", "{t}/x"], "not a decoder language model .BertForMaskedLM"),

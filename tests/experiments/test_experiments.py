@@ -136,3 +136,13 @@ def test_the_shipped_reference_has_learned_python() -> None:
     with torch.no_grad():
         assert AutoModelForCausalLM.from_pretrained(folder)(tokens, labels=tokens).loss < 3.0
     assert it.evaluate(folder, tokens.numpy())["evaluation"]["loss"] < 3.0
+
+
+def test_the_public_names_are_there_and_a_report_is_a_call_away(tmp_path: Path) -> None:
+    assert set(it.__all__) <= set(dir(it))
+    assert all(callable(getattr(it, name)) for name in it.__all__)
+    page = it.report([V01 / "run"], tmp_path / "report.html")
+    assert page == tmp_path / "report.html" and "inheritune" in page.read_text()
+    from inheritune.report import write_report  # the package of that name is still one
+
+    assert it.report.write_report is write_report

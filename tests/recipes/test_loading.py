@@ -193,13 +193,14 @@ def test_the_reference_page_is_what_the_code_says() -> None:
 
 def test_what_is_null_is_taken_from_the_model_and_the_text() -> None:
     open_ended = RecipeTraining(steps=None, batch=None, length=None)
-    # 100,000 tokens in windows of 512: 195, ten of them a step so that a pass has 20 steps.
-    settings = open_ended.resolved(context=2048, train_tokens=100_000, valid_tokens=10_000)
-    assert (settings.length, settings.batch, settings.steps) == (512, 9, 22)
+    # 300,000 tokens are 585 windows of 512, 11 of them a step so that a pass has 50 steps.
+    settings = open_ended.resolved(context=2048, train_tokens=300_000, valid_tokens=10_000)
+    assert (settings.length, settings.batch, settings.steps) == (512, 11, 54)
     # 1,000 validation tokens make 8 windows of 64 at least only where windows are of 64 or 124 tokens.
     assert open_ended.resolved(1024, 100_000, 1_000).length == 64
     assert open_ended.resolved(100, 100_000, 10_000).length == 100
     assert open_ended.resolved(None, 10_000_000, 1_000_000).batch == 16
-    assert open_ended.resolved(512, 10, 10).steps == 1
+    least = open_ended.resolved(512, 10, 10)
+    assert (least.batch, least.steps) == (4, 50)
     fixed = RecipeTraining(steps=7, batch=3, length=9)
     assert fixed.resolved(1024, 10, 10) == TrainingSettings(steps=7, batch=3, length=9)

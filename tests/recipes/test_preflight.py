@@ -138,10 +138,10 @@ def test_growth_goes_on_behind_the_last_layer_that_is_inherited() -> None:
 
 
 def test_what_is_left_to_the_text_is_taken_from_its_size(tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("word " * 20_000)  # 100,000 bytes: 25,000 tokens, 5,000 of them for validation
+    (tmp_path / "text.txt").write_text("word " * 80_000)  # 400,000 bytes: 100,000 tokens, a fifth for validation
     open_ended = {"steps": None, "batch": None, "length": None}
     data = {"source": str(tmp_path / "text.txt"), "valid_fraction": 0.2}
     cost = it.plan(recipe(data=data, training=open_ended))
-    assert cost.rounds[0].tokens == pytest.approx(20_000, rel=0.05)
+    assert cost.rounds[0].tokens == pytest.approx(80_000, rel=0.05)
     with pytest.raises(RecipeError, match=r"set training\.steps"):
         it.plan(recipe(data={"source": "hf:some/where"}, training=open_ended))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -416,3 +417,19 @@ def test_the_result_has_the_dtype_of_its_source(setting: Path, tmp_path: Path) -
     plain = it.run({**settings, "save_dtype": "float32"}, tmp_path / "plain")
     assert plain.result.dtype == "float32"
     assert plain.result.evaluation == plain.rounds[-1].evaluation == record.rounds[-1].evaluation
+
+
+def test_the_result_has_a_card_with_the_figures_of_the_run(setting: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    shutil.copytree(setting / "reference", reference)
+    (reference / "LICENSE").write_text("do as you like")
+    growth = {"by": 2, "max_rounds": 2}
+    record = it.run(recipe(setting, reference=str(reference), growth=growth), tmp_path / "r")
+    card = (tmp_path / "r" / record.result.model / "README.md").read_text()
+    assert f"{record.result.evaluation.loss:.4f} nats a token" in card
+    assert f"{record.reference.evaluation.loss:.4f} nats a token" in card
+    assert f"{record.result.tokens:,} tokens" in card
+    assert "reference 0-3" in card  # the layers of both rounds, where they first came from
+    assert "Train it before use" not in card
+    assert str(tmp_path.parent) not in card
+    assert (tmp_path / "r" / record.result.model / "LICENSE").read_text() == "do as you like"

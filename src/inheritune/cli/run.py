@@ -67,7 +67,7 @@ def print_library() -> None:
     from inheritune.recipes import library, summary_of
 
     for name, path in library().items():
-        console.print(f"{name:20}{summary_of(path)}", markup=False)
+        console.print(f"{name:20}{summary_of(path)}", markup=False, soft_wrap=True)
 
 
 def print_run(record: RunRecord, folder: Path) -> None:

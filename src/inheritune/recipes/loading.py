@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,9 +23,8 @@ def library() -> dict[str, Path]:
 
 
 def summary_of(path: Path) -> str:
-    """Return what the comment at the head of a recipe says, on one line."""
-    lines = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
-    return " ".join(line.removeprefix("# ").strip() for line in lines)
+    """Return the first line of a recipe, a comment that says what it is."""
+    return path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
 def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str] = ()) -> Recipe:

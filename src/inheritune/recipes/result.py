@@ -10,6 +10,7 @@ from inheritune.decoder import load_model, open_decoder
 from inheritune.decoder.source import model_identity
 from inheritune.distributed import from_main
 from inheritune.evaluation import compare_speed, generate_sample, measure_speed
+from inheritune.recipes.card import add_card
 from inheritune.recipes.rounds import load_round, save_trained
 from inheritune.recipes.workspace import REFERENCE_RECORD, Workspace, save_losses
 from inheritune.records.analysis import AnalysedText
@@ -49,6 +50,9 @@ def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
     elif recipe.evaluation.speed and reference is not None:
         measured["speed"], speed, measured["speed_ratio"] = compare_speed(model, _as_stored(workspace))
         reference = reference.model_copy(update={"speed": speed})
+    result = result.model_copy(update=measured)
+    if reference is not None:
+        add_card(workspace, workspace.folder / rounds[-1].model, rounds, reference, result)
     return RunRecord(
         name=recipe.name,
         method=recipe.method,
@@ -66,7 +70,7 @@ def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
         ),
         reference=reference,
         rounds=tuple(rounds),
-        result=result.model_copy(update=measured),
+        result=result,
     ).write(workspace.folder / RECORD)
 
 

@@ -17,7 +17,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 LONGEST, SHORTEST = 512, 64
 ENOUGH_WINDOWS = 8
-FEWEST_STEPS, LARGEST_BATCH = 20, 16
+FEWEST_STEPS, SMALLEST_BATCH, LARGEST_BATCH = 50, 4, 16
 """What `RecipeTraining.resolved` keeps to."""
 
 
@@ -51,8 +51,10 @@ class RecipeTraining(TrainingSettings):
     """How a round is trained; what is null is taken from the model and the text (`resolved`).
 
     Attributes:
-        steps: optimiser steps of a round (the paper's T); None takes as many as one pass over the training text needs.
-        batch: sequences of one step, over all devices; None takes 16, or fewer so that a pass has 20 steps.
+        steps: optimiser steps of a round (the paper's T); None takes as many as one pass over the training text needs,
+            and at least 50.
+        batch: sequences of one step, over all devices; None takes 16, or fewer (not below 4) so that a pass has
+            50 steps.
         length: input tokens of a sequence; None takes the model's context, 512 at most, halved (not below 64) while
             there are fewer than 8 validation windows of that length.
     """
@@ -67,8 +69,8 @@ class RecipeTraining(TrainingSettings):
         while self.length is None and length // 2 >= SHORTEST and (valid_tokens - 1) // length < ENOUGH_WINDOWS:
             length //= 2
         windows = max((train_tokens - 1) // length, 1)
-        batch = self.batch or min(max(windows // FEWEST_STEPS, 1), LARGEST_BATCH)
-        steps = self.steps or -(-windows // batch)
+        batch = self.batch or min(max(windows // FEWEST_STEPS, SMALLEST_BATCH), LARGEST_BATCH)
+        steps = self.steps or max(-(-windows // batch), FEWEST_STEPS)
         return TrainingSettings(**{**self.model_dump(), "steps": steps, "batch": batch, "length": length})
 
     @property

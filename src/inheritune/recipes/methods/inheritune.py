@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -12,7 +11,7 @@ from inheritune.recipes.rounds import load_round, run_round
 from inheritune.recipes.schema import Recipe
 from inheritune.recipes.workspace import Workspace
 from inheritune.records.runs import RoundRecord
-from inheritune.surgery import LayerPlan, LayerRow, inherit
+from inheritune.surgery import LayerPlan, inherit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,12 +54,7 @@ class Inheritune(Method):
     def _grown(self, recipe: Recipe, depth: int, layers: int, upto: int) -> LayerPlan:
         """Return the plan of a round that grows a target of `layers` layers to `upto`."""
         growth, start = recipe.growth, self.first_plan(recipe, depth)
-        first = _last_source(start) + 1
-        next_ones = LayerPlan.from_layers(range(first, first + upto - len(start)), depth, start.rows[-1].parts)
-        if growth.mode == "restart":
-            return start + next_ones
-        new = (replace(row, zero_output=growth.zero_output) for row in (start + next_ones).rows[layers:])
-        return LayerPlan((*(LayerRow("target", layer) for layer in range(layers)), *new))
+        return LayerPlan.append(layers, upto, growth.mode, growth.zero_output, start=start, depth=depth)
 
     @override
     def run(self, workspace: Workspace) -> list[RoundRecord]:
