@@ -176,7 +176,7 @@ MISTAKES = {
     "unknown table": (["reproduce", "tabel5"], "unknown experiment 'tabel5'.*did you mean 'table5'"),
     "not a run": (["report", "{p}/empty", "--out", "{t}/r.html"], "empty"),
     "quickstart elsewhere": (["quickstart", "--out", "{p}/model"], "model"),
-    "unknown option": (["inherit", "{p}/model", "--layer", "2"], "No such option: --layer.*--layers"),
+    "unknown option": (["inherit", "{p}/model", "--layer", "2"], "No such option:? .?--layer.*--layers"),
     "unknown command": (["analyse", "{p}/model"], "No such command 'analyse'.*analyze"),
     "no value in --set": (["quickstart", "--set", "training.steps"], "expected key=value"),
 }

@@ -156,7 +156,7 @@ def test_spectra_file_has_the_published_keys_and_reads_back(tmp_path: Path) -> N
     assert (record["layers"][1]["index"], record["layers"][1]["classes"]) == (3, ["sink"])
     assert record["schema"] == 2
     assert record["recommendation"]["keep"] == list(range(record["recommendation"]["start"]))
-    assert record["environment"]["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(record["environment"]["versions"]["torch"])
     again = load_spectra(tmp_path / "new")
     for part, read in ((both.causal, again.causal), (both.full, again.full)):
         np.testing.assert_array_equal(read.rank, part.rank)

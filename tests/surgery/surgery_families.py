@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
@@ -181,6 +182,8 @@ FAMILIES = _DECODERS | HYBRIDS
 
 def tiny_config(name: str, **settings: Any) -> Any:
     """Return a tiny configuration of any model type; `settings` come last."""
+    if name not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {name}")
     kind = CONFIG_MAPPING[name]
     words = set(inspect.signature(kind.__init__).parameters)
     words |= {entry.name for entry in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()

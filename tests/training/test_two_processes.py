@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_data import make_shards
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -61,6 +62,10 @@ def test_an_error_of_the_first_process_is_raised_in_all(seen: tuple[dict[str, An
     ]
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith(("2.11.", "2.12.")),
+    reason="this torch cannot read a checkpoint back to the device cpu:0 of several CPU processes",
+)
 def test_a_signal_to_one_process_stops_all_at_one_step(
     seen: tuple[dict[str, Any], dict[str, Any]], folder: Path
 ) -> None:
