@@ -146,7 +146,7 @@ WEIGHTS: dict[str, tuple[Break, str]] = {
     ),
     "long header": (
         write("model.safetensors", b"\xff" * 40),
-        r"model\.safetensors is damaged or not a safetensors file$",
+        r"model\.safetensors is damaged or not a safetensors file: Expecting value",
     ),
     "type": (
         header(lambda entries: entries["lm_head.weight"].update(dtype="Q7")),

@@ -129,10 +129,10 @@ def mistakes(root: Path) -> dict[str, tuple[Path, str]]:
         "encoder": (root / "bert", r"not a decoder language model \(BertForMaskedLM\): expected a \.\.\.ForCausalLM"),
         "encoder-decoder": (root / "t5", r"is an encoder-decoder \(t5\)"),
         "headless": (root / "headless", r"not a decoder language model \(GPT2Model\)"),
-        "corrupt": (root / "corrupt", r"corrupt.model\.safetensors is damaged or not a safetensors file$"),
+        "corrupt": (root / "corrupt", r"corrupt.model\.safetensors is damaged or not a safetensors file: "),
         "shape": (root / "shape", r"shape stores transformer\.ln_f\.bias as \[5\]: its config.json asks for \[32\]$"),
         "pointer": (root / "pointer", r"model\.safetensors is a git-lfs pointer, .*: run git lfs pull in .*pointer$"),
-        "index": (root / "index", r"cannot read .*index\.json: expected a JSON object with a weight_map$"),
+        "index": (root / "index", r"index\.json is damaged or not JSON: "),
         "lacking": (root / "lacking", r"lacks 1 of the model's weights, 'transformer\.h\.1\.mlp\.c_fc\.weight' first"),
     }
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 import inheritune.surgery as surgery
 from inheritune.decoder import count_parameters
+from inheritune.decoder.source import Place
 from inheritune.errors import InherituneWarning
 from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery import LayerPlan
@@ -103,7 +104,7 @@ def test_figures_of_a_trained_model(tmp_path: Path) -> None:
     text = model_card(
         name="x",
         plan=LayerPlan.first(1, 2),
-        source=(tmp_path, tmp_path),
+        places={"reference": Place(str(tmp_path), tmp_path)},
         parameters=ParameterCounts(before=2, after=1),
         command="inheritune run recipe.yaml",
         figures={"loss": "3.21 nats a token", "tokens trained": "1,000"},
@@ -150,7 +151,7 @@ def test_a_folder_of_the_hubs_cache_is_named_by_its_id(tmp_path: Path) -> None:
         model_card(
             name="x",
             plan=LayerPlan.first(1, 2),
-            source=(str(snapshot), snapshot),
+            places={"reference": Place(str(snapshot), snapshot)},
             parameters=ParameterCounts(before=2, after=1),
             command="c",
         )

@@ -220,17 +220,31 @@ def test_a_target_may_store_its_layers_behind_another_prefix(tmp_path: Path) -> 
     assert_same_weights(AutoModelForCausalLM.from_pretrained(out).state_dict(), expected.state_dict())
 
 
-def test_a_target_that_stores_its_experts_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_reference_whose_layers_transformers_does_not_know_is_refused(tmp_path: Path) -> None:
     source("mixtral").save_pretrained(tmp_path / "reference")
     other_model(source("mixtral")).save_pretrained(tmp_path / "target")
     file = tmp_path / "reference" / "model.safetensors"
     renamed = {key.replace(".block_sparse_moe.", ".moe_of_old."): value for key, value in load_file(file).items()}
     save_file(renamed, file, metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"the reference stores its layers under other names \(moe_of_old\..*\) than"):
+    with pytest.raises(ModelError, match=r"reference lacks \d of the weights asked for, 'model.layers.3.mlp.*' first"):
         surgery.inherit_checkpoint(
             tmp_path / "reference", tmp_path / "out", plan=LayerPlan.append(3, 4), target=tmp_path / "target"
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fused", ["reference", "target"])
+def test_one_checkpoint_may_hold_experts_one_by_one_and_together(fused: str, tmp_path: Path) -> None:
+    """As different versions of transformers store them."""
+    models = {"reference": source("mixtral"), "target": other_model(surgery.inherit(source("mixtral"), 3))}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    state = {key: value.clone() for key, value in models[fused].state_dict().items()}
+    save_file(state, tmp_path / fused / "model.safetensors", metadata={"format": "pt"})
+    plan = LayerPlan.append(3, 4)
+    out = surgery.inherit_checkpoint(tmp_path / "reference", tmp_path / "out", plan=plan, target=tmp_path / "target")
+    expected = surgery.inherit(models["reference"], plan=plan, target=models["target"])
+    assert_same_weights(load(out).state_dict(), expected.state_dict())
 
 
 def test_a_target_of_another_family_is_refused(folder: Path, tmp_path: Path) -> None:

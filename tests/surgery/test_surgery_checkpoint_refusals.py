@@ -241,11 +241,9 @@ def test_layers_that_share_weights_are_refused() -> None:
         zamba.check_copyable()
 
 
-GROWN = {"plan": LayerPlan.append(2, 4, zero_output=True)}
-
-
 def test_plans_that_need_a_model_say_so(folder: Path, tmp_path: Path) -> None:
-    for given in ({"layers": 2, "parts": "mlp"}, {"plan": LayerPlan.random(2)}, GROWN):
+    grown = {"plan": LayerPlan.append(2, 4, zero_output=True), "target": folder}
+    for given in ({"layers": 2, "parts": "mlp"}, {"plan": LayerPlan.random(2)}, grown):
         with pytest.raises(PlanError, match=r"this plan sets weights anew \(random, or to zero\): use inherit"):
             surgery.inherit_checkpoint(folder, tmp_path / "out", **given)
     with pytest.raises(PlanError, match="layer 0 of the plan comes from the target model: pass target="):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -34,7 +36,9 @@ def call(*arguments: object) -> Result:
     app = typer.Typer()
     app.callback()(lambda: None)
     command.register(app)
-    return CliRunner().invoke(app, ["inherit", *map(str, arguments)])
+    words = ["inherit", *map(str, arguments)]
+    with patch.object(sys, "argv", ["/bin/inheritune", *words]):
+        return CliRunner().invoke(app, words)
 
 
 def refusal(*arguments: object) -> InherituneError:
@@ -240,9 +244,8 @@ def test_options_that_contradict_each_other(folder: Path, tmp_path: Path) -> Non
     assert "pass --grow-from TARGET" in str(refusal(folder, "--layers", 2, "--zero-output", *out))
     grow = ["--grow-from", folder, "--layers", "3,"]
     assert "--parts mlp does not go with --grow-from" in str(refusal(folder, *grow, "--parts", "mlp", *out))
-    assert "the reference has 4 (0-3): say which of them to append, for example '3,'" in str(
-        refusal(folder, "--grow-from", folder, "--layers", 4, *out)
-    )
+    line = "none of its 4 are behind the last of them: expected at most 4, or the layers to append, for example '3,'"
+    assert line in str(refusal(folder, "--grow-from", folder, "--layers", 5, *out))
     assert "-5MB" in str(refusal(folder, "--layers", 2, "--plan-only", "--max-shard-size", "-5MB"))
     assert "2/3 of 4 heads" in str(refusal(folder, "--width", "2/3", *out))
     assert "did you mean 'middle'" in str(refusal(folder, "--layers", 2, "--arrange", "midle", *out))

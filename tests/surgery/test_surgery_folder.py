@@ -18,7 +18,7 @@ from inheritune.errors import InherituneWarning, ModelError
 from inheritune.records.base import read_record
 from inheritune.records.surgery import SurgeryRecord
 from inheritune.surgery import LayerPlan
-from inheritune.surgery.files.carried import add_older_names, code_files
+from inheritune.surgery.files.carried import code_files, finish_folder
 from tiny import make_llama
 
 OLD = Path(__file__).parent / "version_0_1" / "inherit.json"
@@ -84,7 +84,7 @@ def test_names_for_older_readers_change_nothing_for_this_one(name: str, tmp_path
     config = source(name).config
     config.save_pretrained(tmp_path)
     before = AutoConfig.from_pretrained(tmp_path).to_dict()
-    add_older_names(tmp_path)
+    finish_folder(tmp_path, tmp_path / "source", "# A card")
     after = AutoConfig.from_pretrained(tmp_path).to_dict()
     assert {key: after[key] for key in before} == before
     assert after.keys() - before.keys() <= {"partial_rotary_factor"}  # Phi-3 keeps it beside rope_parameters

@@ -20,11 +20,12 @@ import inheritune.surgery as surgery
 from inheritune.checkpoints.hub import check_push, push
 from inheritune.data import train_tokenizer
 from inheritune.decoder import NoTokenizerError, load_config, load_model, load_tokenizer
-from inheritune.decoder.source import model_identity
+from inheritune.decoder.source import locate, model_identity
 from inheritune.errors import ModelError, OutputError, PlanError
 from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery import LayerPlan
-from inheritune.surgery.card import model_card, place_of
+from inheritune.surgery.card import model_card
+from inheritune.surgery.files.carried import fetch_files
 
 INDEX = "model.safetensors.index.json"
 
@@ -165,15 +166,17 @@ def test_a_target_may_be_on_the_hub(hub: FakeHub, sharded: Path, tmp_path: Path,
 def test_a_card_for_a_model_made_in_memory_names_its_licence(hub: FakeHub, sharded: Path) -> None:
     hub.add("them/llama", sharded)
     (sharded / "README.md").unlink()  # it is the hub's that counts
+    place = locate("them/llama")
+    fetch_files(place)
     card = model_card(
         name="cut",
         plan=LayerPlan.first(1, 4),
-        source=place_of("them/llama"),
+        places={"reference": place},
         parameters=ParameterCounts(before=2, after=1),
         command="a command",
     )
     assert "license: apache-2.0\n" in card and "base_model: them/llama\n" in card
-    assert hub.asked_for() == ["config.json", "README.md"]
+    assert sorted(hub.asked_for()) == ["README.md", "config.json", "generation_config.json"]
 
 
 def mistakes(hub: FakeHub, sharded: Path, tmp_path: Path) -> dict[str, str]:

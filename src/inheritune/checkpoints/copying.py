@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from inheritune.checkpoints.stored import StoredTensor
+from inheritune.checkpoints.stored import StoredTensor, bits
 from inheritune.errors import ModelError
 
 _STEP = 64 << 20
@@ -45,9 +44,7 @@ def write_file(path: Path, tensors: Mapping[str, StoredTensor], done: Callable[[
     """
     # Widest types first, as safetensors does, so that every tensor is aligned for its type; then as they lie in the
     # source, so that neighbours are copied in one go.
-    order = sorted(
-        tensors, key=lambda name: (-_width(tensors[name]), str(tensors[name].path), tensors[name].start, name)
-    )
+    order = sorted(tensors, key=lambda n: (-bits(tensors[n].kind), str(tensors[n].path), tensors[n].start, n))
     ranges = list(_merged(tensors[name] for name in order))
     with path.open("wb", buffering=0) as file:
         _write_all(file, memoryview(_header({name: tensors[name] for name in order})))
@@ -60,21 +57,11 @@ def _header(tensors: Mapping[str, StoredTensor]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        header[name] = {
-            "dtype": tensor.kind,
-            "shape": list(tensor.shape),
-            "data_offsets": [end, end + tensor.size],
-        }
+        header[name] = {"dtype": tensor.kind, "shape": list(tensor.shape), "data_offsets": [end, end + tensor.size]}
         end += tensor.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # spaces are nothing in JSON; the tensors begin aligned
     return len(text).to_bytes(8, "little") + text
-
-
-def _width(tensor: StoredTensor) -> float:
-    """Return the number of bytes of one element; infinity if there is none, so that empty tensors come first."""
-    count = math.prod(tensor.shape)
-    return tensor.size / count if count else math.inf
 
 
 def _merged(tensors: Iterable[StoredTensor]) -> Iterator[tuple[Path, int, int]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from inheritune.checkpoints.pickled import read_pickle
-from inheritune.checkpoints.stored import StoredTensor, read_safetensors, refuse_pointer
+from inheritune.checkpoints.stored import StoredTensor, read_object, read_safetensors, refuse_pointer
 from inheritune.errors import ModelError
 
 SINGLE = "model.safetensors"
@@ -86,15 +85,11 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         ModelError: the index cannot be read, or names a file elsewhere.
     """
-    refuse_pointer(path)
-    try:
-        named = {str(key): str(name) for key, name in json.loads(path.read_text("utf-8"))["weight_map"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"cannot read {path}: expected a JSON object with a weight_map") from error
-    if not named:
+    named = read_object(path).get("weight_map")
+    if not named or not isinstance(named, dict):
         raise ModelError(f"{path} names no weights: expected a JSON object with a weight_map")
     for name in named.values():
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise ModelError(f"{path} names the file {name!r}: expected names of files beside it")
     return named
 

@@ -11,12 +11,12 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inheritune.errors import ModelError, OutputError, reason
+from inheritune.errors import InherituneError, ModelError, OutputError, reason
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _CACHED = re.compile(r"(?:^|[/\\])models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})$")
@@ -46,7 +46,7 @@ class Repository:
 
         names = list(names)
         if hub_can_answer():
-            with _in_one_line(self.name, self.commit):
+            with _getting(self.name, self.commit):
                 snapshot_download(self.name, revision=self.commit, allow_patterns=[*names, *patterns])
         for name in names:
             if not (self.folder / name).is_file():
@@ -62,7 +62,7 @@ class Repository:
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         online = hub_can_answer()
-        with _in_one_line(self.name, self.commit):
+        with _getting(self.name, self.commit):
             try:
                 return Path(hf_hub_download(self.name, name, revision=self.commit, local_files_only=not online))
             except EntryNotFoundError as error:
@@ -83,7 +83,7 @@ def open_repository(name: str, revision: str | None = None) -> Repository:
     """
     from huggingface_hub import hf_hub_download
 
-    with _in_one_line(name, revision):
+    with _getting(name, revision):
         path = Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=not hub_can_answer()))
     return Repository(name, path.parent.name, path.parent)
 
@@ -97,7 +97,7 @@ def fetch_repository(name: str, revision: str | None, patterns: Iterable[str]) -
     from huggingface_hub import snapshot_download
 
     offline = not hub_can_answer()
-    with _in_one_line(name, revision):
+    with _getting(name, revision):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns], local_files_only=offline))
     return Repository(name, folder.name, folder)
 
@@ -146,17 +146,25 @@ def _unreachable() -> str:
 
 
 @contextmanager
-def _in_one_line(name: str, revision: str | None) -> Iterator[None]:
-    """Turn what goes wrong between us and the hub into one line."""
+def _in_one_line(line: Callable[..., str], kind: type[InherituneError], *about: str | None) -> Iterator[None]:
+    """Turn what goes wrong between us and the hub into an error of type `kind` that says `line(error, *about)`."""
     from huggingface_hub.errors import HTTPError
 
     try:
         yield
     except (HTTPError, OSError, ValueError) as error:  # ValueError: huggingface_hub's refusal of an id
-        raise ModelError(_reason(name, revision, error)) from error
+        raise kind(line(error, *about)) from error
 
 
-def _reason(name: str, revision: str | None, error: Exception) -> str:
+def _getting(name: str, revision: str | None) -> AbstractContextManager[None]:
+    return _in_one_line(_reason, ModelError, name, revision)
+
+
+def _pushing(repo_id: str) -> AbstractContextManager[None]:
+    return _in_one_line(_push_reason, OutputError, repo_id)
+
+
+def _reason(error: Exception, name: str, revision: str | None) -> str:
     """Say in one line why a model could not be had from the hub."""
     from huggingface_hub import constants, errors
 
@@ -190,14 +198,11 @@ def check_push(repo_id: str, token: str | None = None) -> None:
         OutputError: it cannot.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
 
     if not HUB_ID.match(repo_id):
         raise OutputError(f"{repo_id!r} names no repository on the hub: expected USER/NAME")
-    try:
+    with _pushing(repo_id):
         HfApi(token=token).whoami()
-    except (HTTPError, OSError, ValueError) as error:
-        raise OutputError(_push_reason(repo_id, error)) from error
 
 
 def push(
@@ -226,14 +231,12 @@ def push(
         OutputError: it is not a model's folder, nobody is logged in, the hub refuses, or there is no network.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
 
     if not (folder / "config.json").is_file():
         raise OutputError(f"{folder} holds no model to upload: expected a config.json there")
-    if not HUB_ID.match(repo_id):
-        raise OutputError(f"{repo_id!r} names no repository on the hub: expected USER/NAME")
+    check_push(repo_id, token)
     api = HfApi(token=token)
-    try:
+    with _pushing(repo_id):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(url.repo_id).private:
             raise OutputError(f"{url.repo_id} exists on the hub and is public: pass another name, or allow it")
@@ -246,21 +249,20 @@ def push(
             commit_message="Upload model",
             ignore_patterns=list(leave_out),
         )
-    except (HTTPError, OSError, ValueError) as error:
-        raise OutputError(_push_reason(repo_id, error)) from error
     return str(url)
 
 
-def _push_reason(repo_id: str, error: Exception) -> str:
+def _push_reason(error: Exception, repo_id: str) -> str:
     from huggingface_hub import errors
 
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"cannot upload to {repo_id}: HF_HUB_OFFLINE forbids to ask the hub; unset it"
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.LocalTokenNotFoundError) or status == 401:
-        return f"cannot upload to {repo_id}: not logged in; run hf auth login or set HF_TOKEN to a token that may write"
-    if status in (403, 404):
-        return f"cannot upload to {repo_id}: you may not write there with this token; expected YOUR-NAME/NAME"
-    if isinstance(error, errors.HTTPError) and status is None:
-        return f"cannot upload to {repo_id}: the hub cannot be reached ({reason(error)})"
-    return f"cannot upload to {repo_id}: {reason(error)}"
+    why = reason(error)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        why = f"{_unreachable()}; unset it"
+    elif isinstance(error, errors.LocalTokenNotFoundError) or status == 401:
+        why = "not logged in; run hf auth login or set HF_TOKEN to a token that may write"
+    elif status in (403, 404):
+        why = "you may not write there with this token; expected YOUR-NAME/NAME"
+    elif isinstance(error, errors.HTTPError) and status is None:
+        why = f"the hub cannot be reached ({why})"
+    return f"cannot upload to {repo_id}: {why}"

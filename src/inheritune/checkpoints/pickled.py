@@ -39,21 +39,16 @@ def read_pickle(path: Path, scratch: Path | None = None) -> dict[str, StoredTens
     return _convert(path, scratch / f"{path.stem}.safetensors")
 
 
-def refusal(path: Path | str) -> str:
-    """Return the line for a pickle that holds more than tensors."""
-    return (
-        f"{path} is a pickle that holds more than tensors, or no pickle at all, and reading it could run code: "
-        "expected safetensors, or a file that torch.load(weights_only=True) reads; convert it where you trust it"
-    )
-
-
 def _load(path: Path, device: str) -> dict[str, Tensor]:
     import torch
 
     try:
         loaded = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ModelError(refusal(path)) from error
+        raise ModelError(
+            f"{path} is a pickle that holds more than tensors, or no pickle at all, and reading it could run code: "
+            "expected safetensors, or a file that torch.load(weights_only=True) reads; convert it where you trust it"
+        ) from error
     except MemoryError:
         raise
     except Exception as error:

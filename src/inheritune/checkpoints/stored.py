@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import ModelError, reason
+from inheritune.errors import ModelError, library_errors, reason
 
 if TYPE_CHECKING:
     import torch
@@ -137,36 +137,23 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         ModelError: the file is cut short, damaged or of another format.
     """
-    try:
+    with library_errors(f"{path} is damaged or not a safetensors file"):
         total = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length) if length <= _LONGEST_HEADER else b"")
         if not isinstance(header.pop("__metadata__", {}), dict):
-            raise _DamagedError("its metadata is no object")
+            raise ValueError("its metadata is no object")
         tensors = {str(key): _stored(path, key, entry, 8 + length) for key, entry in header.items()}
         _check_whole(tensors.values(), 8 + length, total)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is damaged or not a safetensors file{_detail(error)}") from error
     return tensors
-
-
-class _DamagedError(ValueError):
-    """The header contradicts itself or the file; `str(error)` says how."""
-
-
-def _detail(error: Exception) -> str:
-    """Return the part of a message that says what is wrong, where that can be said in plain words."""
-    if isinstance(error, OSError):
-        return f": {error.strerror}"
-    return f": {error}" if isinstance(error, _DamagedError) else ""
 
 
 def _stored(path: Path, key: str, entry: dict[str, Any], data: int) -> StoredTensor:
     kind, shape = str(entry["dtype"]), tuple(entry["shape"])
     start, end = entry["data_offsets"]
-    if 8 * (end - start) != math.prod(shape) * _bits(kind):
-        raise _DamagedError(f"{key!r} has {end - start} bytes, which is not {list(shape)} of {kind}")
+    if 8 * (end - start) != math.prod(shape) * bits(kind):
+        raise ValueError(f"{key!r} has {end - start} bytes, which is not {list(shape)} of {kind}")
     return StoredTensor(path, key, kind, shape, data + start, end - start)
 
 
@@ -175,20 +162,15 @@ def _check_whole(tensors: Collection[StoredTensor], start: int, total: int) -> N
     end = start
     for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.size)):
         if tensor.start != end:
-            raise _DamagedError(f"{tensor.key!r} begins at byte {tensor.start}, expected {end}")
+            raise ValueError(f"{tensor.key!r} begins at byte {tensor.start}, expected {end}")
         end += tensor.size
     if end != total:
-        raise _DamagedError(f"it has {total} bytes, its header speaks of {end}")
+        raise ValueError(f"it has {total} bytes, its header speaks of {end}")
 
 
-def type_bytes(kind: str) -> int:
-    """Return the number of bytes of one element of a type of `TYPES`."""
-    return _bits(kind) // 8
-
-
-def _bits(kind: str) -> int:
+def bits(kind: str) -> int:
     """Return the number of bits of one element of any type, which its name says: 4 of `F4`, 8 of `F8_E8M0`."""
     named = re.fullmatch(r"(?:BF|C|F|I|U)(\d+)(?:_E\d+M\d+[A-Z]*)?", kind)
     if named is None and kind != "BOOL":
-        raise _DamagedError(f"{kind!r} is no type of tensors")
+        raise ValueError(f"{kind!r} is no type of tensors")
     return int(named[1]) if named else 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,6 @@ def register(app: typer.Typer) -> None:
 
 
 def inherit(
-    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The trained model: a folder or a hub id.")],
     layers: Annotated[
         str | None,
@@ -93,10 +93,12 @@ def inherit(
     from inheritune.checkpoints import hub
     from inheritune.cli.console import console
     from inheritune.decoder import load_config
+    from inheritune.surgery.config.fields import depth_of
     from inheritune.surgery.files.checkpoint import check_destination, check_shard_size
     from inheritune.surgery.origin import RECORD, check_same_model, start_of
     from inheritune.surgery.plan.selection import recommended_layers
     from inheritune.surgery.request import SurgeryRequest
+    from inheritune.surgery.revive import heads_to_revive
 
     check_shard_size(max_shard_size)
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -104,7 +106,7 @@ def inherit(
     start = None if grow_from is None else start_of(grow_from, model)
     plan = _plan(config, target, layers, arrange, parts, zero_output, width, start)
     if revive is not None:
-        plan = _revived(plan, revive, config)
+        plan = plan.revive(heads_to_revive(revive, depth_of(config)))
     with _notes():
         for analysis in (layers if recommended_layers(layers) else None, revive):
             if analysis is not None:
@@ -119,11 +121,11 @@ def inherit(
         return
     if out is None:
         raise OutputError("no output folder: pass --out DIR, or --plan-only to see the plan alone")
-    check_destination(Path(model), out, *([Path(grow_from)] if grow_from else []))
+    check_destination(out, Path(model), *([Path(grow_from)] if grow_from else []))
     if push_to is not None:
         hub.check_push(push_to)
     with _notes():
-        request.write(out, _spell(context))
+        request.write(out, shlex.join(["inheritune", *sys.argv[1:]]))
     console.print(f"saved: {out}", markup=False, soft_wrap=True)
     if push_to is not None:
         url = hub.push(out, push_to, private=private, leave_out=[RECORD])
@@ -175,24 +177,4 @@ def _plan(
     ):
         if value != default:
             raise PlanError(f"{option} {value} does not go with --grow-from: new layers are whole layers of MODEL")
-    return LayerPlan.grown(depth_of(target), layers, depth, zero_output, start=start)
-
-
-def _revived(plan: LayerPlan, analysis: Path, config: PretrainedConfig) -> LayerPlan:
-    from inheritune.surgery.config.fields import depth_of
-    from inheritune.surgery.revive import heads_to_revive
-
-    return plan.revive(heads_to_revive(analysis, depth_of(config)))
-
-
-def _spell(context: typer.Context) -> str:
-    """Return the command as it was given, defaults left out."""
-    words = ["inheritune", "inherit"]
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        if getattr(context.get_parameter_source(name), "name", "") != "COMMANDLINE":
-            continue
-        value = context.params[name]
-        option = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
-        words += option if value is True else [*option, str(value)]
-    return shlex.join(words)
+    return LayerPlan.append(depth_of(target), layers, zero_output=zero_output, start=start, depth=depth)

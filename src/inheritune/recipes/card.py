@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from inheritune.decoder.source import locate
 from inheritune.errors import ModelError
 from inheritune.progress import note
 from inheritune.recipes.workspace import Workspace
@@ -13,8 +14,8 @@ from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord
 from inheritune.records.surgery import ParameterCounts
 from inheritune.storage import write_text
 from inheritune.surgery import LayerPlan
-from inheritune.surgery.card import CARD, LICENCES, model_card, place_of, without_paths
-from inheritune.surgery.files.carried import carry_files
+from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
+from inheritune.surgery.files.carried import carry_files, fetch_files
 from inheritune.surgery.width import describe_width
 
 
@@ -27,20 +28,21 @@ def add_card(
         return
     recipe = workspace.recipe
     try:
-        source = place_of(str(recipe.reference))
+        place = locate(str(recipe.reference))
+        fetch_files(place)
     except ModelError as error:  # the training is done: a hub that cannot be reached now must not lose it
         note(f"the result has no model card: {error}")
         return
     card = model_card(
         name=recipe.name,
         plan=plan,
-        source=source,
+        places={"reference": place},
         parameters=ParameterCounts(before=reference.parameters, after=result.parameters),
         command=environment().command or f"inheritune run {recipe.name}",
         width="" if recipe.width is None else describe_width(workspace.config, recipe.width),
         figures=figures(reference, result),
     )
-    carry_files(source[1], folder, LICENCES)
+    carry_files(place.folder, folder, LICENCES)
     write_text(folder / CARD, card)
 
 

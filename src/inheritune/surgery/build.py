@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from inheritune.decoder import compute_buffers
-from inheritune.errors import InherituneWarning, PlanError
-from inheritune.surgery.config.target import unsayable
+from inheritune.errors import InherituneWarning, PlanError, library_errors
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +38,10 @@ def build_random(
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise PlanError(f"seed {seed!r}: expected a whole number from 0 to {2**63 - 1}")
     # Only the CPU generator is seeded; torch.manual_seed would reset the accelerators' as well.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), unsayable(config):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.random.default_generator.manual_seed(seed)
-        model = build(config, dtype=dtype).eval()
+        with library_errors(f"cannot build the new {config.model_type}", kind=PlanError):
+            model = build(config, dtype=dtype).eval()
     compute_buffers(model)
     return model
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.checkpoints.hub import cached_name
-from inheritune.decoder.source import locate
+from inheritune.decoder.source import Place
 from inheritune.errors import InherituneWarning, reason
 from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.plan.row import MODELS
 
 CARD = "README.md"
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
@@ -25,32 +26,15 @@ LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 _UNREAD = "unread"
 """Stands for what a card that cannot be parsed says of the licence."""
 
-Place = tuple["str | Path", Path]
-"""What the user called a model (a folder or a hub id), and the folder in which its files are."""
-
 _PATH = re.compile(r"(?<![\w.:/\\~-])(?:~\w*|\.\.?|[A-Za-z]:)?(?:[/\\][^\s'\"=,;:|/\\]*)+")
 
 
-def place_of(source: str | Path, revision: str | None = None, patterns: Iterable[str] = LICENCES) -> Place:
-    """Return a model's name and folder; of one on the hub, its card and the files that fit `patterns` are downloaded.
-
-    Raises:
-        ModelError: the hub has no such model, or refuses.
-    """
-    place = locate(source, revision)
-    if place.repository is not None:
-        place.repository.fetch((), (CARD, *patterns))
-    return source, place.folder
-
-
 def model_card(
-    *,
     name: str,
     plan: LayerPlan,
-    source: Place,
+    places: Mapping[str, Place],
     parameters: ParameterCounts,
     command: str,
-    target: Place | None = None,
     width: str = "",
     figures: Mapping[str, str] | None = None,
 ) -> str:
@@ -59,17 +43,17 @@ def model_card(
     Args:
         name: the new model's name.
         plan: where each of its layers came from.
-        source: the reference. Its licence is carried over from its card or its licence file.
+        places: where the reference is, and the target if the plan grows or stacks one. The licence is carried over from
+            the card or the licence file of the first that has one.
         parameters: those of the reference (of the target, where one grew) and of the new model.
         command: what made it.
-        target: the model that was grown or stacked, if the plan takes layers from one.
         width: what was done to the width, in words (`describe_width`); empty for nothing.
         figures: of a model that was trained since: what was measured and how much it is, a row of a table each, for
             example `{"loss on the validation text": "3.21 nats a token"}`. None for one that was not trained.
     """
     from huggingface_hub import ModelCardData
 
-    origins = [_Origin(*place) for place in (source, target) if place is not None]
+    origins = [_Origin(places[model]) for model in MODELS if model in places]
     licence = next((terms for terms in map(_licence, (origin.folder for origin in origins)) if terms), {})
     known = [origin.hub_id for origin in origins if origin.hub_id]
     metadata = ModelCardData(
@@ -79,15 +63,12 @@ def model_card(
         tags=["inheritune"],
         **{key: value for key, value in licence.items() if key != _UNREAD},
     )
+    rows = "\n".join(f"| {what} | {much} |" for what, much in (figures or {}).items())
     made_by = without_paths(command, (origin.folder for origin in origins))
     sections = [
         f"# {name}",
         _summary(plan, origins[0], parameters, trained=figures is not None),
-        *(
-            ["## Figures\n\n| | |\n|---|---|\n" + "\n".join(f"| {what} | {much} |" for what, much in figures.items())]
-            if figures
-            else []
-        ),
+        *([f"## Figures\n\n| | |\n|---|---|\n{rows}"] if rows else []),
         f"## Where each layer comes from\n\n```\n{plan}\n```\n\n{_outside(plan, origins)}",
         *([f"Of the width, the first part was kept: {width}."] if width else []),
         f"## How to load it\n\n```python\n{_loading(name)}\n```",
@@ -115,16 +96,14 @@ def without_paths(text: str, folders: Iterable[Path] = ()) -> str:
 class _Origin:
     """A model as a card may name it: a hub id with its commit, or the bare name of a folder."""
 
-    def __init__(self, name: str | Path, folder: Path) -> None:
-        cached = cached_name(folder)
-        self.folder = folder
-        self.hub_id = cached[0] if cached else None
-        self.commit = cached[1] if cached else None
-        self.title = self.hub_id or Path(name).expanduser().resolve().name
+    def __init__(self, place: Place) -> None:
+        self.folder = place.folder
+        self.hub_id, self.commit = cached_name(place.folder) or ("", "")
+        self.name = Path(place.name).expanduser().resolve().name
 
     def __str__(self) -> str:
-        if self.hub_id is None:
-            return f"`{self.title}`"
+        if not self.hub_id:
+            return f"`{self.name}`"
         return f"[{self.hub_id}](https://huggingface.co/{self.hub_id}/tree/{self.commit}) (commit `{self.commit}`)"
 
 

@@ -18,8 +18,7 @@ from inheritune.surgery.config.blueprint import check_fit, packed_weights
 from inheritune.surgery.config.fields import depth_of
 from inheritune.surgery.config.target import target_config
 from inheritune.surgery.plan.layer_plan import LayerPlan
-from inheritune.surgery.plan.parts import PARTS, part_of
-from inheritune.surgery.revive import Revived, fresh_weights, heads_to_revive
+from inheritune.surgery.revive import Revived, heads_to_revive, revived_entries
 from inheritune.surgery.width import Width, narrow, narrow_sizes
 from inheritune.surgery.zero_output import zero_outputs
 
@@ -80,7 +79,9 @@ def inherit(
     if target is not None and plan is None and width is None:
         raise PlanError("got target= and no plan that takes layers from it: pass plan=LayerPlan.append(...), say")
     if width is not None:
-        _check_width(width, configs)
+        if "target" in configs:
+            raise PlanError("got both target= and width=: a target that grows keeps its width, pass one of them")
+        narrow_sizes(configs["reference"], width)
         layers = depth if layers is None and plan is None else layers
     plan = resolve_plan(depth, layers, parts, plan)
     if revive is not None:
@@ -136,13 +137,6 @@ def resolve_plan(
     return plan
 
 
-def _check_width(width: Width, configs: Mapping[str, PretrainedConfig]) -> None:
-    """Confirm that the model is made of the reference alone, and can be narrowed to `width`."""
-    if "target" in configs:
-        raise PlanError("got both target= and width=: a target that grows keeps its width, pass one of them")
-    narrow_sizes(configs["reference"], width)
-
-
 def _config(source: Source, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
     from transformers import PreTrainedModel
 
@@ -159,10 +153,7 @@ def _assemble(plan: LayerPlan, config: PretrainedConfig, decoders: Mapping[str, 
     target = build_random(type(rest)._from_config, config, rest.dtype, seed)
     new = open_decoder(target)
     check_fit(plan, new, decoders)
-    fresh = fresh_weights(new, plan)
     copy_weights(target, _planned(plan, new, decoders))
-    for weights in fresh:
-        weights.put_back()
     if zero := [index for index, row in enumerate(plan) if row.zero_output]:
         zero_outputs(new, zero)
     return take_after(target, rest)
@@ -172,18 +163,21 @@ def _planned(
     plan: LayerPlan, new: Decoder, decoders: Mapping[str, Decoder]
 ) -> Callable[[str, torch.Tensor], torch.Tensor | None]:
     """Return what gives the weight that the plan names for a weight of the target; None if that one stays random."""
+    import torch
+
     states = {name: decoder.model.state_dict(keep_vars=True) for name, decoder in decoders.items()}
-    packed = packed_weights(new)
+    packed, revived = packed_weights(new), revived_entries(new, plan)
 
     def weight_of(key: str, place: torch.Tensor) -> torch.Tensor | None:
-        origin = _origin(key, plan, new)
+        origin = plan.origin(key, new.blocks_path)
         if origin is None:
             return None
         weight: torch.Tensor = states[origin[0]][origin[1]].detach()
-        if key not in packed:
-            return weight
-        slices = {name: state[key] for name, state in states.items()}
-        return _join_slices(place.to(weight), slices, plan, decoders, packed[key])
+        if key in packed:
+            slices = {name: state[key] for name, state in states.items()}
+            return _join_slices(place.to(weight), slices, plan, decoders, packed[key])
+        entries = revived.get(id(place))
+        return weight if entries is None else torch.where(entries.to(weight.device), place.detach().to(weight), weight)
 
     return weight_of
 
@@ -213,15 +207,3 @@ def _join_slices(
         for t, row in enumerate(plan)
     ]
     return torch.cat(joined, dimension)
-
-
-def _origin(key: str, plan: LayerPlan, new: Decoder) -> tuple[str, str] | None:
-    """Return the model and the key that the target's weight `key` is copied from; None if it stays random."""
-    prefix = f"{new.blocks_path}."
-    if not key.startswith(prefix):
-        return plan.rest, key
-    index, name = key.removeprefix(prefix).split(".", 1)
-    row = plan.rows[int(index)]
-    if row.model is None or (row.parts != PARTS and part_of(name) not in row.parts):
-        return None
-    return row.model, f"{prefix}{row.source}.{name}"

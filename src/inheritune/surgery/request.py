@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inheritune import storage
 from inheritune.decoder import count_parameters, save_model
-from inheritune.decoder.source import model_identity
+from inheritune.decoder.source import Place, model_identity
 from inheritune.errors import InherituneWarning, PlanError
 from inheritune.records.base import environment, now
 from inheritune.records.surgery import ParameterCounts, SurgeryRecord
-from inheritune.surgery.card import CARD, model_card, place_of
+from inheritune.surgery.card import model_card
 from inheritune.surgery.config.blueprint import Draft, blueprint
-from inheritune.surgery.files.carried import CARRIED, CODE, TOKENIZER, add_older_names, carry_files, code_files
-from inheritune.surgery.files.checkpoint import Source, copy_checkpoint
+from inheritune.surgery.config.fields import has_attention
+from inheritune.surgery.files.carried import TOKENIZER, fetch_files, finish_folder
+from inheritune.surgery.files.checkpoint import copy_checkpoint, locate_sources
 from inheritune.surgery.inherit import inherit
 from inheritune.surgery.origin import RECORD
 from inheritune.surgery.plan.layer_plan import LayerPlan
@@ -88,7 +89,8 @@ class SurgeryRequest:
             said.append(
                 "scale: a moved layer's attention is scaled by 1 / (its new number + 1), as the model's code has it"
             )
-        if self.draft.lost_attention:
+        # A KV cache needs a layer with attention, which a hybrid may have lost.
+        if has_attention(self.draft.sources["reference"].config) and not has_attention(self.draft.new.config):
             said.append("note: no attention layer is left; transformers' generate fails here unless use_cache=False")
         if any(row.zero_output for row in self.plan):
             said.append(
@@ -106,16 +108,14 @@ class SurgeryRequest:
             out: a new or empty folder.
             command: what the card says made it.
         """
+        places = locate_sources(self.model, self.target, self.revision)
         if self._is_copy():
-            sources = {"reference": Source.open(self.model, self.revision)}
-            if self.target is not None:
-                sources["target"] = Source.open(self.target)
-            copy_checkpoint(self.draft, sources, out, max_shard_size=self.max_shard_size, command=command)
+            copy_checkpoint(self.draft, places, out, max_shard_size=self.max_shard_size, command=command)
         else:
-            self._build(out, command)
+            self._build(places, out, command)
         if not any(path for pattern in TOKENIZER for path in out.glob(pattern)):
-            source = self.target if self.plan.rest == "target" and self.target else self.model
-            warnings.warn(f"saved without a tokenizer: {source} has none", InherituneWarning, stacklevel=2)
+            source = places.get(self.plan.rest, places["reference"])
+            warnings.warn(f"saved without a tokenizer: {source.name} has none", InherituneWarning, stacklevel=2)
         self._record().write(out / RECORD)
 
     def _is_copy(self) -> bool:
@@ -128,7 +128,7 @@ class SurgeryRequest:
             return False
         return True
 
-    def _build(self, out: Path, command: str) -> None:
+    def _build(self, places: Mapping[str, Place], out: Path, command: str) -> None:
         built = inherit(
             self.model,
             plan=self.plan,
@@ -138,24 +138,12 @@ class SurgeryRequest:
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
         )
-        source = place_of(self.model, self.revision, (*CARRIED, CODE))
-        target = None if self.target is None else place_of(self.target, patterns=(*CARRIED, CODE))
-        card = model_card(
-            name=out.name,
-            plan=self.plan,
-            source=source,
-            target=target,
-            parameters=self.parameters,
-            command=command,
-            width="" if self.width is None else describe_width(self.config, self.width),
-        )
-        rest = target[1] if target is not None and self.plan.rest == "target" else source[1]
-
-        def finish(folder: Path) -> None:
-            add_older_names(folder)
-            carry_files(rest, folder, (*CARRIED, *code_files(rest)))
-            storage.write_text(folder / CARD, card)
-
+        for place in places.values():
+            fetch_files(place)
+        width = "" if self.width is None else describe_width(self.config, self.width)
+        card = model_card(out.name, self.plan, places, self.parameters, command, width)
+        rest = places.get(self.plan.rest, places["reference"]).folder
+        finish = partial(finish_folder, source=rest, card=card)
         save_model(built, out, max_shard_size=self.max_shard_size, replace=False, finish=finish)
 
     def _record(self) -> SurgeryRecord:

@@ -11,9 +11,8 @@ are fused, interleaved or shared.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -49,86 +48,56 @@ def heads_to_revive(revive: Revived, depth: int) -> dict[int, tuple[int, ...]]:
         PlanError: it names layers that the model does not have, or no head at all.
         OutputError: the folder holds no analysis.
     """
-    named = f"the analysis {revive}" if isinstance(revive, str | Path) else "the analysis"
     if isinstance(revive, str | Path):
-        folder = Path(revive).expanduser()
-        record = read_analysis(folder)
-        revive = from_record(record)
+        record = read_analysis(Path(revive).expanduser())
         if record.depth not in (None, depth):
             layers = f"{record.depth} layers, this model has {depth}"
-            raise PlanError(f"{folder} analyses a model of {layers}: analyse this one")
+            raise PlanError(f"{revive} analyses a model of {layers}: analyse this one")
+        revive = from_record(record)
     if isinstance(revive, BothSpectra):
         revive = revive.causal
     if isinstance(revive, Spectra):
         rows = zip(revive.layers_index, revive.collapsed_heads, strict=True)
         revive = {layer: row.nonzero()[0].tolist() for layer, row in rows}
-    heads = {layer: tuple(which) for layer, which in revive.items()}
-    heads = {layer: which for layer, which in heads.items() if which}
+    heads = {layer: named for layer, which in revive.items() if (named := tuple(which))}
     if beyond := [layer for layer in heads if not 0 <= layer < depth]:
         raise PlanError(f"asked to revive heads of layer {beyond[0]}, the model has {depth} layers (0-{depth - 1})")
     if not heads:
-        raise PlanError(f"no head to revive: {named} names no collapsed head")
+        raise PlanError("no head to revive: the analysis names no collapsed head")
     return heads
 
 
-@dataclass(frozen=True)
-class FreshWeights:
-    """Random values of some outputs of one projection, to be put back after the trained weights were copied.
-
-    Attributes:
-        module: the projection.
-        outputs: (n,) int64, the numbers of its outputs.
-        weight: (n, d_in), a row for each output.
-        bias: (n,), or None.
-    """
-
-    module: nn.Module
-    outputs: Tensor
-    weight: Tensor
-    bias: Tensor | None
-
-    @classmethod
-    def of(cls, module: nn.Module, outputs: Tensor) -> FreshWeights:
-        """Remember the present values."""
-        bias = getattr(module, "bias", None)
-        weight = _by_output(module)[outputs].detach().clone()
-        return cls(module, outputs, weight, None if bias is None else bias[outputs].detach().clone())
-
-    def put_back(self) -> None:
-        """Write the remembered values into the projection."""
-        import torch
-
-        with torch.no_grad():
-            _by_output(self.module)[self.outputs] = self.weight
-            if self.bias is not None:
-                getattr(self.module, "bias")[self.outputs] = self.bias  # noqa: B009 - of any module
-
-
-def fresh_weights(decoder: Decoder, plan: LayerPlan) -> list[FreshWeights]:
-    """Return the query and key weights of the heads that `plan` revives, as the random `decoder` has them now.
+def revived_entries(decoder: Decoder, plan: LayerPlan) -> dict[int, Tensor]:
+    """Return which entries of the random `decoder` are query and key weights of the heads that `plan` revives.
 
     An output of a projection that several heads read (a key head of grouped queries, the latent of multi-head latent
     attention) is among them only if all of these heads are revived: a living head keeps what it reads.
 
+    Returns:
+        For each parameter with such entries, by its id, a bool tensor that broadcasts to it: (d_out, 1) for the weight
+        of a linear layer, (d_out,) for a bias and for the transposed weight of GPT-2's `Conv1D`.
+
     Raises:
         PlanError: a layer has no such head, a head has no weights of its own, or the model cannot be followed.
     """
+    from transformers.pytorch_utils import Conv1D
+
     wanted = {layer: set(row.revived) for layer, row in enumerate(plan) if row.revived}
-    if not wanted:
-        return []
-    fresh = []
-    for layer, readers in _readers(decoder, wanted).items():
+    entries: dict[int, Tensor] = {}
+    for layer, reads in (_reads(decoder, wanted) if wanted else {}).items():
         place = f"layer {layer} of {type(decoder.model).__name__}"
-        _check_heads(wanted[layer], readers.heads, place)
+        _check_heads(wanted[layer], len(reads), place)
+        own = {module: _read_by_no_other(wanted[layer], reads, module) for h in wanted[layer] for module in reads[h]}
         for head in sorted(wanted[layer]):
-            own = [readers.only(wanted[layer], module) & read for module, read in readers.reads[head].items()]
-            if not any(outputs.any() for outputs in own):
+            if not any((own[module] & read).any() for module, read in reads[head].items()):
                 raise PlanError(f"head {head} of {place} shares all its query and key weights with heads that stay")
-        for module in readers.projections(wanted[layer]):
-            if getattr(module, "weight").ndim != 2:  # noqa: B009 - of any module
+        for module, outputs in own.items():
+            weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+            if weight is None or weight.ndim != 2:
                 raise PlanError(f"cannot revive heads of {place}: {type(module).__name__} is not one matrix")
-            fresh.append(FreshWeights.of(module, readers.only(wanted[layer], module).nonzero().flatten()))
-    return [weights for weights in fresh if len(weights.outputs)]
+            entries[id(weight)] = outputs if isinstance(module, Conv1D) else outputs[:, None]
+            entries |= {} if bias is None else {id(bias): outputs}
+    return entries
 
 
 def _check_heads(wanted: Iterable[int], heads: int, place: str) -> None:
@@ -140,52 +109,21 @@ def _check_heads(wanted: Iterable[int], heads: int, place: str) -> None:
 
 # -- Which outputs of which projections reach a head's logits ----------------------------------------------------------
 
-
-@dataclass
-class _Readers:
-    """Which outputs of the projections of one layer its query heads read.
-
-    Attributes:
-        reads: for each head, the projections it reads and which of their outputs, (d_out,) bool.
-        outputs: what each projection gave in the running pass, (..., d_out), with its history.
-    """
-
-    reads: list[dict[nn.Module, Tensor]] = field(default_factory=list)
-    outputs: dict[nn.Module, Tensor] = field(default_factory=dict)
-
-    @property
-    def heads(self) -> int:
-        """The number of query heads."""
-        return len(self.reads)
-
-    def projections(self, heads: Iterable[int]) -> list[nn.Module]:
-        """Return the projections that any of `heads` reads, each once."""
-        return list(dict.fromkeys(module for head in sorted(heads) for module in self.reads[head]))
-
-    def only(self, heads: Collection[int], projection: nn.Module) -> Tensor:
-        """Return which outputs of `projection` some of `heads` read and no other head does, (d_out,) bool."""
-        import torch
-
-        read = next(each[projection] for each in self.reads if projection in each)
-        rows = torch.stack([each.get(projection, torch.zeros_like(read)) for each in self.reads])
-        chosen = torch.tensor([head in heads for head in range(self.heads)])
-        return rows[chosen].any(dim=0) & ~rows[~chosen].any(dim=0)
-
-    def follow(self, logits: Tensor) -> None:
-        """Take down what each head of `logits`, (1, H, T, S), reads."""
-        import torch
-
-        # Random factors, so that no sum over tokens can cancel out.
-        factors = torch.randn(logits.shape[2:], generator=torch.Generator().manual_seed(0)).to(logits)
-        modules, outputs = list(self.outputs), list(self.outputs.values())
-        for head in logits[0]:
-            score = (head.nan_to_num(neginf=0.0) * factors).sum()
-            found = torch.autograd.grad(score, outputs, retain_graph=True, allow_unused=True)
-            gradients = {module: part for module, part in zip(modules, found, strict=True) if part is not None}
-            self.reads.append({module: part.flatten(0, -2).ne(0).any(dim=0) for module, part in gradients.items()})
+Reads: TypeAlias = "list[dict[nn.Module, Tensor]]"
+"""For each query head of a layer, the projections that it reads and which of their outputs, (d_out,) bool."""
 
 
-def _readers(decoder: Decoder, layers: Iterable[int]) -> dict[int, _Readers]:
+def _read_by_no_other(heads: Container[int], reads: Reads, projection: nn.Module) -> Tensor:
+    """Return which outputs of `projection` some of `heads` read and no other head does, (d_out,) bool."""
+    import torch
+
+    nothing = torch.zeros_like(next(each[projection] for each in reads if projection in each))
+    rows = torch.stack([each.get(projection, nothing) for each in reads])
+    chosen = torch.tensor([head in heads for head in range(len(reads))])
+    return rows[chosen].any(dim=0) & ~rows[~chosen].any(dim=0)
+
+
+def _reads(decoder: Decoder, layers: Iterable[int]) -> dict[int, Reads]:
     """Run a few tokens through the model and return what the heads of some layers read.
 
     Raises:
@@ -193,32 +131,45 @@ def _readers(decoder: Decoder, layers: Iterable[int]) -> dict[int, _Readers]:
     """
     import torch
 
-    readers = {layer: _Readers() for layer in layers}
+    reads: dict[int, Reads] = {layer: [] for layer in layers}
     tokens = torch.arange(LENGTH)[None] % decoder.vocabulary
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(evaluating(decoder.model))
+    with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), evaluating(decoder.model):
         stack.enter_context(attention_implementation(decoder.model, "eager"))
-        for layer, reader in readers.items():
-            stack.enter_context(_following(decoder.blocks[layer], reader))
+        for layer, heads in reads.items():
+            stack.enter_context(_following(decoder.blocks[layer], heads))
         decoder.model.base_model(input_ids=tokens, use_cache=False)
-    return readers
+    return reads
+
+
+def _read_by_each(logits: Tensor, outputs: Mapping[nn.Module, Tensor]) -> Reads:
+    """Return what each head reads whose logits are in `logits`, (1, H, T, S), of projections' outputs, (..., d_out)."""
+    import torch
+
+    # Random factors, so that no sum over tokens can cancel out.
+    factors = torch.randn(logits.shape[2:], generator=torch.Generator().manual_seed(0)).to(logits)
+    reads: Reads = []
+    for head in logits[0]:
+        score = (head.nan_to_num(neginf=0.0) * factors).sum()
+        parts = torch.autograd.grad(score, [*outputs.values()], retain_graph=True, allow_unused=True)
+        found = {module: part for module, part in zip(outputs, parts, strict=True) if part is not None}
+        reads.append({module: part.flatten(0, -2).ne(0).any(dim=0) for module, part in found.items()})
+    return reads
 
 
 @contextmanager
-def _following(block: nn.Module, reader: _Readers) -> Iterator[None]:
-    """Let `reader` see the projections and the logits of a block whenever it runs."""
+def _following(block: nn.Module, reads: Reads) -> Iterator[None]:
+    """Add to `reads` what the heads of a block read, when it runs."""
+    outputs: dict[nn.Module, Tensor] = {}
     listening = ExitStack()
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        listening.enter_context(_softmax_listener(reader))
-        return _detached(args), {name: _detached((value,))[0] for name, value in kwargs.items()}
+        listening.enter_context(_softmax_listener(lambda logits: reads.extend(_read_by_each(logits, outputs))))
+        return tuple(map(_detached, args)), {name: _detached(value) for name, value in kwargs.items()}
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         if getattr(module, "weight").ndim == 1:  # noqa: B009 - of any module
             return inputs[0]  # a norm: through the length of all heads together each head would read every other
-        reader.outputs[module] = output
+        outputs[module] = output
         return None
 
     with ExitStack() as stack:
@@ -231,32 +182,22 @@ def _following(block: nn.Module, reader: _Readers) -> Iterator[None]:
         yield
 
 
-def _softmax_listener(reader: _Readers) -> Any:
-    """Return a context manager that shows `reader` the logits of every softmax over attention."""
+def _softmax_listener(see: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
+    """Return a context manager that calls `see` with the logits of every softmax over attention."""
     from torch.overrides import TorchFunctionMode
 
     class Listener(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if getattr(func, "__name__", "") == "softmax" and args[0].ndim == 4 and args[0].shape[2] == LENGTH:
-                reader.follow(args[0])
+                see(args[0])
             return func(*args, **(kwargs or {}))
 
     return Listener()
 
 
-def _detached(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _detached(value: Any) -> Any:
     """Return hidden states without what came before, so that each block's history stays its own."""
     import torch
 
-    def floats(value: Any) -> bool:
-        return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-    return tuple(value.detach().requires_grad_() if floats(value) else value for value in values)
-
-
-def _by_output(projection: nn.Module) -> Tensor:
-    """Return a view of the projection's weight with a row for each output; GPT-2's `Conv1D` has columns."""
-    from transformers.pytorch_utils import Conv1D
-
-    weight: Tensor = getattr(projection, "weight")  # noqa: B009 - of any module
-    return weight.T if isinstance(projection, Conv1D) else weight
+    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.detach().requires_grad_() if floats else value

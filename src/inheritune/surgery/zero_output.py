@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from inheritune.decoder import Decoder, evaluating
@@ -77,29 +78,20 @@ def check_identity(target: Decoder, rows: Iterable[int], tokens: int = 8) -> Non
 
     rows, generator = list(rows), torch.Generator().manual_seed(0)
     ids = torch.randint(target.vocabulary, (2, tokens), generator=generator).to(target.model.device)
-    unchanged: dict[int, bool] = {}
-    handles = [_watch(target.blocks[row], row, unchanged) for row in rows]
-    try:
-        with torch.no_grad(), evaluating(target.model):
-            target.model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    changed = [row for row in rows if not unchanged.get(row, False)]
+    unchanged: dict[nn.Module, bool] = {}
+
+    def compare(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before: Tensor = args[0] if args else kwargs["hidden_states"]
+        after: Tensor = output if isinstance(output, torch.Tensor) else output[0]
+        unchanged[block] = torch.equal(before, after)
+
+    with ExitStack() as stack, torch.no_grad(), evaluating(target.model):
+        for row in rows:
+            stack.enter_context(target.blocks[row].register_forward_hook(compare, with_kwargs=True))
+        target.model(input_ids=ids, use_cache=False)
+    changed = [row for row in rows if not unchanged.get(target.blocks[row], False)]
     if changed:
         raise PlanError(
             f"{target.model.config.model_type} cannot grow with its function preserved: layer {changed[0]} changes the "
             "hidden states although its output projections are zero; append it without zero_output"
         )
-
-
-def _watch(block: nn.Module, row: int, unchanged: dict[int, bool]) -> Any:
-    """Note in `unchanged` whether the block returns the hidden states it gets; return the hook's handle."""
-    import torch
-
-    def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        before: Tensor = args[0] if args else kwargs["hidden_states"]
-        after: Tensor = output if isinstance(output, torch.Tensor) else output[0]
-        unchanged[row] = torch.equal(before, after)
-
-    return block.register_forward_hook(compare, with_kwargs=True)

@@ -17,7 +17,6 @@ from inheritune.decoder import Decoder, count_parameters, open_decoder
 from inheritune.decoder.loading import build_empty
 from inheritune.errors import PlanError, library_errors
 from inheritune.records.surgery import ParameterCounts
-from inheritune.surgery.config.fields import has_attention
 from inheritune.surgery.config.target import target_config
 
 if TYPE_CHECKING:
@@ -97,34 +96,20 @@ class Draft:
         before = count_parameters(self.sources[self.plan.rest].model)
         return ParameterCounts(before=before, after=count_parameters(self.new.model))
 
-    @property
-    def lost_attention(self) -> bool:
-        """Whether the plan takes no layer with attention of a hybrid that has some, which a KV cache needs."""
-        return has_attention(self.sources["reference"].config) and not has_attention(self.new.config)
-
     def check_copyable(self) -> None:
         """Confirm that the sources' files hold all there is to write, bit for bit.
 
         Raises:
             PlanError: the plan sets weights anew, or the family's files cannot say it.
         """
-        check_copies_all(self.plan)
+        if not self.plan.copies_all:
+            raise PlanError("this plan sets weights anew (random, or to zero): use inherit, which builds the model")
         for decoder in (self.sources["reference"], self.new):
             _refuse_shared_layers(decoder)
         packed = packed_weights(self.new)
         if packed and [row.source for row in self.plan] != list(range(self.sources["reference"].layers)):
             name = type(self.new.model).__name__
             raise PlanError(f"{name} keeps a slice for each layer in {min(packed)}: use inherit, which takes it apart")
-
-
-def check_copies_all(plan: LayerPlan) -> None:
-    """Refuse a plan that does more than copy whole layers.
-
-    Raises:
-        PlanError: it does.
-    """
-    if not plan.copies_all:
-        raise PlanError("this plan sets weights anew (random, or to zero): use inherit, which builds the model")
 
 
 def _refuse_shared_layers(decoder: Decoder) -> None:

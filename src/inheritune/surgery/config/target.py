@@ -8,12 +8,10 @@ or none, dense or sparse MLP) moves with its weights. What a configuration does 
 from __future__ import annotations
 
 import copy
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from inheritune.errors import ModelError, PlanError
+from inheritune.errors import ModelError, PlanError, library_errors
 from inheritune.surgery.config.families import check_lenders, family_fields
 from inheritune.surgery.config.fields import (
     LAYER_NUMBERS,
@@ -51,7 +49,7 @@ def target_config(configs: Mapping[str, PretrainedConfig], plan: LayerPlan) -> P
         _refuse_counted_twice(text)
     plan.check({name: depth_of(text) for name, text in texts.items()})
     new = copy.deepcopy(configs[plan.rest])
-    with unsayable(new):
+    with library_errors(f"no {new.model_type} configuration can say this plan", kind=PlanError):
         text, sources = new.get_text_config(decoder=True), _sources(texts, plan)
         fields = set_layers(text, sources)
         check_lenders(text, sources)
@@ -67,18 +65,6 @@ def check_families(configs: Iterable[PretrainedConfig]) -> None:
     """
     if len(kinds := sorted({config.get_text_config(decoder=True).model_type for config in configs})) > 1:
         raise PlanError(f"reference and target are of different families ({' and '.join(kinds)}): expected the same")
-
-
-@contextmanager
-def unsayable(config: PretrainedConfig) -> Iterator[None]:
-    """Turn transformers' refusal of the new configuration into a `PlanError`: the family cannot say what was asked."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        yield
-    except (ValueError, NotImplementedError, StrictDataclassError) as error:
-        reason = textwrap.shorten(str(error), 250)
-        raise PlanError(f"no {config.model_type} configuration can say this plan: {reason}") from error
 
 
 def _refuse_counted_twice(config: PretrainedConfig) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.checkpoints.stored import refuse_pointer
-from inheritune.surgery.card import LICENCES
+from inheritune.decoder.source import Place
+from inheritune.surgery.card import CARD, LICENCES
 
 TOKENIZER = (
     "added_tokens.json",
@@ -29,23 +30,39 @@ TOKENIZER = (
 CARRIED = (*TOKENIZER, "generation_config.json", *LICENCES)
 """Files copied as they are: the tokenizer's, the generation settings and the licence."""
 
-CODE = "*.py"
-"""What may hold code that a configuration names."""
+
+def fetch_files(place: Place, names: Iterable[str] = ()) -> None:
+    """Of a model on the hub, bring here the files `names` and all that a card and `finish_folder` look at.
+
+    Raises:
+        ModelError: a file of `names` cannot be had.
+    """
+    if place.repository is not None:
+        place.repository.fetch(names, (CARD, *CARRIED, "*.py"))
 
 
-def carry_files(source: Path, target: Path, patterns: Iterable[str] = CARRIED) -> None:
+def carry_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
     """Copy the files of `source` that fit `patterns` (globs) into `target`, in folders of the same names.
 
     Raises:
         ModelError: one of them is a git-lfs pointer.
     """
-    for pattern in patterns:
-        for path in source.glob(pattern):
-            if path.is_file():
-                refuse_pointer(path)
-                place = target / path.relative_to(source)
-                place.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, place)
+    for path in (path for pattern in patterns for path in source.glob(pattern) if path.is_file()):
+        refuse_pointer(path)
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def finish_folder(folder: Path, source: Path, card: str) -> None:
+    """Add to a new model's folder all but the weights: older names in its config.json, the source's files, the card.
+
+    Raises:
+        ModelError: see `carry_files`.
+    """
+    _add_older_names(folder / "config.json")
+    carry_files(source, folder, (*CARRIED, *code_files(source)))
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def code_files(folder: Path) -> list[str]:
@@ -74,13 +91,12 @@ def _auto_map(path: Path) -> Iterator[str]:
         yield from (name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str))
 
 
-def add_older_names(folder: Path) -> None:
-    """Write beside the names of transformers 5 in `config.json` those that transformers 4 and other programs read.
+def _add_older_names(path: Path) -> None:
+    """Write beside the names of transformers 5 in a config.json those that transformers 4 and other programs read.
 
     `dtype` was `torch_dtype`; `rope_parameters` were `rope_theta`, `partial_rotary_factor` and, for any other type than
     `default`, `rope_scaling`. Where each type of layer has parameters of its own, only Gemma 3 had older names.
     """
-    path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for part in (config, *(value for value in config.values() if isinstance(value, dict) and "model_type" in value)):
         part |= {name: value for name, value in _older_names(part).items() if name not in part}

@@ -14,11 +14,9 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from threading import Event
-from typing import TYPE_CHECKING
 
 from inheritune.checkpoints.copying import write_file
 from inheritune.checkpoints.folder import (
@@ -31,76 +29,22 @@ from inheritune.checkpoints.folder import (
     tensor_names,
     weight_file,
 )
-from inheritune.checkpoints.hub import Repository
 from inheritune.checkpoints.stored import StoredTensor
 from inheritune.decoder import load_config
-from inheritune.decoder.source import locate
+from inheritune.decoder.source import Place, locate
 from inheritune.errors import ModelError, OutputError
 from inheritune.progress import progress
 from inheritune.storage import whole_folder
 from inheritune.surgery.build import warn_not_finite
-from inheritune.surgery.card import CARD, LICENCES, describe_call, model_card
-from inheritune.surgery.config.blueprint import Draft, check_copies_all
+from inheritune.surgery.card import describe_call, model_card
+from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.config.fields import depth_of
-from inheritune.surgery.files.carried import CARRIED, CODE, add_older_names, carry_files, code_files
-from inheritune.surgery.files.completeness import Origins, check_complete
-from inheritune.surgery.files.naming import Chosen, Layout, check_same_names, choose_tensors, drop_tied
+from inheritune.surgery.files.carried import fetch_files, finish_folder
+from inheritune.surgery.files.completeness import check_complete
+from inheritune.surgery.files.naming import choose_tensors, drop_tied, layers_prefix
 from inheritune.surgery.files.values import not_finite
 from inheritune.surgery.inherit import resolve_plan
 from inheritune.surgery.plan.layer_plan import LayerPlan
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint the plan takes layers from.
-
-    Attributes:
-        name: what the user called it: a folder or a hub id.
-        folder: where its files are; of a model on the hub, those that are here so far.
-        repository: the model on the hub; None for a folder of the user's.
-    """
-
-    name: str | Path
-    folder: Path
-    repository: Repository | None = None
-
-    @classmethod
-    def open(cls, source: str | Path, revision: str | None = None) -> Source:
-        """Find a folder or a model on the hub, of which config.json alone is downloaded.
-
-        Raises:
-            ModelError: there is no such model, or a revision is named of a folder.
-        """
-        place = locate(source, revision)
-        return cls(source, place.folder, place.repository)
-
-    def config(self, trust_remote_code: bool) -> PretrainedConfig:
-        """Read the configuration, of the very commit that was found."""
-        if self.repository is None:
-            return load_config(self.folder, trust_remote_code=trust_remote_code)
-        return load_config(self.name, revision=self.repository.commit, trust_remote_code=trust_remote_code)
-
-    def list_tensors(self) -> list[str]:
-        """Return the names of all tensors; of a model on the hub, from its index, or its only file if it has none."""
-        if self.repository:
-            names = (INDEX, SINGLE, PICKLED_INDEX, PICKLED)
-            if not any(self.repository.fetch_if_there(name) for name in names):
-                raise ModelError(f"{self.name} has no weights on the hub: expected one of {', '.join(names)}")
-        return tensor_names(self.folder)
-
-    def fetch(self, tensors: Iterable[str], patterns: Iterable[str]) -> None:
-        """Bring the files that hold these tensors here, and those that fit `patterns`."""
-        if self.repository is None:
-            return
-        place = weight_file(self.folder)
-        files = {place.name}
-        if place.suffix == ".json":
-            index = read_index(place)
-            files = {index[name] for name in tensors}
-        self.repository.fetch(sorted(files), patterns)
 
 
 def inherit_checkpoint(
@@ -151,23 +95,23 @@ def inherit_checkpoint(
     """
     check_shard_size(max_shard_size)
     destination = Path(dst_dir).expanduser()
-    sources = {"reference": Source.open(src_dir, revision)}
-    if target is not None:
-        sources["target"] = Source.open(target)
-    first, *others = (source.folder for source in sources.values())
-    check_destination(first, destination, *others)
-    configs = {name: source.config(trust_remote_code) for name, source in sources.items()}
+    places = locate_sources(src_dir, target, revision)
+    check_destination(destination, *(place.folder for place in places.values()))
+    commits = {name: place.repository.commit if place.repository else None for name, place in places.items()}
+    configs = {
+        name: load_config(place.address, revision=commits[name], trust_remote_code=trust_remote_code)
+        for name, place in places.items()
+    }
     plan = resolve_plan(depth_of(configs["reference"]), layers, parts, plan)
-    check_copies_all(plan)
     draft = Draft.of(plan, configs["reference"], configs.get("target"))
     command = command or describe_call(src_dir, destination, plan, target)
-    copy_checkpoint(draft, sources, destination, max_shard_size=max_shard_size, command=command, sync=sync)
+    copy_checkpoint(draft, places, destination, max_shard_size=max_shard_size, command=command, sync=sync)
     return destination
 
 
 def copy_checkpoint(
     draft: Draft,
-    sources: Mapping[str, Source],
+    places: Mapping[str, Place],
     destination: Path,
     *,
     max_shard_size: int | str,
@@ -178,7 +122,7 @@ def copy_checkpoint(
 
     Args:
         draft: the new model.
-        sources: the checkpoints, by the model's name in the plan; a plan that stacks the reference needs no other.
+        places: where the checkpoints are, by the model's name in the plan.
         destination: a new or empty folder.
         max_shard_size: see `inherit_checkpoint`.
         command: what the card says made it.
@@ -188,32 +132,40 @@ def copy_checkpoint(
         PlanError, ModelError, OutputError: see `inherit_checkpoint`.
     """
     draft.check_copyable()
-    plan, grown = draft.plan, sources.get("target")
-    named = {"target": sources["reference"], **sources}
-    chosen = _choose({name: named[name] for name in sorted({*plan.models, plan.rest})}, draft)
-    _fetch_all(named, plan, chosen)
-    card = model_card(
-        name=destination.name,
-        plan=plan,
-        source=(sources["reference"].name, sources["reference"].folder),
-        target=None if grown is None else (grown.name, grown.folder),
-        parameters=draft.parameters,
-        command=command,
-    )
+    plan = draft.plan
+    names: list[str] = sorted({*plan.models, plan.rest})
+    sources = {name: places.get(name, places["reference"]) for name in names}
+    stored = {name: _tensor_names(place) for name, place in sources.items()}
+    prefixes = {n: layers_prefix(stored[n], draft.sources[n].layers, each.name) for n, each in sources.items()}
+    chosen = choose_tensors(stored, prefixes, plan)
+    used = {name: {key for owner, key in chosen.values() if owner == name} for name in sources}
+    for name, place in sources.items():
+        fetch_files(place, _weight_files(place.folder, used[name]) if place.repository else ())
+    card = model_card(destination.name, plan, places, draft.parameters, command)
     with whole_folder(destination, sync=sync) as temporary:
         with TemporaryDirectory(dir=temporary) as scratch:
-            tensors = _read(named, chosen, Path(scratch))
-            drop_tied(tensors, draft.new, named[plan.rest].name)
-            check_complete(tensors, Origins(plan, draft.new, {name: each.name for name, each in named.items()}))
+            read = {n: read_folder(each.folder, used[n], Path(mkdtemp(dir=scratch))) for n, each in sources.items()}
+            tensors = {name: read[owner][key] for name, (owner, key) in chosen.items()}
+            drop_tied(tensors, draft.new, sources[plan.rest].name)
+            check_complete(tensors, draft, sources)
             _check_space(temporary, tensors, destination)
             damaged = _write_shards(temporary, tensors, _plan_shards(tensors, max_shard_size))
         draft.config.save_pretrained(temporary)
-        add_older_names(temporary)
-        rest = named[plan.rest].folder
-        carry_files(rest, temporary, (*CARRIED, *code_files(rest)))
-        (temporary / CARD).write_text(card, encoding="utf-8")
+        finish_folder(temporary, sources[plan.rest].folder, card)
     if damaged:
         warn_not_finite(damaged)
+
+
+def locate_sources(
+    reference: str | Path, target: str | Path | None = None, revision: str | None = None
+) -> dict[str, Place]:
+    """Find the models that a plan takes layers from, by their names in it; `revision` is the reference's.
+
+    Raises:
+        ModelError: there is no such model, or a revision is named of a folder.
+    """
+    places = {"reference": locate(reference, revision)}
+    return places if target is None else {**places, "target": locate(target)}
 
 
 def check_shard_size(size: int | str) -> None:
@@ -222,23 +174,21 @@ def check_shard_size(size: int | str) -> None:
     Raises:
         OutputError: it is of another type or form, negative, or less than a byte.
     """
-    if isinstance(size, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])B\s*", size, re.IGNORECASE)
-        count = float(found[1]) * 1000 ** (1 + "KMGT".index(found[2].upper())) if found else 0
-    else:
-        count = size if isinstance(size, int) and not isinstance(size, bool) else 0
+    count = size if type(size) is int else 0
+    if found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])B\s*", str(size), re.IGNORECASE):
+        count = int(float(found[1]) * 1000 ** (1 + "KMGT".index(found[2].upper())))
     if count < 1:
         raise OutputError(f"max_shard_size {size!r}: expected KB, MB, GB or TB as in '5GB', or a positive int of bytes")
 
 
-def check_destination(source: Path, destination: Path, *others: Path) -> None:
+def check_destination(destination: Path, *sources: Path) -> None:
     """Refuse to write into a source, or where anything is already.
 
     Raises:
-        OutputError: `destination` is `source` or one of `others` or inside one, is not empty, or cannot be replaced.
+        OutputError: `destination` is one of `sources` or inside one, is not empty, or cannot be replaced.
     """
     place = destination.resolve()
-    for folder in (source, *others):
+    for folder in sources:
         if place == folder.resolve():
             raise OutputError(f"the output folder {destination} is the source: pass another one")
         if folder.is_dir() and folder.resolve() in place.parents:
@@ -249,34 +199,17 @@ def check_destination(source: Path, destination: Path, *others: Path) -> None:
         raise OutputError(f"{destination} is a mount point, which cannot be renamed to: try {destination / 'model'}")
 
 
-def _choose(sources: Mapping[str, Source], draft: Draft) -> Chosen:
-    """Return where each tensor of the new checkpoint comes from, if the sources name theirs alike."""
-    layouts = {
-        name: Layout.of(source.list_tensors(), draft.sources[name].layers, source.name)
-        for name, source in sources.items()
-    }
-    check_same_names(layouts, draft.plan, draft.new)
-    return choose_tensors(layouts, draft.plan)
+def _tensor_names(place: Place) -> list[str]:
+    """Return the names of all tensors; of a model on the hub, from its index, or its only file if it has none."""
+    names = (INDEX, SINGLE, PICKLED_INDEX, PICKLED)
+    if place.repository is not None and not any(map(place.repository.fetch_if_there, names)):
+        raise ModelError(f"{place.name} has no weights on the hub: expected one of {', '.join(names)}")
+    return tensor_names(place.folder)
 
 
-def _fetch_all(sources: Mapping[str, Source], plan: LayerPlan, chosen: Chosen) -> None:
-    for model, source in sources.items():
-        tensors = [name for owner, name in chosen.values() if owner == model]
-        patterns = [*((*CARRIED, CODE) if model == plan.rest else LICENCES), CARD]
-        if tensors:
-            source.fetch(tensors, patterns)
-
-
-def _read(sources: Mapping[str, Source], chosen: Chosen, scratch: Path) -> dict[str, StoredTensor]:
-    """Return where the bytes of each tensor of the new checkpoint lie."""
-    stored = {}
-    for model in sorted({model for model, _ in chosen.values()}):
-        own = scratch / model
-        own.mkdir()
-        stored[model] = read_folder(
-            sources[model].folder, {name for owner, name in chosen.values() if owner == model}, own
-        )
-    return {name: stored[model][key] for name, (model, key) in chosen.items()}
+def _weight_files(folder: Path, tensors: Iterable[str]) -> list[str]:
+    place = weight_file(folder)
+    return sorted({read_index(place)[name] for name in tensors}) if place.suffix == ".json" else [place.name]
 
 
 def _check_space(folder: Path, tensors: Mapping[str, StoredTensor], destination: Path) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.decoder.streaming import no_progress_bar
@@ -19,55 +17,45 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from inheritune.checkpoints.stored import StoredTensor
-    from inheritune.decoder import Decoder
-    from inheritune.surgery.plan.layer_plan import LayerPlan
+    from inheritune.decoder.source import Place
+    from inheritune.surgery.config.blueprint import Draft
 
 
-@dataclass(frozen=True)
-class Origins:
-    """Says of a weight of the new model what it is called in the checkpoint it comes from.
-
-    Attributes:
-        plan: where each layer comes from.
-        new: the model to be.
-        folders: of the checkpoints, by the model's name in the plan.
-    """
-
-    plan: LayerPlan
-    new: Decoder
-    folders: Mapping[str, str | Path]
-
-    def find(self, name: str) -> tuple[str | Path, str]:
-        """Return the checkpoint's folder and the weight's name there."""
-        for index, row in enumerate(self.plan):
-            prefix = self.new.block_prefix(index)
-            if row.model is not None and name.startswith(prefix):
-                return self.folders[row.model], f"{self.new.blocks_path}.{row.source}.{name.removeprefix(prefix)}"
-        return self.folders[self.plan.rest], name
-
-
-def check_complete(tensors: Mapping[str, StoredTensor], origins: Origins) -> None:
+def check_complete(tensors: Mapping[str, StoredTensor], draft: Draft, places: Mapping[str, Place]) -> None:
     """Confirm that a checkpoint of `tensors` gives the new model every weight it has.
 
     Args:
         tensors: what will be stored, by name.
-        origins: where it comes from, and the new model, on the meta device.
+        draft: the new model, on the meta device.
+        places: where the models are that its layers come from.
 
     Raises:
         ModelError: a weight is missing, of another shape, or of another kind of number (another precision will do).
     """
-    model = origins.new.model
+    model = draft.new.model
     if _is_plain(tensors, model):
         return
+
+    def stored_as(key: str) -> tuple[str, str]:
+        """Return what the user calls the checkpoint that a weight comes from, and the weight's name there."""
+        owner, name = draft.plan.origin(key, draft.new.blocks_path) or (draft.plan.rest, key)
+        return places[owner].name, name
+
     info = _load_shapes(model, tensors)
     if info["mismatched_keys"]:
         name, shape, expected = min(info["mismatched_keys"])
-        folder, stored = origins.find(name)
+        folder, stored = stored_as(name)
         raise ModelError(f"{folder} stores {stored} as {list(shape)}: its config.json asks for {list(expected)}")
     if missing := sorted(info["missing_keys"], key=list(model.state_dict()).index):
-        folder, stored = origins.find(missing[0])
+        folder, stored = stored_as(missing[0])
         raise ModelError(f"the checkpoint {folder} lacks {len(missing)} of the weights asked for, {stored!r} first")
-    _check_kinds({name: each for name, each in tensors.items() if name not in info["unexpected_keys"]}, origins)
+    floating = {name: weight.dtype.is_floating_point for name, weight in model.state_dict().items()}
+    for key, tensor in tensors.items():
+        floats = floating.get(key, True if all(floating.values()) else None)  # DeepSeek-V4 renames whole numbers
+        if key not in info["unexpected_keys"] and floats not in (None, _is_float(tensor.kind)):
+            folder, stored = stored_as(key)
+            expected = "floating-point numbers" if floats else "whole numbers"
+            raise ModelError(f"{folder} stores {stored} as {tensor.kind}: expected {expected}")
 
 
 def _is_plain(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) -> bool:
@@ -80,17 +68,6 @@ def _is_plain(tensors: Mapping[str, StoredTensor], model: PreTrainedModel) -> bo
         and weights[key].dtype.is_floating_point == _is_float(tensor.kind)
         for key, tensor in tensors.items()
     )
-
-
-def _check_kinds(tensors: Mapping[str, StoredTensor], origins: Origins) -> None:
-    """Refuse whole numbers for weights that are none, and the reverse, where a name or the model tells which it is."""
-    floating = {name: weight.dtype.is_floating_point for name, weight in origins.new.model.state_dict().items()}
-    for key, tensor in tensors.items():
-        floats = floating.get(key, True if all(floating.values()) else None)  # DeepSeek-V4 renames whole numbers
-        if floats is not None and floats != _is_float(tensor.kind):
-            folder, stored = origins.find(key)
-            expected = "floating-point numbers" if floats else "whole numbers"
-            raise ModelError(f"{folder} stores {stored} as {tensor.kind}: expected {expected}")
 
 
 def _is_float(kind: str) -> bool:

@@ -6,9 +6,9 @@ and which parts of it; what is not taken keeps the random initialisation of the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,10 +17,10 @@ from inheritune.errors import PlanError, unknown_name
 from inheritune.layers import ranges
 from inheritune.records.base import first_problem
 from inheritune.records.surgery import PlanRow
-from inheritune.surgery.plan.parts import PARTS, parse_parts
+from inheritune.surgery.plan.parts import PARTS, parse_parts, part_of
 from inheritune.surgery.plan.row import RANDOM, LayerRow, Model
 from inheritune.surgery.plan.selection import (
-    Kept,
+    Layers,
     count_of,
     describe_depth,
     layer_count,
@@ -63,14 +63,13 @@ class LayerPlan:
         return LayerPlan(self.rows + other.rows)
 
     def __str__(self) -> str:
-        return self.table()
+        """Return the plan as a table; one that repeats layers or takes them out of their order says so below it."""
+        return plan_table(self.rows)
 
     # -- what the paper and a user ask for ----------------------------------------------------------------------------
 
     @classmethod
-    def from_layers(
-        cls, layers: int | str | Path | Kept | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
-    ) -> LayerPlan:
+    def from_layers(cls, layers: Layers, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
         """Take layers of the reference.
 
         Args:
@@ -105,9 +104,7 @@ class LayerPlan:
         return cls.from_layers(range(depth - layer_count(layers, depth), depth), depth, parts)
 
     @classmethod
-    def in_place(
-        cls, layers: int | str | Path | Kept | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
-    ) -> LayerPlan:
+    def in_place(cls, layers: Layers, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
         """Keep the reference's depth and these of its layers where they are; all other layers are random (Fig. 23)."""
         kept = parse_layers(layers, depth)
         if twice := [layer for layer in kept if kept.count(layer) > 1]:
@@ -162,9 +159,7 @@ class LayerPlan:
         return cls.from_layers([*alternate, *range(start, start + extra)], depth, parts)
 
     @classmethod
-    def arranged(
-        cls, how: str, layers: int | str | Path | Kept | Iterable[int], depth: int, parts: str | Iterable[str] = "all"
-    ) -> LayerPlan:
+    def arranged(cls, how: str, layers: Layers, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
         """Return one of the plans above by its name, as a command takes it.
 
         Args:
@@ -186,11 +181,7 @@ class LayerPlan:
             example = max(depth // 2, 1) * (2 if how == "stacking" else 1)
             raise PlanError(f"layers {layers!r} with {how!r}: expected a count, for example {example}")
         if how == "stacking":
-            if (half := _half(count)) > depth:
-                raise PlanError(
-                    f"stacking takes {half} layers twice, the model has {depth}: expected at most {2 * depth}"
-                )
-            return _take("reference", [*range(half)] * 2, parts)
+            return cls.from_layers([*range(_half(count))] * 2, depth, parts)
         if how == "random":
             if parse_parts(parts) != PARTS:
                 raise PlanError(f"random layers copy nothing, parts {parts} neither: leave the parts out")
@@ -204,92 +195,61 @@ class LayerPlan:
     def append(
         cls,
         trained_layers: int,
-        upto: int,
+        upto: Layers,
         mode: str = "continue",
         zero_output: bool = False,
         *,
         start: LayerPlan | None = None,
         depth: int | None = None,
     ) -> LayerPlan:
-        """Grow a trained target to `upto` layers (Algorithm 1, step 4): by the reference's next layers.
-
-        The next layers are those behind the last one that `start` takes, in order, so that none comes twice: after
-        layers 0 and 2 come 3, 4 ...
+        """Grow a trained target (Algorithm 1, step 4) by layers of the reference.
 
         Args:
             trained_layers: the number of layers l the target has now.
-            upto: the number of layers it gets.
-            mode: `"continue"` keeps the target's trained layers 0 .. l-1 and puts the reference's next layers behind
-                them; `"restart"` takes the layers of `start` and the next ones afresh from the reference.
+            upto: a count is the number of layers it gets, by the reference's next layers: those behind the last one
+                that `start` takes, in order, so that none comes twice (after layers 0 and 2 come 3, 4 ...). Anything
+                else names the layers that are appended, whole, see `from_layers`.
+            mode: `"continue"` keeps the target's trained layers 0 .. l-1 and puts the reference's layers behind them;
+                `"restart"` takes the layers of `start` and the new ones afresh from the reference.
             zero_output: let the new layers start without output, so that the grown model says exactly what the target
                 said and its loss does not jump; only with `"continue"`.
-            start: the plan that the target was first made with; the new layers take the parts that its last one takes.
+            start: the plan that the target was first made with; the next layers take the parts that its last one takes.
                 None stands for the reference's first l layers, whole.
-            depth: number of layers of the reference; None where it is not known yet.
+            depth: number of layers of the reference; None where it is not known yet, and `upto` is a count.
 
         Raises:
             PlanError: `upto` is not more than `trained_layers`, the mode is unknown or takes no `zero_output`, or the
-                reference has too few layers behind those that `start` takes.
+                reference does not have the layers.
         """
         if mode not in GROWTH:
             raise PlanError(unknown_name("growth mode", mode, GROWTH))
-        if upto <= positive_count(trained_layers):
-            raise PlanError(f"cannot grow {trained_layers} layers to {upto}: expected {trained_layers + 1} or more")
         if mode == "restart" and zero_output:
             raise PlanError("growth mode 'restart' keeps no trained layers whose function could be preserved")
-        rows = (_take("reference", range(trained_layers)) if start is None else start)._extended(upto, depth)
-        if mode == "restart":
-            return cls(rows)
-        new = tuple(replace(row, zero_output=zero_output) for row in rows[trained_layers:])
-        return _take("target", range(trained_layers)) + cls(new)
+        kept = _take("target", range(positive_count(trained_layers)))
+        first = _take("reference", range(trained_layers)) if start is None else start
+        if (count := count_of(upto)) is not None:
+            if count <= (now := len(kept)):
+                raise PlanError(f"cannot grow {now} layers to {count}: expected {now + 1} or more")
+            rows = first._extended(count, depth)
+            first, new = LayerPlan(rows[:trained_layers]), rows[trained_layers:]
+        elif depth is None:
+            raise PlanError(f"cannot append layers {upto!r} of a reference of unknown depth: pass depth=")
+        else:
+            new = _take("reference", parse_layers(upto, depth)).rows
+        return (first if mode == "restart" else kept) + cls(tuple(replace(row, zero_output=zero_output) for row in new))
 
     def _extended(self, upto: int, depth: int | None) -> tuple[LayerRow, ...]:
         """Return `upto` rows: those of this plan, then the reference's layers behind the last one it takes."""
         taken = [row.source for row in self.rows if row.model == "reference" and row.source is not None]
-        missing, first = upto - len(self.rows), max(taken, default=-1) + 1
-        if depth is not None and missing > depth - first:
+        missing, first = upto - len(self), max(taken, default=-1) + 1
+        if depth is not None and missing > (behind := max(depth - first, 0)):
             raise PlanError(
                 f"cannot grow to {upto} layers: the plan starts with layers {ranges(taken)} of the reference, and "
-                f"{depth - first or 'none'} of its {depth} are behind the last of them: expected at most "
-                f"{len(self.rows) + depth - first}"
+                f"{behind or 'none'} of its {depth} are behind the last of them: expected at most "
+                f"{len(self) + behind}, or the layers to append, for example '{depth - 1},'"
             )
         parts = self.rows[-1].parts or PARTS
         return (*self.rows, *(LayerRow("reference", layer, parts) for layer in range(first, first + missing)))[:upto]
-
-    @classmethod
-    def grown(
-        cls,
-        trained_layers: int,
-        layers: int | str | Path | Kept | Iterable[int],
-        depth: int,
-        zero_output: bool = False,
-        *,
-        start: LayerPlan | None = None,
-    ) -> LayerPlan:
-        """Put chosen layers of the reference behind all layers of a trained target.
-
-        Args:
-            trained_layers: the number of layers l the target has now.
-            layers: a count is the depth to grow to, by the reference's next layers as in `append`; anything else names
-                the reference's layers, see `from_layers`.
-            depth: number of layers of the reference.
-            zero_output: see `append`.
-            start: see `append`.
-
-        Raises:
-            PlanError: the layers do not fit the reference, or there is nothing to grow by.
-        """
-        if (upto := count_of(layers)) is not None:
-            if depth <= positive_count(trained_layers):
-                raise PlanError(
-                    f"the target has {trained_layers} layers and the reference has {describe_depth(depth)}: say which "
-                    f"of them to append, for example '{depth - 1},'"
-                )
-            return cls.append(
-                trained_layers, layer_count(upto, depth), zero_output=zero_output, start=start, depth=depth
-            )
-        new = [LayerRow("reference", layer, PARTS, zero_output) for layer in parse_layers(layers, depth)]
-        return _take("target", range(positive_count(trained_layers))) + cls(tuple(new))
 
     def revive(self, heads: Mapping[int, Iterable[int]], model: Model = "reference") -> LayerPlan:
         """Return this plan with the query and key weights of some heads left at their random initialisation.
@@ -339,6 +299,21 @@ class LayerPlan:
         """Whether every layer is copied whole and left so: nothing random, nothing zero."""
         return all(row.parts == PARTS and not row.changes for row in self.rows)
 
+    def origin(self, key: str, blocks_path: str) -> tuple[Model, str] | None:
+        """Return the model and the weight there that the new model's weight `key` is copied from; None: it is random.
+
+        Args:
+            key: the weight's name, in the new model and its source alike but for the layer's number.
+            blocks_path: where the blocks are, for example `model.layers`.
+        """
+        found = re.fullmatch(rf"{re.escape(blocks_path)}\.(\d+)\.(.+)", key)
+        if not found:
+            return self.rest, key
+        row = self.rows[int(found[1])]
+        if row.model is None or (row.parts != PARTS and part_of(found[2]) not in row.parts):
+            return None
+        return row.model, f"{blocks_path}.{row.source}.{found[2]}"
+
     def check(self, depths: Mapping[str, int]) -> None:
         """Confirm that every row names a layer its model has.
 
@@ -359,18 +334,11 @@ class LayerPlan:
                     f"layer {index} of the plan takes layer {row.source}, the {row.model} has {describe_depth(depth)}"
                 )
 
-    # -- text and records ---------------------------------------------------------------------------------------------
-
-    def table(self) -> str:
-        """Return the plan as text: target layers <- source layers, what is copied, what is random; ends included.
-
-        A plan that repeats layers or takes them out of their order says so behind its rows.
-        """
-        return plan_table(self.rows)
+    # -- records ------------------------------------------------------------------------------------------------------
 
     def as_records(self) -> list[PlanRow]:
         """Return the rows as a record holds them."""
-        return [row.as_record(target) for target, row in enumerate(self.rows)]
+        return [PlanRow(target=target, **vars(row)) for target, row in enumerate(self.rows)]
 
     @classmethod
     def from_records(cls, records: Iterable[PlanRow | Mapping[str, Any]]) -> LayerPlan:

@@ -7,7 +7,6 @@ from typing import Literal, TypeAlias
 
 from inheritune.errors import PlanError, unknown_name
 from inheritune.layers import ranges
-from inheritune.records.surgery import PlanRow
 from inheritune.surgery.plan.parts import PARTS, parse_parts
 from inheritune.surgery.plan.selection import whole_number
 
@@ -63,17 +62,6 @@ class LayerRow:
             heads = ("head " if len(self.revived) == 1 else "heads ") + ranges(self.revived)
             said.append(f"queries, keys of {heads} random")
         return "; ".join(said)
-
-    def as_record(self, target: int) -> PlanRow:
-        """Return the row as a record holds it, for layer `target` of the new model."""
-        return PlanRow(
-            target=target,
-            model=self.model,
-            source=self.source,
-            parts=self.parts,
-            zero_output=self.zero_output,
-            revived=self.revived,
-        )
 
 
 RANDOM = LayerRow(None, None, ())

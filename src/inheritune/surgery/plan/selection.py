@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from inheritune.errors import PlanError
 from inheritune.spectra.folder import SPECTRA, load_recommendation
@@ -18,7 +19,7 @@ _EXPECTED = (
 
 
 class Kept(Protocol):
-    """Layers that an analysis recommends to keep, of a model with `depth` layers: a `Recommendation` is one."""
+    """Layers that are recommended to keep: a `Recommendation`, or what a recipe has of it."""
 
     @property
     def depth(self) -> int:
@@ -29,7 +30,11 @@ class Kept(Protocol):
         """The layers that stay."""
 
 
-def parse_layers(layers: int | str | Path | Kept | Iterable[int], depth: int) -> list[int]:
+Layers: TypeAlias = int | str | Path | Kept | Iterable[int]
+"""Which layers of the reference: see `LayerPlan.from_layers`."""
+
+
+def parse_layers(layers: Layers, depth: int) -> list[int]:
     """Return the layers that the user asked for, in the order asked for; see `LayerPlan.from_layers`.
 
     Raises:
@@ -38,7 +43,12 @@ def parse_layers(layers: int | str | Path | Kept | Iterable[int], depth: int) ->
         OutputError: the analysis in the folder holds no recommendation.
     """
     if (kept := recommended_layers(layers)) is not None:
-        return _check_recommended(kept, depth)
+        if kept.depth != depth:
+            raise PlanError(
+                f"the recommendation is for a model of {kept.depth} layers, this model has {describe_depth(depth)}: "
+                "analyse this model"
+            )
+        return list(kept.keep)
     if (count := count_of(layers)) is not None:
         return list(range(layer_count(count, depth)))
     if isinstance(layers, Iterable) and not isinstance(layers, str):
@@ -63,7 +73,7 @@ def count_of(layers: Any) -> int | None:
     """
     if isinstance(layers, str):
         return int(layers) if re.fullmatch(r"\s*[+-]?\d+\s*", layers) else None
-    if isinstance(layers, Path | Iterable) or recommended_layers(layers) is not None:
+    if isinstance(layers, Path | Iterable) or hasattr(layers, "keep"):
         return None
     return whole_number(layers)
 
@@ -81,51 +91,27 @@ def recommended_layers(layers: Any) -> Kept | None:
     if not isinstance(layers, str | Path) or re.fullmatch(r"[\d\s,:+-]*", str(layers)):
         return None
     folder = Path(layers).expanduser()
-    return load_recommendation(folder) if _is_file(folder / SPECTRA) else None
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # no text that long is a path
-        return False
-
-
-def _check_recommended(kept: Kept, depth: int) -> list[int]:
-    """Return the layers that a recommendation keeps, for the model that it was made for."""
-    if kept.depth != depth:
-        raise PlanError(
-            f"the recommendation is for a model of {kept.depth} layers, this model has {describe_depth(depth)}: "
-            "analyse this model"
-        )
-    return list(kept.keep)
+    there = os.path.isfile(folder / SPECTRA)  # noqa: PTH113 - Path.is_file raises for text that is too long for a path
+    return load_recommendation(folder) if there else None
 
 
 def _parse_list(text: str, depth: int) -> list[int]:
     """Parse `a,b,...` whose items are layers or Python ranges `start:end[:step]`."""
     picked: list[int] = []
     for item in text.removesuffix(",").split(","):
-        found = re.fullmatch(r"(-?\d+)|(-?\d*):(-?\d*)(?::(-?\d+))?", item.strip())
+        found = re.fullmatch(r"(-?\d+)|(\d*):(\d*)(?::0*([1-9]\d*))?", item.strip())
         if not found:
             raise PlanError(f"cannot read layers {text!r}: {_EXPECTED}{_inclusive_hint(item)}")
-        single, start, end, step = found.groups()
-        if single:
-            picked.append(int(single))
+        start, end = int(found[1] or found[2] or 0), int(found[3] or depth)
+        if found[1]:
+            picked.append(start)
+        elif start >= end:
+            raise PlanError(f"{text!r} holds no layers: the start must be less than the end, which is excluded")
+        elif end > depth:
+            raise PlanError(f"asked for layers {start} to {end - 1} ({text!r}), the model has {describe_depth(depth)}")
         else:
-            picked.extend(_parse_range(text, int(start or 0), int(end or depth), int(step or 1), depth))
+            picked.extend(range(start, end, int(found[4] or 1)))
     return picked
-
-
-def _parse_range(text: str, start: int, end: int, step: int, depth: int) -> range:
-    if step <= 0:
-        raise PlanError(f"cannot read layers {text!r}: the step is {step}, expected 1 or more")
-    if start < 0 or end < 0:
-        raise PlanError(f"layers {text!r} have a negative end: expected 0 or more")
-    if start >= end:
-        raise PlanError(f"{text!r} holds no layers: the start must be less than the end, which is excluded")
-    if end > depth:
-        raise PlanError(f"asked for layers {start} to {end - 1} ({text!r}), the model has {describe_depth(depth)}")
-    return range(start, end, step)
 
 
 def _inclusive_hint(item: str) -> str:
