@@ -260,7 +260,7 @@ def test_command_overwrites_nothing_else(stories: Path, cut: Path, tmp_path: Pat
         assert out.read_text() == content
     folder = run_command(stories, "--data", stories / TEXT, "--out", tmp_path)
     assert isinstance(folder.exception, OutputError)
-    assert "is a folder" in str(folder.exception)
+    assert "exists and is no record of an evaluation" in str(folder.exception)
 
 
 def test_command_module_imports_nothing_heavy() -> None:

@@ -2,7 +2,7 @@
 
 Every model is asked about the same windows, and a window's loss is one number, so that two models can be compared
 window by window (see `paired`). The official code averages randomly drawn batches instead, whose own noise over the
-last evaluations of one run is larger than many gaps in the paper's tables (Sec. 2 of `method.md`).
+last evaluations of one run is larger than many gaps in the paper's tables.
 
 What repeats (measured on a CPU, and held by the tests): the same call gives the same bits. Another `batch` gives
 matrix products of another shape, whose kernels may add in another order: a window's loss moved by at most 3e-7 nats
@@ -131,7 +131,8 @@ def window_losses(
     with evaluating(model), torch.inference_mode(), progress(progress_label, count) as advance:
         for start in range(0, count, rows):
             group = np.asarray(windows[start : start + rows], dtype=np.int64)
-            losses[start : start + rows] = _group_losses(model, _filled(group, rows))[: len(group)]
+            filled = np.pad(group, ((0, rows - len(group)), (0, 0)), mode="edge")
+            losses[start : start + rows] = _group_losses(model, filled)[: len(group)]
             advance(len(group))
     return losses
 
@@ -152,11 +153,6 @@ def check_windows(windows: np.ndarray, context: int | None, vocabulary: int) -> 
         if not 0 <= token < vocabulary:
             window = int(np.argwhere(windows == token)[0][0])
             raise DataError(f"token {token} in window {window}: expected 0 to {vocabulary - 1}, the model's vocabulary")
-
-
-def _filled(group: np.ndarray, rows: int) -> np.ndarray:
-    """Return `group`, (n, T + 1), with its last window repeated until there are `rows` windows, (rows, T + 1)."""
-    return np.concatenate([group, np.repeat(group[-1:], rows - len(group), axis=0)])
 
 
 def _group_losses(model: PreTrainedModel, group: np.ndarray) -> np.ndarray:
