@@ -239,7 +239,8 @@ def test_command_prints_and_writes_the_record(stories: Path, cut: Path, tmp_path
     assert (
         f"generates {record['speed_ratio']['ratio']:.2f} times as fast as the reference (95% interval" in result.output
     )
-    assert f"(float32, {torch.get_num_threads()} threads)" in result.output
+    used = f"float32, {torch.get_num_threads()} thread"
+    assert f"({used}" in result.output and f"in alternation; {used}" in result.output
     assert read_record(out, EvaluationRecord).speed_ratio == SpeedRatio(**record["speed_ratio"])
     assert run_command(*ask).exit_code == 0, "the same question again replaces its own record"
 

@@ -32,7 +32,6 @@ LOGITS_PER_BATCH = 1 << 27
 """At most so many logits exist at a time (512 MB in float32); a batch that would make more is run in smaller ones."""
 LOGITS_PER_CHUNK = 1 << 22
 """At most so many logits are copied to float32 for the cross-entropy at a time (16 MB, and as much for its result)."""
-LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float | None:
         """`exp(loss)`, or None where a float64 cannot hold it."""
-        return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else None
+        return math.exp(self.loss) if self.loss < 700 else None
 
     @property
     def summary(self) -> LossSummary:

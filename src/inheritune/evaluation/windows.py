@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inheritune.data import NamedTokenizer, check_same_vocabulary, open_shards, read_tokens, spread_windows
-from inheritune.data.readers import BLANK_LINE
 from inheritune.data.shards import is_shards
 from inheritune.decoder import NoTokenizerError, load_config, load_tokenizer
 from inheritune.errors import DataError, ModelError
@@ -39,23 +38,12 @@ def common_windows(
     data: str | Path | np.ndarray,
     length: int | None,
     limit: int | None,
-    separator: str = BLANK_LINE,
-    field: str = "text",
+    separator: str,
+    field: str,
 ) -> np.ndarray:
-    """Return the windows of `data` to evaluate all of some models on; only their configurations are loaded for it.
+    """Return the windows of `data` to evaluate all `sources` on, (N, T + 1) integers; no weights are loaded for it.
 
-    Args:
-        sources: models, folders or hub ids; the tokenizer of the first that has one turns text into tokens.
-        data: windows (N, T + 1), a `.npy` file of them, a folder of prepared shards (their validation split) or any
-            source of text (all of it).
-        length: input tokens of a window. By default those of an array; of shards and text 512 or the context if that is
-            shorter, halved (not below 64) while there are fewer than 8 windows, because an interval needs windows.
-        limit: the greatest number of windows; by default all of an array, 256 of shards and text.
-        separator: of documents of a text source, see `read_documents`.
-        field: of the rows of a text source.
-
-    Returns:
-        (N, T + 1) integers.
+    The arguments are those of `evaluate`; the tokenizer of the first source that has one turns text into tokens.
 
     Raises:
         DataError: there is no such data, too little of it, or tokenizers or models that do not agree with it.
