@@ -15,6 +15,7 @@ import typer
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedModel
 from typer.testing import CliRunner
 
+import inheritune as it
 from inheritune.cli import evaluate as command
 from inheritune.data import prepare, train_tokenizer, validation_windows
 from inheritune.decoder import load_model, load_tokenizer, save_model
@@ -125,6 +126,28 @@ def test_speed_is_measured_on_request(cut: Path, stories: Path, windows: np.ndar
     alone = evaluate(cut, windows, speed=True)
     assert (alone["speed"]["repeats"], alone["speed_ratio"]) == (3, None)
     assert evaluate(cut, windows)["speed"] is None
+
+
+def test_a_run_and_evaluate_measure_the_same_pair_alike(stories: Path, tmp_path: Path) -> None:
+    """Also where the reference is stored in another precision than float32, in which the run trains."""
+    reference = tmp_path / "reference"
+    save_model(load_model(stories, dtype="bfloat16"), reference, load_tokenizer(stories))
+    run = it.run(
+        {
+            "name": "tiny", "method": "inheritune", "reference": str(reference), "layers": 2,
+            "data": {"source": str(stories / TEXT), "valid_fraction": 0.2},
+            "training": {"steps": 1, "batch": 1, "length": 16, "log_every": 1, "valid_every": 1, "checkpoint_every": 1},
+            "growth": {"max_rounds": 1}, "analysis": None,
+            "evaluation": {"windows": 2, "prompt": None, "confidence": 0.9},
+        },
+        tmp_path / "run",
+    )  # fmt: skip
+    evaluated = evaluate(tmp_path / "run", stories / TEXT, reference, length=16, windows=2, speed=True, confidence=0.9)
+    conditions = ("dtype", "device", "threads", "batch", "prompt_length", "new_tokens", "parameter_bytes")
+    for ours, theirs in ((run.result, evaluated), (run.reference, evaluated.against)):
+        assert [ours.speed[name] for name in conditions] == [theirs.speed[name] for name in conditions]
+        assert ours.speed.dtype == "bfloat16"
+    assert run.result.speed_ratio.confidence == evaluated.speed_ratio.confidence == 0.9
 
 
 def other_vocabulary(folder: Path, model: Any, size: int = 300) -> Path:

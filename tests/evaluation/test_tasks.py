@@ -90,7 +90,7 @@ def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
     "a field that the rows lack": ("{{query}}", "{{question}}", "small_choices, .*: 'question' is undefined$"),
-    "no output type": ("output_type: multiple_choice\n", "", "cannot run small_choices, .*: .*output_type"),
+    "no output type": ("output_type: multiple_choice\n", "", "cannot run small_choices, whose output_type"),
     "rows that are not there": ("rows.jsonl", "none.jsonl", "cannot run small_choices, .*: .*none.jsonl"),
     "no such metric": ("metric: acc", "metric: accc", "small_choices measures nothing: expected a metric_list"),
     "no such split": (

@@ -26,7 +26,7 @@ METRICS = "metrics.jsonl"
 Validate = Callable[[PreTrainedModel], float]
 
 
-@dataclass
+@dataclass(eq=False)
 class RoundLog(TrainerCallback):
     """Writes `metrics.jsonl`, one line every `log_every` steps, with the validation loss where it is due.
 
