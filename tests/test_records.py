@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,12 @@ def text_of(**changes: Any) -> str:
         ("{half", r"cannot read PATH as JSON: .*; write them again"),
         (b"\xff\xfe{}", r"cannot read PATH as JSON: .*utf-8.*; write them again"),
         ("[" * 100_000, r"cannot read PATH as JSON: .*recursion.*; write them again"),
-        ("[1]", "PATH holds a list: expected one of kind 'notes'; write them again"),
-        ("null", "PATH holds a NoneType: expected one of kind 'notes'"),
-        (text_of(kind="run"), "PATH holds a record of kind 'run': expected one of kind 'notes'"),
+        ("[1]", "PATH is damaged .*input should be .*: write them again"),
+        ("null", "PATH is damaged .*input should be .*: write them again"),
+        (text_of(kind="run"), "PATH holds a record of kind 'run': expected one of kind 'notes'$"),
         (text_of(kind=None), "PATH holds a record of kind None"),
-        (text_of(schema=3), "PATH has schema 3: this version reads 1 to 2, update inheritune"),
-        (text_of(schema=0), "PATH has schema 0: this version reads 1 to 2, write them again"),
+        (text_of(schema=3), "PATH has schema 3: this version reads schema 1 to 2; update inheritune"),
+        (text_of(schema=0), "PATH has schema 0: this version reads schema 1 to 2; write them again"),
         (text_of(schema=True), "PATH has schema True"),
         (text_of(schema="2"), "PATH has schema '2'"),
         (text_of(schema=[1]), r"PATH has schema \[1\]"),
@@ -155,7 +156,10 @@ def test_a_name_that_is_no_text_can_be_written(tmp_path: Path, monkeypatch: pyte
     write_json(tmp_path / "x.json", {"source": name})
     assert read_json(tmp_path / "x.json") == {"source": "caf?"}
     monkeypatch.setattr("sys.argv", ["inheritune", name])
-    assert environment.__wrapped__().command == "inheritune caf?"
+    assert environment.__wrapped__().command == "inheritune 'caf?'"
+    command = ["inheritune", "run", "my recipe.yaml", "--set", "evaluation.prompt=it's $5"]
+    monkeypatch.setattr("sys.argv", ["/some/where/inheritune", *command[1:]])
+    assert shlex.split(environment.__wrapped__().command) == command, "it can be copied"
 
 
 def test_an_analysis_of_version_01_is_read() -> None:

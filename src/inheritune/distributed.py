@@ -46,17 +46,21 @@ def from_main(function: Callable[[], Result]) -> Result:
     """
     from accelerate.utils import broadcast_object_list
 
+    global _main_alone
     state = _state()
     if state.num_processes == 1 or _main_alone:
         return function()
     outcome: list[Any] = [None, None]
     failure: BaseException | None = None
     if state.is_main_process:
+        _main_alone = True
         try:
-            outcome[0] = _alone(function)
+            outcome[0] = function()
         except BaseException as error:  # noqa: BLE001 - raised again below, when the others have heard of it
             failure = error
             outcome[1] = _for_all(error)
+        finally:
+            _main_alone = False
     broadcast_object_list(outcome)
     failure = failure or outcome[1]
     if failure is not None:
@@ -73,15 +77,6 @@ def any_process(flag: bool) -> bool:
     if state.num_processes == 1:
         return flag
     return bool(reduce(torch.tensor(float(flag), device=state.device), "sum").item())
-
-
-def _alone(function: Callable[[], Result]) -> Result:
-    global _main_alone
-    _main_alone = True
-    try:
-        return function()
-    finally:
-        _main_alone = False
 
 
 def _for_all(error: BaseException) -> BaseException:

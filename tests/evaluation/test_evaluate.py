@@ -15,6 +15,7 @@ import typer
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedModel
 from typer.testing import CliRunner
 
+import inheritune as it
 from inheritune.cli import evaluate as command
 from inheritune.data import prepare, train_tokenizer, validation_windows
 from inheritune.decoder import load_model, load_tokenizer, save_model
@@ -125,6 +126,28 @@ def test_speed_is_measured_on_request(cut: Path, stories: Path, windows: np.ndar
     alone = evaluate(cut, windows, speed=True)
     assert (alone["speed"]["repeats"], alone["speed_ratio"]) == (3, None)
     assert evaluate(cut, windows)["speed"] is None
+
+
+def test_a_run_and_evaluate_measure_the_same_pair_alike(stories: Path, tmp_path: Path) -> None:
+    """Also where the reference is stored in another precision than float32, in which the run trains."""
+    reference = tmp_path / "reference"
+    save_model(load_model(stories, dtype="bfloat16"), reference, load_tokenizer(stories))
+    run = it.run(
+        {
+            "name": "tiny", "method": "inheritune", "reference": str(reference), "layers": 2,
+            "data": {"source": str(stories / TEXT), "valid_fraction": 0.2},
+            "training": {"steps": 1, "batch": 1, "length": 16, "log_every": 1, "valid_every": 1, "checkpoint_every": 1},
+            "growth": {"max_rounds": 1}, "analysis": None,
+            "evaluation": {"windows": 2, "prompt": None, "confidence": 0.9},
+        },
+        tmp_path / "run",
+    )  # fmt: skip
+    evaluated = evaluate(tmp_path / "run", stories / TEXT, reference, length=16, windows=2, speed=True, confidence=0.9)
+    conditions = ("dtype", "device", "threads", "batch", "prompt_length", "new_tokens", "parameter_bytes")
+    for ours, theirs in ((run.result, evaluated), (run.reference, evaluated.against)):
+        assert [ours.speed[name] for name in conditions] == [theirs.speed[name] for name in conditions]
+        assert ours.speed.dtype == "bfloat16"
+    assert run.result.speed_ratio.confidence == evaluated.speed_ratio.confidence == 0.9
 
 
 def other_vocabulary(folder: Path, model: Any, size: int = 300) -> Path:
@@ -239,7 +262,8 @@ def test_command_prints_and_writes_the_record(stories: Path, cut: Path, tmp_path
     assert (
         f"generates {record['speed_ratio']['ratio']:.2f} times as fast as the reference (95% interval" in result.output
     )
-    assert f"(float32, {torch.get_num_threads()} threads)" in result.output
+    used = f"float32, {torch.get_num_threads()} thread"
+    assert f"({used}" in result.output and f"in alternation; {used}" in result.output
     assert read_record(out, EvaluationRecord).speed_ratio == SpeedRatio(**record["speed_ratio"])
     assert run_command(*ask).exit_code == 0, "the same question again replaces its own record"
 
@@ -260,7 +284,7 @@ def test_command_overwrites_nothing_else(stories: Path, cut: Path, tmp_path: Pat
         assert out.read_text() == content
     folder = run_command(stories, "--data", stories / TEXT, "--out", tmp_path)
     assert isinstance(folder.exception, OutputError)
-    assert "is a folder" in str(folder.exception)
+    assert "exists and is no record of an evaluation" in str(folder.exception)
 
 
 def test_command_module_imports_nothing_heavy() -> None:

@@ -89,12 +89,16 @@ def own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MISTAKES: dict[str, tuple[str, str, str]] = {
-    "a field that the rows lack": ("{{query}}", "{{question}}", r"small_choices: 'question' is undefined \(Undefined"),
-    "no output type": ("output_type: multiple_choice\n", "", "small_choices: .*output_type"),
-    "rows that are not there": ("rows.jsonl", "none.jsonl", "small_choices: .*none.jsonl"),
+    "a field that the rows lack": ("{{query}}", "{{question}}", "small_choices, .*: 'question' is undefined$"),
+    "no output type": ("output_type: multiple_choice\n", "", "cannot run small_choices, whose output_type"),
+    "rows that are not there": ("rows.jsonl", "none.jsonl", "cannot run small_choices, .*: .*none.jsonl"),
     "no such metric": ("metric: acc", "metric: accc", "small_choices measures nothing: expected a metric_list"),
-    "no such split": ("validation_split: validation", "validation_split: train", "small_choices: .*train"),
-    "code that is not there": ('"{{query}}"', "!function utils.text", "small_choices: .*utils"),
+    "no such split": (
+        "validation_split: validation",
+        "validation_split: train",
+        "cannot run small_choices, .*: .*train",
+    ),
+    "code that is not there": ('"{{query}}"', "!function utils.text", "cannot run small_choices, .*: .*utils"),
     "no YAML": ("output_type: multiple_choice", "output_type: [", "cannot read .*small_choices.yaml as YAML at line "),
     "a list of tasks": ("task: small_choices", "task:\n  - small_choices", "names no task"),
 }
@@ -119,7 +123,7 @@ def test_a_mistake_in_a_task_file_is_one_line_before_anything_is_evaluated(
 def test_the_last_row_is_tried_out_too(stories: Path, task_file: Path) -> None:
     rows = task_file.with_name("rows.jsonl")
     rows.write_text(rows.read_text() + '{"query": "a", "gold": 0}\n')
-    with pytest.raises(DataError, match="cannot run the task small_choices: "):
+    with pytest.raises(DataError, match="cannot run small_choices, "):
         evaluate(stories, np.zeros((2, 9), dtype=np.int64), tasks=[str(task_file)])
 
 

@@ -104,7 +104,7 @@ def test_a_folder_that_is_not_a_finished_run_is_one_line(tmp_path: Path, write: 
     (tmp_path / "record.json").write_text(json.dumps({"kind": "analysis"}))
     with pytest.raises(OutputError, match="of kind 'analysis': expected one of kind 'run'"):
         load_runs([tmp_path])
-    with pytest.raises(OutputError, match="has schema 2: this version reads 1 to 1, update inheritune"):
+    with pytest.raises(OutputError, match="has schema 2: this version reads schema 1; update inheritune"):
         load_runs([write(grown | {"schema": 2}, "new")])
     del grown["result"]["tokens"], grown["method"]
     (tmp_path / "record.json").write_text(json.dumps(grown))

@@ -173,7 +173,7 @@ def test_reading_what_is_no_analysis_says_so(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"spectra\.json is damaged .*tau is missing"):
         load_spectra(tmp_path)
     (tmp_path / SPECTRA).write_text('{"schema": 3, "masks": ["causal"]}')
-    with pytest.raises(OutputError, match="has schema 3: this version reads 1 to 2, update inheritune"):
+    with pytest.raises(OutputError, match="has schema 3: this version reads schema 1 to 2; update inheritune"):
         load_spectra(tmp_path)
 
 

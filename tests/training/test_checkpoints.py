@@ -88,11 +88,6 @@ def garbage(path: Path) -> None:
 DAMAGES: tuple[Callable[[Path], None], ...] = (empty, cut_short, garbage, Path.unlink)
 
 
-def old_style(checkpoint: Path) -> None:
-    """Let a checkpoint be one of version 0.1, whose last file knows nothing of the others."""
-    (checkpoint / "complete.json").write_text('{"step": 8}')
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_the_one_before_a_damaged_checkpoint_is_used(
@@ -106,16 +101,6 @@ def test_the_one_before_a_damaged_checkpoint_is_used(
     assert record.getMessage().endswith("): training goes on from checkpoint-4")
     assert "\n" not in record.getMessage()
     assert not (cut / "checkpoints" / "checkpoint-8").exists()
-
-
-@pytest.mark.parametrize("damage", (empty, cut_short, Path.unlink))
-@pytest.mark.parametrize("name", FILES[:-1])
-def test_a_damaged_checkpoint_of_version_0_1(cut: Path, name: str, damage: Callable[[Path], None]) -> None:
-    newest = cut / "checkpoints" / "checkpoint-8"
-    old_style(newest)
-    assert newest_checkpoint(cut / "checkpoints") == newest
-    damage(newest / name)
-    assert newest_checkpoint(cut / "checkpoints") == cut / "checkpoints" / "checkpoint-4"
 
 
 @pytest.mark.parametrize("damaged", [(), (8,), (8, 4)])
@@ -146,7 +131,9 @@ def test_with_none_left_a_line_says_that_the_round_starts_anew(cut: Path, caplog
     assert newest_checkpoint(cut / "none") is None
 
 
-@pytest.mark.parametrize("content", ["[1]", "null", '{"step": 8, "files": 3}', '{"step": 8, "files": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["[1]", "null", '{"step": 8}', '{"step": 8, "files": 3}', '{"step": 8, "files": {"a": 1}}']
+)
 def test_a_last_file_with_other_things_in_it(cut: Path, content: str) -> None:
     (cut / "checkpoints" / "checkpoint-8" / "complete.json").write_text(content)
     assert newest_checkpoint(cut / "checkpoints") == cut / "checkpoints" / "checkpoint-4"

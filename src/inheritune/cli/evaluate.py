@@ -78,6 +78,7 @@ def evaluate(
 
 def _print(record: EvaluationRecord) -> None:
     from inheritune.cli.console import print_table
+    from inheritune.report.text.speed import how
 
     parts: list[Evaluated] = [record] if record.against is None else [record, record.against]
     shown = record.evaluation
@@ -86,11 +87,11 @@ def _print(record: EvaluationRecord) -> None:
     if record.comparison is not None:
         _print_line(comparison_line(record.comparison))
     if used := record.speed:
-        title = f"generation, batch {used.batch} on {used.device} ({used.dtype}, {used.threads} threads)"
+        title = f"generation, batch {used.batch} on {used.device} ({how(used)})"
         columns = ("model", "tokens/s", "prefill/s", "weights", "cache/token")
         print_table(title, columns, [_speed_row(part.model, part.speed) for part in parts if part.speed])
-    if record.speed_ratio is not None:
-        _print_line(speed_line(record.speed_ratio))
+    if record.speed_ratio is not None and record.speed is not None:
+        _print_line(speed_line(record.speed_ratio, record.speed))
     if record.tasks is not None:
         rows = [row for part in parts for row in _task_rows(part)]
         print_table("tasks", ("model", "task", "metric", "value", "rows"), rows)
@@ -144,12 +145,14 @@ def comparison_line(comparison: Comparison) -> str:
     )
 
 
-def speed_line(ratio: SpeedRatio) -> str:
-    """Say in one line how the speeds compare."""
+def speed_line(ratio: SpeedRatio, speed: Speed) -> str:
+    """Say in one line how the speeds compare, and how both were measured."""
+    from inheritune.report.text.speed import how
+
     interval = f"{ratio.ci_low:.2f} to {ratio.ci_high:.2f}"
     return (
         f"generates {ratio.ratio:.2f} times as fast as the reference ({ratio.confidence:.0%} interval {interval}, "
-        f"{ratio.turns} turns, the two in alternation)"
+        f"{ratio.turns} turns, the two in alternation; {how(speed)})"
     )
 
 

@@ -73,6 +73,7 @@ def print_library() -> None:
 def print_run(record: RunRecord, folder: Path) -> None:
     """Print a run's rounds and where its model is."""
     from inheritune.cli.console import console, print_table
+    from inheritune.cli.evaluate import speed_line
     from inheritune.distributed import is_main
 
     if not is_main():
@@ -83,6 +84,9 @@ def print_run(record: RunRecord, folder: Path) -> None:
     level = f"difference, {record.recipe['evaluation']['confidence']:.0%} CI"
     columns = ("model", "layers", "weights", "tokens", "loss", level, "match")
     print_table(f"{record.name} ({record.method})", columns, rows)
+    if record.result.speed_ratio is not None and record.result.speed is not None:
+        line = speed_line(record.result.speed_ratio, record.result.speed)
+        console.print(line, markup=False, soft_wrap=True)
     place = f"model: {folder / (record.result.model or '')}   record: {folder / 'record.json'}"
     console.print(place, markup=False, soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 Every model is asked about the same windows, and a window's loss is one number, so that two models can be compared
 window by window (see `paired`). The official code averages randomly drawn batches instead, whose own noise over the
-last evaluations of one run is larger than many gaps in the paper's tables (Sec. 2 of `method.md`).
+last evaluations of one run is larger than many gaps in the paper's tables.
 
 What repeats (measured on a CPU, and held by the tests): the same call gives the same bits. Another `batch` gives
 matrix products of another shape, whose kernels may add in another order: a window's loss moved by at most 3e-7 nats
@@ -32,7 +32,6 @@ LOGITS_PER_BATCH = 1 << 27
 """At most so many logits exist at a time (512 MB in float32); a batch that would make more is run in smaller ones."""
 LOGITS_PER_CHUNK = 1 << 22
 """At most so many logits are copied to float32 for the cross-entropy at a time (16 MB, and as much for its result)."""
-LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float | None:
         """`exp(loss)`, or None where a float64 cannot hold it."""
-        return math.exp(self.loss) if self.loss < LARGEST_EXPONENT else None
+        return math.exp(self.loss) if self.loss < 700 else None
 
     @property
     def summary(self) -> LossSummary:
@@ -131,7 +130,8 @@ def window_losses(
     with evaluating(model), torch.inference_mode(), progress(progress_label, count) as advance:
         for start in range(0, count, rows):
             group = np.asarray(windows[start : start + rows], dtype=np.int64)
-            losses[start : start + rows] = _group_losses(model, _filled(group, rows))[: len(group)]
+            filled = np.pad(group, ((0, rows - len(group)), (0, 0)), mode="edge")
+            losses[start : start + rows] = _group_losses(model, filled)[: len(group)]
             advance(len(group))
     return losses
 
@@ -152,11 +152,6 @@ def check_windows(windows: np.ndarray, context: int | None, vocabulary: int) -> 
         if not 0 <= token < vocabulary:
             window = int(np.argwhere(windows == token)[0][0])
             raise DataError(f"token {token} in window {window}: expected 0 to {vocabulary - 1}, the model's vocabulary")
-
-
-def _filled(group: np.ndarray, rows: int) -> np.ndarray:
-    """Return `group`, (n, T + 1), with its last window repeated until there are `rows` windows, (rows, T + 1)."""
-    return np.concatenate([group, np.repeat(group[-1:], rows - len(group), axis=0)])
 
 
 def _group_losses(model: PreTrainedModel, group: np.ndarray) -> np.ndarray:

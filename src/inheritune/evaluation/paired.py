@@ -43,7 +43,11 @@ def compare(
         DataError: the losses are not two finite vectors of one length, at least 2, or a setting is out of range.
     """
     target, reference = np.asarray(target_losses, dtype=np.float64), np.asarray(reference_losses, dtype=np.float64)
-    _check_losses(target, reference)
+    if target.ndim != 1 or target.shape != reference.shape:
+        shapes = f"{target.shape} of the target and {reference.shape} of the reference"
+        raise DataError(f"losses of shape {shapes}: expected one loss for each of the same windows")
+    if not (np.isfinite(target).all() and np.isfinite(reference).all()):
+        raise DataError("some losses are not finite numbers: expected nats per token")
     check_settings(len(target), margin, confidence)
     differences = target - reference
     low, high, p_value = mean_interval(differences, confidence)
@@ -88,12 +92,3 @@ def check_settings(windows: int, margin: float, confidence: float) -> None:
         raise DataError(f"a margin of {margin} nats: expected 0 or more, for example {MARGIN}")
     if not 0 < confidence < 1:
         raise DataError(f"a confidence of {confidence}: expected a level between 0 and 1, for example {CONFIDENCE}")
-
-
-def _check_losses(target: np.ndarray, reference: np.ndarray) -> None:
-    """Refuse losses that are not two finite vectors (N,) of one length."""
-    if target.ndim != 1 or target.shape != reference.shape:
-        shapes = f"{target.shape} of the target and {reference.shape} of the reference"
-        raise DataError(f"losses of shape {shapes}: expected one loss for each of the same windows")
-    if not (np.isfinite(target).all() and np.isfinite(reference).all()):
-        raise DataError("some losses are not finite numbers: expected nats per token")

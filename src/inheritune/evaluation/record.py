@@ -5,35 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inheritune.data import NamedTokenizer, check_same_vocabulary
 from inheritune.data.readers import BLANK_LINE
-from inheritune.decoder import count_parameters, load_config, load_model, open_decoder
-from inheritune.decoder.device import on_accelerator
+from inheritune.decoder import count_parameters, open_decoder
 from inheritune.decoder.source import model_identity
-from inheritune.errors import InherituneError, ModelError, OutputError
-from inheritune.evaluation.loss import check_windows, evaluate_windows
+from inheritune.errors import InherituneError, OutputError
+from inheritune.evaluation.loss import evaluate_windows
 from inheritune.evaluation.paired import CONFIDENCE, MARGIN, check_settings, compare
-from inheritune.evaluation.speed import compare_speed, measure_speed
+from inheritune.evaluation.speed import compare_speed, loaded, measure_speed
 from inheritune.evaluation.tasks import check_tasks, run_tasks
-from inheritune.evaluation.windows import open_tokenizer, resolve_windows
+from inheritune.evaluation.windows import common_windows
 from inheritune.records.base import environment, now, read_record
-from inheritune.records.evaluation import (
-    Evaluated,
-    EvaluatedData,
-    EvaluationRecord,
-    EvaluationSettings,
-    Speed,
-    SpeedRatio,
-)
+from inheritune.records.evaluation import Evaluated, EvaluatedData, EvaluationRecord, EvaluationSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    Source: TypeAlias = "str | Path | PreTrainedModel"
+    from inheritune.evaluation.speed import Source
 
 
 class TasksFailedError(InherituneError):
@@ -95,21 +84,25 @@ def evaluate(
     sources = [model] if against is None else [model, against]
     if tasks:
         check_tasks(tasks, task_limit)
-    tokens = _common_windows(sources, data, length, windows, separator, field)
+    tokens = common_windows(sources, data, length, windows, separator, field)
     if against is not None:
         check_settings(len(tokens), margin, confidence)
     name = "token windows" if isinstance(data, np.ndarray) else str(data)
-    losses, parts = zip(*(_examine(source, tokens, name, batch) for source in sources), strict=True)
-    ratio = None
-    if speed:
-        speeds, ratio = _speeds(sources, confidence)
-        parts = tuple(part.model_copy(update={"speed": each}) for part, each in zip(parts, speeds, strict=True))
+    losses, part = _examine(model, tokens, name, batch)
+    measured: dict[str, Any] = dict(part)
+    if against is None:
+        measured["speed"] = measure_speed(model) if speed else None
+    else:
+        other_losses, other = _examine(against, tokens, name, batch)
+        measured["comparison"] = compare(losses, other_losses, margin, confidence)
+        if speed:
+            measured["speed"], theirs, measured["speed_ratio"] = compare_speed(model, against, confidence=confidence)
+            other = other.model_copy(update={"speed": theirs})
+        measured["against"] = other
+    content = np.ascontiguousarray(tokens, dtype="<i8")  # equal digests mean the same question
     record = EvaluationRecord(
-        **dict(parts[0]),
-        against=parts[1] if against is not None else None,
-        comparison=compare(losses[0], losses[1], margin, confidence) if against is not None else None,
-        speed_ratio=ratio,
-        data=EvaluatedData(source=name, windows_sha256=_digest(tokens)),
+        **measured,
+        data=EvaluatedData(source=name, windows_sha256=hashlib.sha256(content.tobytes()).hexdigest()),
         settings=EvaluationSettings(length=length, windows=windows, batch=batch, margin=margin, confidence=confidence),
         environment=environment(),
         created=now(),
@@ -121,10 +114,8 @@ def check_output(path: Path, model: str, data: str, against: str | None) -> None
     """Refuse to write the record of this evaluation over anything but an earlier record of the same one.
 
     Raises:
-        OutputError: `path` is a folder, or a file that holds something else.
+        OutputError: `path` is there and holds something else.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: expected the name of a file, for example {path / 'evaluation.json'}")
     if not path.exists():
         return
     try:
@@ -137,55 +128,13 @@ def check_output(path: Path, model: str, data: str, against: str | None) -> None
         raise OutputError(f"{path} holds the evaluation of {held_by}: pass another --out file")
 
 
-def _common_windows(
-    sources: Sequence[Source],
-    data: str | Path | np.ndarray,
-    length: int | None,
-    limit: int | None,
-    separator: str,
-    field: str,
-) -> np.ndarray:
-    """Return windows of `data`, (N, T + 1) integers, for all models; only their configurations are loaded for it."""
-    limits = [_limits(source) for source in sources]
-    tokenizers = [tokenizer for tokenizer in map(_tokenizer, sources) if tokenizer is not None]
-    check_same_vocabulary(tokenizers)
-    context = min((context for context, _ in limits if context is not None), default=None)
-    windows = resolve_windows(data, tokenizers, context, length, limit, separator, field)
-    check_windows(windows, context, min(vocabulary for _, vocabulary in limits))
-    return windows
-
-
-def _limits(source: Source) -> tuple[int | None, int]:
-    """Return the context (None: no limit) and the number of token ids of a model, from its configuration."""
-    config = load_config(source) if isinstance(source, str | Path) else source.config
-    text = config.get_text_config(decoder=True)
-    context = getattr(text, "max_position_embeddings", None)
-    return int(context) if context else None, int(text.vocab_size)
-
-
-def _tokenizer(source: Source) -> NamedTokenizer | None:
-    if isinstance(source, str | Path):
-        return open_tokenizer(str(source))
-    name = source.name_or_path  # where the model once came from; nobody passed it, so it may be gone
-    try:
-        return open_tokenizer(name) if name else None
-    except ModelError:
-        if Path(name).is_dir():
-            raise
-        return None
-
-
-def _loaded(source: Source) -> PreTrainedModel:
-    return on_accelerator(load_model(source)) if isinstance(source, str | Path) else source
-
-
 def _name(source: Source) -> str:
     return str(source) if isinstance(source, str | Path) else source.name_or_path or type(source).__name__
 
 
 def _examine(source: Source, tokens: np.ndarray, data_name: str, batch: int) -> tuple[np.ndarray, Evaluated]:
     """Load a model; return its loss on each window, (N,) float64, and its part of the record."""
-    model = _loaded(source)
+    model = loaded(source)
     evaluation = evaluate_windows(model, tokens, data_name, batch, f"evaluating {Path(_name(source)).name}")
     part = Evaluated(
         model=_name(source),
@@ -197,27 +146,13 @@ def _examine(source: Source, tokens: np.ndarray, data_name: str, batch: int) -> 
     return evaluation.losses, part
 
 
-def _speeds(sources: Sequence[Source], confidence: float) -> tuple[list[Speed], SpeedRatio | None]:
-    """Return the speed of each model and, of two, their ratio."""
-    models = [_loaded(source) for source in sources]
-    if len(models) == 1:
-        return [measure_speed(models[0])], None
-    ours, theirs, ratio = compare_speed(models[0], models[1], confidence=confidence)
-    return [ours, theirs], ratio
-
-
 def _with_tasks(
     record: EvaluationRecord, sources: Sequence[Source], tasks: Sequence[str], limit: int | None, batch: int
 ) -> EvaluationRecord:
     """Return `record` with the results of tasks; a failure leaves it as it is."""
     try:
-        results = [run_tasks(_loaded(source), tasks, limit, batch) for source in sources]
+        results = [run_tasks(source, tasks, limit, batch) for source in sources]
     except InherituneError as error:
         raise TasksFailedError(str(error), record) from error
     against = record.against.model_copy(update={"tasks": results[1]}) if record.against else None
     return record.model_copy(update={"tasks": results[0], "against": against})
-
-
-def _digest(windows: np.ndarray) -> str:
-    """Return the SHA-256 of the windows, (N, T + 1), as little-endian int64: equal digests mean the same question."""
-    return hashlib.sha256(np.ascontiguousarray(windows, dtype="<i8").tobytes()).hexdigest()

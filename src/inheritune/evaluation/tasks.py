@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from inheritune.decoder import load_model, load_tokenizer
-from inheritune.errors import DataError, InherituneError, nearest
+from inheritune.decoder import load_tokenizer
+from inheritune.errors import DataError, InherituneError, library_errors, nearest, reason
+from inheritune.evaluation.speed import loaded
 from inheritune.records.evaluation import TaskResult, TaskResults
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from inheritune.evaluation.speed import Source
 
 YAML = (".yaml", ".yml")
 
@@ -24,18 +25,13 @@ class MissingHarnessError(InherituneError):
     """The optional lm-evaluation-harness is not installed."""
 
 
-def run_tasks(
-    model_path: str | Path | PreTrainedModel,
-    tasks: Sequence[str],
-    limit: int | None = None,
-    batch: int = 16,
-) -> TaskResults:
+def run_tasks(model: Source, tasks: Sequence[str], limit: int | None = None, batch: int = 16) -> TaskResults:
     """Run tasks of the lm-evaluation-harness on a model.
 
     The harness sets the global random seeds (Python, NumPy, torch) to its own fixed values.
 
     Args:
-        model_path: a folder or hub id with its tokenizer, or a model that was loaded from one.
+        model: a folder or hub id with its tokenizer, see `loaded`, or a model that was loaded from one.
         tasks: names that the harness knows, or paths of YAML task files.
         limit: rows per task at most; None for all. A limit is for trying out, not for results.
         batch: requests that are run together.
@@ -45,15 +41,14 @@ def run_tasks(
         DataError: a task is not known or does not work: its YAML file, its rows, or code of its own is wrong.
         ModelError: the model or its tokenizer cannot be loaded.
     """
-    names, manager = find_tasks(tasks)
-    _check_limit(limit)
-    model = load_model(model_path)
-    tokenizer = load_tokenizer(model_path if isinstance(model_path, str | Path) else model_path.name_or_path)
+    names, manager = _find_tasks(tasks, limit)
+    loaded_model = loaded(model)
+    tokenizer = load_tokenizer(model if isinstance(model, str | Path) else model.name_or_path)
 
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    output = _run(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch), names, limit, manager)
+    output = _run(HFLM(pretrained=loaded_model, tokenizer=tokenizer, batch_size=batch), names, limit, manager)
     return TaskResults(harness=lm_eval.__version__, limit=limit, results=_results(output))
 
 
@@ -67,8 +62,7 @@ def check_tasks(tasks: Sequence[str], limit: int | None = None) -> None:
         MissingHarnessError: the harness is not installed.
         DataError: a task is not known or does not work.
     """
-    names, manager = find_tasks(tasks)
-    _check_limit(limit)
+    names, manager = _find_tasks(tasks, limit)
 
     from lm_eval.models.dummy import DummyLM
 
@@ -78,39 +72,26 @@ def check_tasks(tasks: Sequence[str], limit: int | None = None) -> None:
             raise DataError(f"the task {name} measures nothing: expected a metric_list of the harness's metrics")
 
 
-def _check_limit(limit: int | None) -> None:
-    if limit is not None and limit < 1:
-        raise DataError(f"a limit of {limit} rows: expected at least 1")
-
-
 def _run(model: Any, names: list[str], limit: int | None, manager: Any, **settings: Any) -> dict[str, Any]:
     """Run tasks on the harness's model and return its results."""
     import lm_eval
 
     settings |= {"log_samples": False, "confirm_run_unsafe_code": False}
-    try:
+    fault = f"cannot run {', '.join(names)}, whose output_type, doc_to_ fields and metrics have to fit its rows"
+    with library_errors(fault, kind=DataError):  # templates, rows and code of a task raise whatever they stumble over
         return lm_eval.simple_evaluate(model, tasks=names, limit=limit, task_manager=manager, **settings)
-    except Exception as error:  # templates, rows and code of a task raise whatever they stumble over
-        kind = type(error).__name__
-        raise DataError(
-            f"cannot run the task{'s' * (len(names) > 1)} {', '.join(names)}: {_first_line(error)} ({kind}); "
-            "expected a YAML file whose output_type, doc_to_ fields and metrics fit its rows"
-        ) from error
 
 
-def find_tasks(tasks: Sequence[str]) -> tuple[list[str], Any]:
-    """Return the harness's names of `tasks` and its task manager.
-
-    Raises:
-        MissingHarnessError: the harness is not installed.
-        DataError: none is asked for, a file is not a task file, or a name is not known; the nearest is offered.
-    """
+def _find_tasks(tasks: Sequence[str], limit: int | None) -> tuple[list[str], Any]:
+    """Return the harness's names of `tasks` and its task manager; a name that is not known gets the nearest."""
     try:
         import lm_eval.tasks  # noqa: F401 - asked for before anything else, so that a missing extra is said first
     except ImportError as error:
         raise MissingHarnessError("tasks need the evaluation harness: pip install 'inheritune[eval]'") from error
     if not tasks:
         raise DataError("no task: expected names such as arc_easy,piqa")
+    if limit is not None and limit < 1:
+        raise DataError(f"a limit of {limit} rows: expected at least 1")
     files = [Path(task) for task in tasks if task.endswith(YAML)]
     manager = _task_manager(tuple(sorted({str(file.resolve().parent) for file in files})))
     names = [_file_task(Path(task)) if task.endswith(YAML) else task for task in tasks]
@@ -140,8 +121,8 @@ def _file_task(path: Path) -> str:
     except (OSError, ValueError, yaml.YAMLError) as error:
         place = getattr(error, "problem_mark", None)
         line = "" if place is None else f" at line {place.line + 1}"
-        reason = getattr(error, "problem", None) or _first_line(error)
-        raise DataError(f"cannot read {path} as YAML{line}: {reason}") from error
+        problem = getattr(error, "problem", None) or reason(error)
+        raise DataError(f"cannot read {path} as YAML{line}: {problem}") from error
     names = [config.get(key) for key in ("group", "task")] if isinstance(config, dict) else []
     name = next((name for name in names if isinstance(name, str) and name), None)
     if name is None:
@@ -181,8 +162,3 @@ def _results(output: dict[str, Any]) -> tuple[TaskResult, ...]:
 def _finite(value: Any) -> float | None:
     """Return a number of the harness, which writes "N/A" or NaN where it has none, as in a metric of no rows."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inheritune.data import NamedTokenizer, check_same_vocabulary, open_shards, read_tokens, spread_windows
-from inheritune.data.readers import BLANK_LINE
 from inheritune.data.shards import is_shards
-from inheritune.decoder import NoTokenizerError, load_tokenizer
-from inheritune.errors import DataError
+from inheritune.decoder import NoTokenizerError, load_config, load_tokenizer
+from inheritune.errors import DataError, ModelError
+from inheritune.evaluation.loss import check_windows
+
+if TYPE_CHECKING:
+    from inheritune.evaluation.speed import Source
 
 LENGTH = 512
 """Input tokens of a window unless told otherwise: the memory of a batch is bounded, and more context changes little."""
@@ -29,48 +33,68 @@ def open_tokenizer(source: str) -> NamedTokenizer | None:
         return None
 
 
-def resolve_windows(
+def common_windows(
+    sources: Sequence[Source],
     data: str | Path | np.ndarray,
-    tokenizers: Sequence[NamedTokenizer],
-    context: int | None,
     length: int | None,
     limit: int | None,
-    separator: str = BLANK_LINE,
-    field: str = "text",
+    separator: str,
+    field: str,
 ) -> np.ndarray:
-    """Return the windows of `data` to evaluate on.
+    """Return the windows of `data` to evaluate all `sources` on, (N, T + 1) integers; no weights are loaded for it.
 
-    Args:
-        data: windows (N, T + 1), a `.npy` file of them, a folder of prepared shards (their validation split) or any
-            source of text (all of it).
-        tokenizers: of the models, the target's first; the first one turns text into tokens.
-        context: the longest input that all models take, or None.
-        length: input tokens of a window. By default those of an array; of shards and text 512 or the context if that is
-            shorter, halved (not below 64) while there are fewer than 8 windows, because an interval needs windows.
-        limit: the greatest number of windows; by default all of an array, 256 of shards and text.
-        separator: of documents of a text source, see `read_documents`.
-        field: of the rows of a text source.
-
-    Returns:
-        (N, T + 1) integers.
+    The arguments are those of `evaluate`; the tokenizer of the first source that has one turns text into tokens.
 
     Raises:
-        DataError: there is no such data, too little of it, or tokenizers that do not agree with it.
+        DataError: there is no such data, too little of it, or tokenizers or models that do not agree with it.
+        ModelError: there is no such model.
     """
     for name, value in (("length", length), ("number of windows", limit)):
         if value is not None and value < 1:
             raise DataError(f"a {name} of {value}: expected at least 1")
+    limits = [_limits(source) for source in sources]
+    tokenizers = [tokenizer for tokenizer in map(_tokenizer, sources) if tokenizer is not None]
+    check_same_vocabulary(tokenizers)
+    context = min((context for context, _ in limits if context is not None), default=None)
     if isinstance(data, np.ndarray):
-        return _cut(data, length, limit)
-    if Path(data).suffix == ".npy":
-        return _cut(_read_array(Path(data)), length, limit)
-    shards = _shards_tokenizer(data)
-    check_same_vocabulary([*tokenizers, *shards])
-    known = [*tokenizers, *shards]
-    if not known:
+        windows = _cut(data, length, limit)
+    elif Path(data).suffix == ".npy":
+        windows = _cut(_read_array(Path(data)), length, limit)
+    else:
+        tokens = _tokens(data, tokenizers, separator, field)
+        windows = _windows_of(tokens, str(data), context, length, limit or WINDOWS)
+    check_windows(windows, context, min(vocabulary for _, vocabulary in limits))
+    return windows
+
+
+def _limits(source: Source) -> tuple[int | None, int]:
+    """Return the context (None: no limit) and the number of token ids of a model, from its configuration."""
+    config = load_config(source) if isinstance(source, str | Path) else source.config
+    text = config.get_text_config(decoder=True)
+    context = getattr(text, "max_position_embeddings", None)
+    return int(context) if context else None, int(text.vocab_size)
+
+
+def _tokenizer(source: Source) -> NamedTokenizer | None:
+    if isinstance(source, str | Path):
+        return open_tokenizer(str(source))
+    name = source.name_or_path  # where the model once came from; nobody passed it, so it may be gone
+    try:
+        return open_tokenizer(name) if name else None
+    except ModelError:
+        if Path(name).is_dir():
+            raise
+        return None
+
+
+def _tokens(data: str | Path, tokenizers: list[NamedTokenizer], separator: str, field: str) -> np.ndarray:
+    """Return the tokens of shards or a text, (tokens,) integers."""
+    if is_shards(data):
+        shards = NamedTokenizer(str(data), load_tokenizer(open_shards(data).tokenizer))
+        check_same_vocabulary(tokenizers := [*tokenizers, shards])
+    if not tokenizers:
         raise DataError(f"no tokenizer beside the model for the text {data}: expected token windows or a model folder")
-    tokens = read_tokens(data, known[0].tokenizer, separator, field)
-    return _windows_of(tokens, str(data), context, length, limit or WINDOWS)
+    return read_tokens(data, tokenizers[0].tokenizer, separator, field)
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -88,19 +112,11 @@ def _cut(windows: np.ndarray, length: int | None, limit: int | None) -> np.ndarr
     if windows.ndim != 2:
         raise DataError(f"token windows of shape {windows.shape}: expected (N, T + 1)")
     if length is not None and windows.shape[1] < length + 1:
-        raise DataError(
-            f"windows of {windows.shape[1]} tokens: expected at least {length + 1} for a length of {length}"
-        )
+        width = windows.shape[1]
+        raise DataError(f"windows of {width} tokens: expected at least {length + 1} for a length of {length}")
     count = min(limit or len(windows), len(windows))
     chosen = np.arange(count) * len(windows) // max(count, 1)
     return windows[chosen, : None if length is None else length + 1]
-
-
-def _shards_tokenizer(data: str | Path) -> list[NamedTokenizer]:
-    """Return the tokenizer of prepared shards; nothing for other data."""
-    if not is_shards(data):
-        return []
-    return [NamedTokenizer(str(data), load_tokenizer(open_shards(data).tokenizer))]
 
 
 def _windows_of(tokens: np.ndarray, name: str, context: int | None, length: int | None, limit: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from inheritune.recipes.rounds import load_round, save_trained
 from inheritune.recipes.workspace import REFERENCE_RECORD, Workspace, save_losses
 from inheritune.records.analysis import AnalysedText
 from inheritune.records.base import environment, now, read_record
-from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord, RunData, RunRecord, Sample
+from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord, RunData, RunRecord
 from inheritune.spectra import analyze_into
 from inheritune.storage import RECORD
 
@@ -39,16 +39,16 @@ def finish_run(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord
 def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
     recipe, shards = workspace.recipe, workspace.shards
     result = _result(workspace, rounds)
-    model = load_round(workspace, rounds[-1])
-    measured: dict[str, Any] = _measured(workspace, model, "result")
+    measured: dict[str, Any] = _measured(workspace, load_round(workspace, rounds[-1]), "result")
     reference = None
     if recipe.reference is not None:
         reference = read_record(workspace.folder / REFERENCE_RECORD, ReferenceRecord)
         reference = reference.model_copy(update=_measured(workspace, workspace.reference, "reference"))
     if recipe.evaluation.speed and reference is None:
-        measured["speed"] = measure_speed(model)
-    elif recipe.evaluation.speed and reference is not None:
-        measured["speed"], speed, measured["speed_ratio"] = compare_speed(model, _as_stored(workspace))
+        measured["speed"] = measure_speed(workspace.folder / rounds[-1].model)
+    elif recipe.evaluation.speed and reference is not None:  # as `inheritune evaluate --speed` does
+        saved, level = workspace.folder / rounds[-1].model, recipe.evaluation.confidence
+        measured["speed"], speed, measured["speed_ratio"] = compare_speed(saved, reference.model, confidence=level)
         reference = reference.model_copy(update={"speed": speed})
     result = result.model_copy(update=measured)
     if reference is not None:
@@ -72,12 +72,6 @@ def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
         rounds=tuple(rounds),
         result=result,
     ).write(workspace.folder / RECORD)
-
-
-def _as_stored(workspace: Workspace) -> PreTrainedModel:
-    """Return the reference in the precision in which it is stored: the speed of both models is measured in it."""
-    plain = workspace.source_dtype == "float32"
-    return workspace.reference if plain else workspace.load(str(workspace.recipe.reference), "auto")
 
 
 def _result(workspace: Workspace, rounds: Sequence[RoundRecord]) -> ResultRecord:
@@ -114,10 +108,7 @@ def _measured(workspace: Workspace, model: PreTrainedModel, role: str) -> dict[s
     """Return a sample of what a model writes and where the analysis of its attention is, as fields of its record."""
     recipe = workspace.recipe
     prompt = recipe.evaluation.prompt
-    sample = None
-    if prompt:
-        text = generate_sample(model, workspace.tokenizer, prompt, SAMPLE_TOKENS, recipe.seed)
-        sample = Sample.model_validate(text)
+    sample = generate_sample(model, workspace.tokenizer, prompt, SAMPLE_TOKENS, recipe.seed) if prompt else None
     return {"sample": sample, "analysis": _analysis(workspace, model, role)}
 
 

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Collection
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from inheritune.errors import OutputError
 from inheritune.storage import read_json, write_json
 
-VERSIONED = ("inheritune", "torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy")
+VERSIONED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 class Record(BaseModel):
@@ -64,12 +65,9 @@ class Document(Record):
 
     KIND: ClassVar[str]
     """What the file says it is."""
-    SCHEMA: ClassVar[int] = 1
-    """The version of its fields that this version writes; older ones are read as well."""
-    AGAIN: ClassVar[str]
-    """How to get a whole one."""
-    INDENT: ClassVar[int | None] = 2
-    """Spaces of a level in the file; None for one line."""
+    SCHEMA: ClassVar[int] = 1  # the version of its fields that this version writes; older ones are read as well
+    AGAIN: ClassVar[str] = ""  # how to get a whole one, where it is not the command of its kind run again
+    INDENT: ClassVar[int | None] = 2  # spaces of a level in the file; None for one line
 
     def as_json(self) -> dict[str, Any]:
         """Return the file's content."""
@@ -99,23 +97,24 @@ def read_record(path: Path, kind: type[AnyDocument]) -> AnyDocument:
         OutputError: it is missing, not JSON, of another kind, of a later version, or damaged; the line says which, and
             for a damaged one where.
     """
+    again = kind.AGAIN or f"run inheritune {kind.KIND} again"
     try:
         held = read_json(path)
     except OutputError as error:
         missing = isinstance(error.__cause__, OSError)
-        raise OutputError(str(error) if missing else f"{error}; {kind.AGAIN}") from error
-    if not isinstance(held, dict) or held.get("kind", kind.KIND) != kind.KIND:
-        what = f"a record of kind {held['kind']!r}" if isinstance(held, dict) else f"a {type(held).__name__}"
-        raise OutputError(f"{path} holds {what}: expected one of kind {kind.KIND!r}; {kind.AGAIN}")
-    schema = held.get("schema", 1)
-    if type(schema) is not int or schema not in range(1, kind.SCHEMA + 1):
-        newer = type(schema) is int and schema > kind.SCHEMA
-        advice = "update inheritune" if newer else kind.AGAIN
-        raise OutputError(f"{path} has schema {schema!r}: this version reads 1 to {kind.SCHEMA}, {advice}")
+        raise OutputError(str(error) if missing else f"{error}; {again}") from error
+    fields = held if isinstance(held, dict) else {}
+    if fields.get("kind", kind.KIND) != kind.KIND:
+        raise OutputError(f"{path} holds a record of kind {fields['kind']!r}: expected one of kind {kind.KIND!r}")
+    schema = fields.get("schema", 1)
+    if type(schema) is not int or not 1 <= schema <= kind.SCHEMA:
+        readable = "1" if kind.SCHEMA == 1 else f"1 to {kind.SCHEMA}"
+        advice = "update inheritune" if type(schema) is int and schema > kind.SCHEMA else again
+        raise OutputError(f"{path} has schema {schema!r}: this version reads schema {readable}; {advice}")
     try:
         return kind.model_validate_json(json.dumps(held), strict=True)  # from JSON, a list is a tuple
     except ValidationError as error:
-        raise OutputError(f"{path} is damaged or was changed by hand ({first_problem(error)}): {kind.AGAIN}") from error
+        raise OutputError(f"{path} is damaged or was changed by hand ({first_problem(error)}): {again}") from error
 
 
 def first_problem(error: ValidationError) -> str:
@@ -151,29 +150,23 @@ def environment() -> Environment:
     import psutil
     import torch
 
+    own = sys.modules["inheritune"].__version__  # importing the package from here would be a circle
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        versions={name: _version(name) for name in VERSIONED},
+        versions={name: importlib.metadata.version(name) for name in VERSIONED} | {"inheritune": own},
         processor_count=os.cpu_count(),
         memory_bytes=psutil.virtual_memory().total,
         torch_threads=torch.get_num_threads(),
         accelerators=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         commit=_commit(),
-        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).encode("utf-8", "replace").decode(),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]).encode("utf-8", "replace").decode(),
     )
 
 
 def now() -> str:
     """Return the present time, UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:

@@ -37,8 +37,7 @@ class SourceContent(Record):
 
     files: int
     bytes: int
-    sha256: str
-    """Of the file; of a folder, of a list of its files as `sha256sum` writes it."""
+    sha256: str  # of the file; of a folder, of a list of its files as `sha256sum` writes it
 
 
 class PrepareSettings(Record):
@@ -59,11 +58,9 @@ class Manifest(Document):
     AGAIN = "run inheritune prepare again, into a new folder"
 
     dtype: Annotated[str, Field(pattern="^<u[24]$")]
-    vocabulary: int
-    """One more than the largest token id of the tokenizer."""
+    vocabulary: int  # one more than the largest token id of the tokenizer
     splits: Splits
     settings: PrepareSettings
     sources: dict[str, SourceContent] = {}
     """The content of `source` and `validation`; not known of data sets of the hub and in shards of version 0.1."""
-    tokenizer_sha256: str | None = None
-    """`tokenizer_digest` of the tokenizer; None in shards of version 0.1."""
+    tokenizer_sha256: str | None = None  # `tokenizer_digest` of the tokenizer; None in shards of version 0.1

@@ -8,15 +8,11 @@ from inheritune.records.base import Document, Environment, Record
 class LossSummary(Record):
     """The loss of a model on fixed windows; the losses of single windows are in a file of their own."""
 
-    loss: float
-    """Mean cross-entropy, nats a token."""
-    standard_error: float | None = None
-    """Over windows; None for a single one."""
-    perplexity: float | None = None
-    """None where a float64 cannot hold it."""
+    loss: float  # mean cross-entropy, nats a token
+    standard_error: float | None = None  # over windows; None for a single one
+    perplexity: float | None = None  # None where a float64 cannot hold it
     windows: int
-    length: int
-    """Predicted tokens of a window."""
+    length: int  # predicted tokens of a window
     tokens: int
     data: str
 
@@ -24,30 +20,22 @@ class LossSummary(Record):
 class Comparison(Record):
     """What the paired test says of a target and its reference on the same windows; losses in nats a token."""
 
-    difference: float
-    """Mean of target minus reference; below zero the target is better."""
+    difference: float  # mean of target minus reference; below zero the target is better
     ci_low: float
     ci_high: float
-    confidence: float
-    """The level of the two-sided interval of `difference`."""
-    p_value: float
-    """Of the two-sided paired t test that the difference is zero."""
+    confidence: float  # the level of the two-sided interval of `difference`
+    p_value: float  # of the two-sided paired t test that the difference is zero
     windows: int
-    margin: float
-    """By how much the target may be worse and still match."""
-    matches: bool
-    """Whether `ci_high <= margin`."""
+    margin: float  # by how much the target may be worse and still match
+    matches: bool  # whether `ci_high <= margin`
 
 
 class Speed(Record):
     """How fast a model generates, and what it keeps in memory."""
 
-    generate_tokens_per_second: float
-    """Of the whole batch, after each prompt's first new token."""
-    prefill_tokens_per_second: float
-    """Prompt tokens of the whole batch by the time to the first new token."""
-    parameters: int
-    """Tied ones once."""
+    generate_tokens_per_second: float  # of the whole batch, after each prompt's first new token
+    prefill_tokens_per_second: float  # prompt tokens of the whole batch by the time to the first new token
+    parameters: int  # tied ones once
     parameter_bytes: int
     kv_cache_bytes_per_token: float
     """Of one sequence, averaged over the prompt: layers with a sliding window keep less than one entry a token."""
@@ -63,8 +51,7 @@ class Speed(Record):
 class SpeedRatio(Record):
     """How many times as fast as the reference a target generates, measured in turns."""
 
-    ratio: float
-    """Geometric mean over the turns of target's over reference's generated tokens a second."""
+    ratio: float  # geometric mean over the turns of target's over reference's generated tokens a second
     ci_low: float
     ci_high: float
     confidence: float
@@ -76,8 +63,7 @@ class TaskResult(Record):
 
     task: str
     metric: str
-    value: float | None = None
-    """None where the harness computes none."""
+    value: float | None = None  # None where the harness computes none
     standard_error: float | None = None
     shots: int | None = None
     samples: int | None = None
@@ -100,8 +86,7 @@ class Evaluated(Record):
     evaluation: LossSummary
     speed: Speed | None = None
     tasks: TaskResults | None = None
-    identity: str | None = None
-    """The digest of what the model is, wherever it lies."""
+    identity: str | None = None  # the digest of what the model is, wherever it lies
 
 
 class EvaluatedData(Record):
@@ -125,7 +110,6 @@ class EvaluationRecord(Document, Evaluated):
     """`evaluation.json`."""
 
     KIND = "evaluate"
-    AGAIN = "run inheritune evaluate again"
 
     against: Evaluated | None = None
     comparison: Comparison | None = None

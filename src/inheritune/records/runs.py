@@ -38,6 +38,16 @@ class RunData(Record):
     digest: str
 
 
+class CheckpointRecord(Document):
+    """`complete.json`, the last file of a checkpoint."""
+
+    KIND = "checkpoint"
+    AGAIN = "run the recipe again"
+
+    step: int
+    files: dict[str, str]  # the digest of each other file
+
+
 class ReferenceRecord(Document):
     """The model that a run is measured against; `reference.json` beside its losses, then a part of `record.json`."""
 
@@ -106,8 +116,7 @@ class RunRecord(Document):
 
     name: str
     method: str
-    recipe: dict[str, Any]
-    """The settings of the recipe, which is checked where it is read as one."""
+    recipe: dict[str, Any]  # the settings of the recipe, which is checked where it is read as one
     seed: int
     environment: Environment = Environment()
     created: str = ""
@@ -129,8 +138,7 @@ class PlannedRound(Record):
 class MemoryEstimate(Record):
     """The memory of a training, in bytes."""
 
-    training: int
-    """Weights, gradients and the optimiser's moments of the deepest target."""
+    training: int  # weights, gradients and the optimiser's moments of the deepest target
     reference: int
     logits: int
     activations: int
@@ -140,12 +148,10 @@ class PlanRecord(Document):
     """What a recipe would take."""
 
     KIND = "plan"
-    AGAIN = "run inheritune plan again"
 
     name: str
     method: str
-    notes: tuple[str, ...] = ()
-    """What a user should know before running it."""
+    notes: tuple[str, ...] = ()  # what a user should know before running it
     rounds: tuple[PlannedRound, ...]
     tokens: int
     seconds: float
@@ -158,7 +164,6 @@ class QuickstartRecord(Document):
     """`record.json` of the quickstart."""
 
     KIND = "quickstart"
-    AGAIN = "run inheritune quickstart again"
 
     created: str
     environment: Environment = Environment()
@@ -179,12 +184,10 @@ class ReproductionRecord(Document):
     """`record.json` of a reproduced table."""
 
     KIND = "reproduce"
-    AGAIN = "run inheritune reproduce again"
 
     experiment: str
     scale: str
     created: str
     environment: Environment = Environment()
-    published: dict[str, Any]
-    """The table as the paper prints it; each has columns of its own."""
+    published: dict[str, Any]  # the table as the paper prints it; each has columns of its own
     ours: dict[str, ReproducedRun]

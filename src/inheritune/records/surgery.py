@@ -29,11 +29,9 @@ class SurgeryRecord(Document):
     """`inherit.json`, beside the weights of a new model."""
 
     KIND = "inherit"
-    AGAIN = "run inheritune inherit again"
 
     source: str
-    identity: str | None = None
-    """Of the source; see `model_identity`."""
+    identity: str | None = None  # of the source; see `model_identity`
     target: str | None = None
     layers: int
     plan: tuple[PlanRow, ...]

@@ -1,4 +1,4 @@
-"""What watches a round: the log on disk, the live line, and the stop at a signal."""
+"""What accompanies a round: its log, on disk and live, and the stop at a signal."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -17,6 +17,7 @@ from typing_extensions import override
 from inheritune.distributed import any_process
 from inheritune.errors import DataError
 from inheritune.progress import progress
+from inheritune.training.collapse import WatchCollapse
 from inheritune.training.log import StepLog
 from inheritune.training.settings import TrainingSettings
 
@@ -25,112 +26,80 @@ METRICS = "metrics.jsonl"
 Validate = Callable[[PreTrainedModel], float]
 
 
-class MetricsLog(TrainerCallback):
-    """Writes `metrics.jsonl`, one line every `log_every` steps, and the validation loss where it is due.
+@dataclass(eq=False)
+class RoundLog(TrainerCallback):
+    """Writes `metrics.jsonl`, one line every `log_every` steps, with the validation loss where it is due.
 
-    A resumed round drops the lines behind its checkpoint, so the file reads as if nothing had happened.
+    The same is shown live: steps, time left, loss, tokens a second. A resumed round drops the lines behind its
+    checkpoint, so the file reads as if nothing had happened.
+
+    Attributes:
+        log: the file.
+        settings: how often.
+        validate: gives the validation loss of a model.
+        description: what the live line calls the round.
+        watching: other callbacks, whose seconds are not spent training.
+        seconds: time spent training so far, over all the processes that worked on the round one after the other.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        settings: TrainingSettings,
-        validate: Validate | None,
-        other_seconds: Callable[[], float] = lambda: 0.0,
-    ) -> None:
-        """Log to `path`.
+    log: StepLog
+    settings: TrainingSettings
+    validate: Validate | None
+    description: str
+    watching: Sequence[WatchCollapse] = ()
+    seconds: float = 0.0
 
-        Args:
-            path: the file.
-            settings: how often.
-            validate: gives the validation loss of a model.
-            other_seconds: gives the seconds that other callbacks have spent so far on what is not training.
-        """
-        self.log, self.settings, self.validate, self.other_seconds = StepLog(path), settings, validate, other_seconds
-        self.seconds = 0.0
-
-    def _now(self) -> float:
-        return time.monotonic() - self.other_seconds()
+    def __post_init__(self) -> None:
+        self._live = ExitStack()
 
     @override
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._advance = self._live.enter_context(progress(self.description, state.max_steps, state.global_step))
         if state.is_world_process_zero:
             last = self.log.cut_behind(state.global_step)
             self.seconds = last["seconds"] if last else 0.0
         self._since, self._last_step = self._now(), state.global_step
 
     @override
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        model: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        if "loss" not in logs:
-            return  # the Trainer's closing summary
-        if not math.isfinite(logs["loss"]):
-            raise DataError(
-                f"the loss is {logs['loss']} at step {state.global_step}: expected a number; "
-                "lower training.learning_rate"
-            )
-        elapsed = self._now() - self._since
-        self.seconds += elapsed
-        line = {
-            "step": state.global_step,
-            "tokens": state.global_step * self.settings.tokens_per_step,
-            "loss": logs["loss"],
-            "learning_rate": logs["learning_rate"],
-            "grad_norm": logs.get("grad_norm"),
-            "tokens_per_second": (state.global_step - self._last_step) * self.settings.tokens_per_step / elapsed,
-            "seconds": self.seconds,
-        }
-        every = self.settings.valid_every
-        if self.validate and every and state.global_step % every == 0:
-            line["valid_loss"] = self.validate(model)
-        if state.is_world_process_zero:
-            self.log.append(line)
-        logs["tokens_per_second"] = line["tokens_per_second"]
-        # Time spent validating is not time spent training.
-        self._since, self._last_step = self._now(), state.global_step
-
-
-class ProgressLine(TrainerCallback):
-    """The live line: steps, time left, loss, tokens a second."""
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-        self._stack = ExitStack()
-
-    @override
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._advance = self._stack.enter_context(progress(self.description, state.max_steps, state.global_step))
-
-    @override
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._advance()
 
     @override
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float],
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **rest: Any
     ) -> None:
-        if "loss" in logs:
-            self._advance(0, f"loss {logs['loss']:.3f}  {logs['tokens_per_second']:,.0f} tokens/s")
+        if "loss" not in logs:
+            return  # the Trainer's closing summary
+        step, loss = state.global_step, logs["loss"]
+        if not math.isfinite(loss):
+            raise DataError(f"the loss is {loss} at step {step}: expected a number; lower training.learning_rate")
+        elapsed = self._now() - self._since
+        self.seconds += elapsed
+        speed = (step - self._last_step) * self.settings.tokens_per_step / elapsed
+        line = {
+            "step": step,
+            "tokens": step * self.settings.tokens_per_step,
+            "loss": loss,
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens_per_second": speed,
+            "seconds": self.seconds,
+        }
+        every = self.settings.valid_every
+        if self.validate and every and step % every == 0:
+            line["valid_loss"] = self.validate(rest["model"])
+        if state.is_world_process_zero:
+            self.log.append(line)
+        self._advance(0, f"loss {loss:.3f}  {speed:,.0f} tokens/s")
+        # Time spent validating is not time spent training.
+        self._since, self._last_step = self._now(), step
 
     def close(self) -> None:
-        """Take the line off the screen; also after an error."""
-        self._stack.close()
+        """Take the live line off the screen; also after an error."""
+        self._live.close()
+
+    def _now(self) -> float:
+        return time.monotonic() - sum(each.seconds for each in self.watching)
 
 
 class StopAtSignal(TrainerCallback):
@@ -146,7 +115,7 @@ class StopAtSignal(TrainerCallback):
         self.requested = False
 
     @override
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step % args.logging_steps == 0 and any_process(self.requested):
             control.should_save = True
             control.should_training_stop = True

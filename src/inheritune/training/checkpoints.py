@@ -7,28 +7,27 @@ and holds the digest of each file; a checkpoint whose files are not those is del
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 from inheritune.errors import OutputError
-from inheritune.storage import read_json, sync_folder, write_json
+from inheritune.records.base import read_record
+from inheritune.records.runs import CheckpointRecord
+from inheritune.storage import sync_folder
 
 COMPLETE = "complete.json"
 """The last file of a checkpoint."""
 FOLDER = "checkpoints"
 """Where the checkpoints of a round are, in the round's folder."""
 
-_NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state*.pth")
 _LOG = logging.getLogger(__name__)
 
 
 def mark_complete(checkpoint: Path, step: int) -> None:
     """Write the last file of a checkpoint, once the disk has the others."""
     sync_folder(checkpoint)
-    write_json(checkpoint / COMPLETE, {"step": step, "files": _digests(checkpoint)})
+    CheckpointRecord(step=step, files=_digests(checkpoint)).write(checkpoint / COMPLETE)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -65,18 +64,12 @@ def _problem(checkpoint: Path) -> str | None:
     if not (checkpoint / COMPLETE).is_file():
         return "it is incomplete"
     try:
-        held = read_json(checkpoint / COMPLETE)
+        written = read_record(checkpoint / COMPLETE, CheckpointRecord).files
     except OutputError:
         return f"{COMPLETE} is damaged"
-    if not isinstance(held, dict) or not isinstance(held.get("files", {}), dict):
-        return f"{COMPLETE} is damaged"
-    if "files" not in held:  # written by version 0.1
-        return _loading_problem(checkpoint)
     there = _digests(checkpoint)
-    wrong = next((name for name, digest in held["files"].items() if there.get(name) != digest), None)
-    if wrong is None:
-        return None
-    return f"{wrong} is {'damaged' if wrong in there else 'missing'}"
+    wrong = next((name for name, digest in written.items() if there.get(name) != digest), None)
+    return wrong and f"{wrong} is {'damaged' if wrong in there else 'missing'}"
 
 
 def _digests(checkpoint: Path) -> dict[str, str]:
@@ -87,30 +80,3 @@ def _digests(checkpoint: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 digests[path.relative_to(checkpoint).as_posix()] = hashlib.file_digest(file, "blake2b").hexdigest()
     return digests
-
-
-def _loading_problem(checkpoint: Path) -> str | None:
-    """Return which file of a checkpoint without digests cannot be loaded, or None."""
-    for pattern in _NEEDED:
-        paths = list(checkpoint.glob(pattern))
-        if not paths:
-            return f"{pattern} is missing"
-        for path in paths:
-            try:
-                _load(path)
-            except Exception:  # noqa: BLE001 - readers of damaged files raise whatever they stumble over
-                return f"{path.name} is damaged"
-    return None
-
-
-def _load(path: Path) -> Any:
-    import torch
-    from safetensors.torch import load_file
-    from transformers.trainer_pt_utils import safe_globals
-
-    if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    with safe_globals():  # as the Trainer reads them
-        return torch.load(path, map_location="cpu", weights_only=True)

@@ -7,9 +7,6 @@ groups, the schedule, the log, and that an incomplete or damaged checkpoint is n
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from typing_extensions import override
@@ -24,9 +23,10 @@ from typing_extensions import override
 from inheritune.data import TrainingWindows
 from inheritune.distributed import WAIT, any_process, from_main, has_accelerator
 from inheritune.errors import RecipeError
-from inheritune.training.callbacks import METRICS, MetricsLog, ProgressLine, StopAtSignal, Validate
+from inheritune.training.callbacks import METRICS, RoundLog, StopAtSignal, Validate
 from inheritune.training.checkpoints import FOLDER, mark_complete, newest_checkpoint
 from inheritune.training.collapse import COLLAPSE, WatchCollapse
+from inheritune.training.log import StepLog
 from inheritune.training.losses import Loss, next_token_loss
 from inheritune.training.schedule import cosine_with_warmup
 from inheritune.training.settings import TrainingSettings
@@ -34,13 +34,7 @@ from inheritune.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What a finished round says of itself.
-
-    Attributes:
-        steps: optimiser steps done.
-        tokens: predicted tokens trained on.
-        seconds: time spent training, over all the processes that worked on the round one after the other.
-    """
+    """What a finished round says of itself: optimiser steps done, predicted tokens trained on, time spent training."""
 
     steps: int
     tokens: int
@@ -86,16 +80,17 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / FOLDER
     start = from_main(lambda: newest_checkpoint(checkpoints))
-    watching = _watch(folder / COLLAPSE, watch, settings)
-    log = MetricsLog(folder / METRICS, settings, validate, lambda: sum(item.seconds for item in watching))
-    stop, line = StopAtSignal(), ProgressLine(description)
-    with _own_use_cache(model), stop.listening(), contextlib.closing(line):
+    watching = []
+    if watch is not None and (every := settings.watch_every):
+        watching = [WatchCollapse(folder / COLLAPSE, watch, every, tokens_per_step=settings.tokens_per_step)]
+    log, stop = RoundLog(StepLog(folder / METRICS), settings, validate, description, watching), StopAtSignal()
+    with stop.listening(), contextlib.closing(log):
         trainer = _RoundTrainer(
             model=model,
             args=_arguments(settings, checkpoints, seed),
             train_dataset=data,
-            callbacks=[*watching, log, line, stop],
-            settings=settings,
+            callbacks=[*watching, log, stop],
+            optimizers=_optimizers(model, settings),
             loss=loss,
         )
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
@@ -105,25 +100,16 @@ def train(
     return TrainingOutcome(settings.steps, settings.steps * settings.tokens_per_step, log.seconds)
 
 
-@contextmanager
-def _own_use_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Put back `use_cache`, which the Trainer turns off in the model's configuration; not every model has it."""
-    own = vars(model.config).get("use_cache")
-    try:
-        yield
-    finally:
-        if own is None:
-            vars(model.config).pop("use_cache", None)
-        else:
-            model.config.use_cache = own
-
-
 class _RoundTrainer(Trainer):
-    """Trainer with our loss, data order, parameter groups, schedule and checkpoint marker."""
+    """Trainer with our loss, data order and checkpoint marker."""
 
-    def __init__(self, *args: Any, settings: TrainingSettings, loss: Loss, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.settings, self.loss = settings, loss
+    def __init__(self, model: PreTrainedModel, *, loss: Loss, **settings: Any) -> None:
+        fields = vars(model.config)
+        own = fields.copy()
+        super().__init__(model, **settings)
+        fields.clear()  # the Trainer turns `use_cache` off in the configuration; not every model has it
+        fields.update(own)
+        self.loss = loss
         # Our loss is a mean over one micro-batch, so the Trainer has to divide by the number of them.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
@@ -136,26 +122,6 @@ class _RoundTrainer(Trainer):
         """Return the scalar loss of `tokens`, (micro-batch, T + 1) int64."""
         return self.loss(model, inputs["tokens"])
 
-    @override
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        self.optimizer: torch.optim.Optimizer = self.optimizer or make_optimizer(model or self.model, self.settings)
-        return self.optimizer
-
-    @override
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        s = self.settings
-        # LambdaLR multiplies the optimiser's rate, which is the peak.
-        factor = functools.partial(
-            cosine_with_warmup,
-            steps=num_training_steps,
-            warmup=s.warmup_steps,
-            peak=1.0,
-            floor=s.min_learning_rate / s.learning_rate,
-        )
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
@@ -164,22 +130,21 @@ class _RoundTrainer(Trainer):
             mark_complete(Path(self.args.output_dir) / f"checkpoint-{step}", step)
 
 
-def _watch(path: Path, windows: np.ndarray | None, settings: TrainingSettings) -> list[WatchCollapse]:
-    """Return the callback that watches the attention on windows, (N, T) int64, or nothing when it is not wanted."""
-    if windows is None or not settings.watch_every:
-        return []
-    return [WatchCollapse(path, windows, settings.watch_every, tokens_per_step=settings.tokens_per_step)]
-
-
-def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices and embeddings, none on norms and biases (paper, App. F)."""
+def _optimizers(model: nn.Module, settings: TrainingSettings) -> tuple[AdamW, LambdaLR]:
+    """Return AdamW and its schedule; weight decay is on matrices and embeddings, not on norms and biases (App. F)."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)
+    peak, betas = settings.learning_rate, (settings.beta1, settings.beta2)
+    optimizer = AdamW(groups, lr=peak, betas=betas, fused=True)
+    floor = settings.min_learning_rate / peak  # LambdaLR multiplies the optimiser's rate, which is the peak
+
+    def factor(step: int) -> float:
+        return cosine_with_warmup(step, settings.steps, settings.warmup_steps, 1.0, floor)
+
+    return optimizer, LambdaLR(optimizer, factor)
 
 
 def _arguments(settings: TrainingSettings, checkpoints: Path, seed: int) -> TrainingArguments:

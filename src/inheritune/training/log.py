@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from inheritune.storage import write_text
 
 Line = dict[str, Any]
 
 
+@dataclass(frozen=True)
 class StepLog:
     """A file of JSON lines, each an object with its `step`. Numbers that are not finite are written as null."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     def append(self, line: Line) -> None:
         """Add a line."""
@@ -50,13 +52,4 @@ def _parsed(text: str) -> Line | None:
 
 
 def _json(line: Line) -> str:
-    return json.dumps(_finite(line), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """Return `value` with None in the place of numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    return json.dumps(to_jsonable_python(line, inf_nan_mode="null"), allow_nan=False) + "\n"
