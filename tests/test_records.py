@@ -22,11 +22,9 @@ from inheritune.spectra import load_recommendation, load_spectra, read_analysis,
 from inheritune.spectra.folder import from_record
 from inheritune.storage import (
     check_folder,
-    claim_folder,
     claimed,
     read_identity,
     read_json,
-    release_folder,
     write_json,
     write_text,
 )
@@ -185,40 +183,38 @@ def test_an_analysis_of_version_01_is_read() -> None:
     assert old.causal.rank.tolist() == both.causal.rank.tolist() and old.full.entropy is None
 
 
+def claim(folder: Path, identity: dict[str, Any], option: str = "--out") -> None:
+    with claimed(folder, identity, option):
+        pass
+
+
 def test_a_folder_belongs_to_one_work(tmp_path: Path) -> None:
     mine = {"kind": "run", "recipe": {"seed": 0, "training": {"steps": 5}}}
-    claim_folder(tmp_path / "a", mine)
-    claim_folder(tmp_path / "a", mine)
+    claim(tmp_path / "a", mine)
+    claim(tmp_path / "a", mine)
     other = {"kind": "run", "recipe": {"seed": 0, "training": {"steps": 6}}}
     with pytest.raises(OutputError, match=r"its recipe\.training\.steps is 5, yours is 6"):
-        claim_folder(tmp_path / "a", other)
+        claim(tmp_path / "a", other)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "photo.jpg").write_text("")
     with pytest.raises(OutputError, match="was not made by this command"):
-        claim_folder(tmp_path / "b", mine)
-    (tmp_path / "a" / "work").write_text("")
-    release_folder(tmp_path / "a")
-    assert (tmp_path / "a" / "identity.json").is_file()
-    (tmp_path / "a" / "work").unlink()
-    release_folder(tmp_path / "a")
-    assert not (tmp_path / "a").exists()
-    release_folder(tmp_path / "a")  # nothing to give back
+        claim(tmp_path / "b", mine)
 
 
 def test_a_folder_is_checked_without_a_trace_and_by_the_options_name(tmp_path: Path) -> None:
     mine = {"kind": "figures"}
     check_folder(tmp_path / "new" / "folder", mine)
     assert not any(tmp_path.iterdir())
-    claim_folder(tmp_path / "a", {"kind": "analysis", "eta": 0.9})
+    claim(tmp_path / "a", {"kind": "analysis", "eta": 0.9})
     line = r'its kind is "analysis", yours is "figures"\): pass another --figures folder'
     with pytest.raises(OutputError, match=line):
         check_folder(tmp_path / "a", mine, "--figures")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"--figures .*file: .*file is a file, expected a folder"):
-        claim_folder(tmp_path / "file", mine, "--figures")
+        claim(tmp_path / "file", mine, "--figures")
     with pytest.raises(OutputError, match="pass a new or empty --figures folder"):
         check_folder(tmp_path, mine, "--figures")
-    with pytest.raises(OutputError, match=r"cannot use --figures 'xxx.*': File name too long; pass another --figures$"):
+    with pytest.raises(OutputError, match=r"cannot use .xxx.* as a path: File name too long$"):
         check_folder(Path("x" * 300), mine, "--figures")
 
 
@@ -229,7 +225,7 @@ def test_a_damaged_claim_is_one_line(tmp_path: Path) -> None:
     ):
         (tmp_path / "identity.json").write_text(text)
         with pytest.raises(OutputError, match=f"{line}pass another --out folder"):
-            claim_folder(tmp_path, {"kind": "run"})
+            claim(tmp_path, {"kind": "run"})
 
 
 def work_in(folder: Path, error: BaseException | None, *files: str, seed: int = 0) -> None:

@@ -10,6 +10,7 @@ import difflib
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class InherituneError(Exception):
@@ -44,6 +45,12 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the closest of `choices`, or an empty string if none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def nearest_path(path: Path, *names: str) -> str:
+    """Return `nearest` of `path` among what lies beside it, and `names`."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    return nearest(str(path), [*map(str, beside), *names])
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:
@@ -81,7 +88,7 @@ def library_errors(
 def reason(error: BaseException) -> str:
     """Return what an error says, in one line of at most 300 characters."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+        return f"{error.strerror}: {error.filename}"[:300] if error.filename else str(error.strerror)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

@@ -11,6 +11,7 @@ never one that is still being filled: the kernel holds a lock on it for as long 
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
@@ -30,6 +31,16 @@ _ASIDE = ".old"
 
 _FILLED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 """What the system answers to a rename to a place that is not an empty folder."""
+
+
+def user_path(name: str | Path, kind: type[InherituneError] = OutputError) -> Path:
+    """Return the path that a user named, `~` replaced; what cannot be one (too long a name) is an error of `kind`."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such user behind ~
+        raise kind(f"cannot use {str(name)[:80]!r} as a path: {getattr(error, 'strerror', None) or error}") from error
+    return path
 
 
 def write_text(path: Path, text: str) -> None:
@@ -88,12 +99,12 @@ def _whole(text: str) -> int:
 def claimed(
     path: Path, identity: dict[str, Any], option: str = "--out", preparation: Iterable[str] = ()
 ) -> Iterator[None]:
-    """Make `path` the folder of the work described by `identity`, as `claim_folder`, while the block does the work.
+    """Make `path` the folder of the work described by `identity` while the block does that work.
 
-    A claim with no work behind it is given back, so that corrected settings can have the folder: however the block
-    ends, where it wrote nothing; and after a user's mistake also where it wrote `preparation` alone, which is removed.
-    With anything more in it (or where the same work had claimed it before) the folder stays claimed, and the same
-    command goes on.
+    `identity.json` inside the folder says what the folder is for. The same work again goes on with it; other work is
+    refused, so that nothing is overwritten. A claim with no work behind it is given back, so that corrected settings
+    can have the folder: however the block fails, where it wrote nothing; and after a user's mistake also where it wrote
+    `preparation` alone, which is removed.
 
     Args:
         path: the folder.
@@ -102,12 +113,13 @@ def claimed(
         preparation: names in the folder of what is quickly made again, such as `data`.
 
     Raises:
-        OutputError: as `claim_folder`.
+        OutputError: as `check_folder`.
     """
     check_folder(path, identity, option)
     fresh = not (path / IDENTITY).is_file()
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    claim_folder(path, identity, option)
+    if fresh:
+        write_json(path / IDENTITY, identity)
     try:
         yield
     except BaseException as error:
@@ -116,40 +128,18 @@ def claimed(
         raise
 
 
-def claim_folder(path: Path, identity: dict[str, Any], option: str = "--out") -> None:
-    """Make `path` the folder of the work described by `identity`, or confirm that it already is.
-
-    `identity.json` inside the folder says what the folder is for. Running the same work again continues it; other
-    work is refused, so that nothing is overwritten.
-
-    Args:
-        path: the folder.
-        identity: what makes the work this one and no other, plain data.
-        option: what the command line calls the folder.
-
-    Raises:
-        OutputError: the folder holds other work or foreign files, or cannot be written.
-    """
-    check_folder(path, identity, option)
-    if not (path / IDENTITY).is_file():
-        write_json(path / IDENTITY, identity)
-
-
 def check_folder(path: Path, identity: dict[str, Any], option: str = "--out") -> None:
-    """Refuse a folder that `claim_folder` would refuse, and write nothing.
+    """Refuse a folder that `claimed` would refuse, and write nothing.
 
     Raises:
         OutputError: the folder holds other work or foreign files, or cannot be written.
     """
-    try:
-        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    except OSError as error:  # no path, too long a name for one
-        raise OutputError(f"cannot use {option} {str(path)[:80]!r}: {error.strerror}; pass another {option}") from error
+    there = next(folder for folder in (user_path(path), *path.absolute().parents) if folder.exists())
     if not there.is_dir():
         raise OutputError(f"{option} {path}: {there} is a file, expected a folder: pass a new or empty {option} folder")
     held = read_identity(path, option)
-    if held is not None and held != json.loads(json.dumps(identity)):
-        raise OutputError(f"{path} holds another run ({_difference(held, identity)}): pass another {option} folder")
+    if held is not None and (why := difference(held, identity)):
+        raise OutputError(f"{path} holds another run ({why}): pass another {option} folder")
     if held is None and path.exists() and any(path.iterdir()):
         raise OutputError(f"{path} exists and was not made by this command: pass a new or empty {option} folder")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -174,16 +164,11 @@ def read_identity(path: Path, option: str = "--out") -> dict[str, Any] | None:
     return held
 
 
-def release_folder(path: Path) -> None:
-    """Give a claimed folder back if nothing but the claim is in it."""
-    _give_back(path, [path], ())
-
-
 def _give_back(path: Path, made: Iterable[Path], preparation: Iterable[str]) -> None:
     """Remove a claim, and the folders that were made for it, if nothing but `preparation` is behind it."""
-    held = [*path.iterdir()] if path.is_dir() else []
-    known = {IDENTITY.split(".")[0], *preparation}  # and their locks and temporary files, such as `.data.lock`
-    if not (path / IDENTITY).is_file() or any(each.name.lstrip(".").split(".")[0] not in known for each in held):
+    held = [*path.iterdir()]
+    known = {IDENTITY.split(".")[0], *preparation}  # and their temporary files
+    if any(each.name.lstrip(".").split(".")[0] not in known for each in held):
         return
     with suppress(OSError):  # the first folder that holds something else stays, and those above it
         for each in held:
@@ -192,24 +177,21 @@ def _give_back(path: Path, made: Iterable[Path], preparation: Iterable[str]) -> 
             folder.rmdir()
 
 
-def _difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Name the first setting in which two identities differ, with both values; the kind of work comes first."""
+def difference(held: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Name the first setting in which two works differ, with both values, the kind of work first; "" if none does."""
     old, new = _flat(held), _flat(wanted)
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "kind", key)):
         if old.get(key) != new.get(key):
             return f"its {key} is {old.get(key, 'not set')}, yours is {new.get(key, 'not set')}"
-    return "its settings differ"
+    return ""
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(value: Any, name: str = "") -> dict[str, str]:
     """Flatten nested settings to dotted keys and JSON values."""
-    flat: dict[str, str] = {}
-    for key, value in data.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value)
-    return flat
+    if not isinstance(value, dict):
+        return {name: json.dumps(value)}
+    parts = (_flat(part, f"{name}.{key}" if name else key) for key, part in value.items())
+    return {key: text for part in parts for key, text in part.items()}
 
 
 @contextmanager
@@ -227,117 +209,90 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
             not to be replaced; nothing is left behind, and what was there stays.
     """
     place = destination.resolve()  # beside what a link points to, the rename stays within one file system
-    for parent in place.parents:
-        if parent.is_file():
-            raise OutputError(f"cannot write {destination}: {parent} is a file")
+    if file := next((parent for parent in place.parents if parent.is_file()), None):
+        raise OutputError(f"cannot write {destination}: {file} is a file")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _restore(place)
         _clear_leftovers(place)
-        temporary, lock = _make_locked(place)
-        try:
+        with _locked_folder(place) as temporary:
             yield temporary
             if sync:
                 sync_folder(temporary)
             _take_place(temporary, place, replace)
             if sync:
                 _sync_path(place.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
-    except InherituneError:
-        raise
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
 
 
 def is_being_filled(destination: Path) -> bool:
     """Return whether a living process is in a `whole_folder` of `destination`; False where locks are not known."""
-    place = destination.resolve()
-    if os.name != "posix" or not place.parent.is_dir():
-        return False
-    _clear_leftovers(place)
-    return any(_is_temporary(path, place) for path in place.parent.iterdir())
+    return os.name == "posix" and _clear_leftovers(destination.resolve())
 
 
 def _take_place(temporary: Path, place: Path, replace: bool) -> None:
-    """Rename `temporary` to `place`; a folder that is there is put aside first and comes back if that fails."""
-    if not replace:
-        _take_free_place(temporary, place)
-        return
-    if not place.exists():
-        temporary.rename(place)
-        return
+    """Rename `temporary` to `place`; what is there is put aside first, to come back if that fails, or must be empty."""
     aside = place.with_name(f".{place.name}{_ASIDE}")
-    place.rename(aside)
+    put_aside = replace and place.exists()
     try:
-        temporary.rename(place)
-    except OSError:
-        aside.rename(place)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _take_free_place(temporary: Path, place: Path) -> None:
-    """Rename `temporary` to `place`, where nothing or an empty folder may be; the system itself refuses more."""
-    try:
-        if place.exists():
+        if put_aside:
+            place.rename(aside)
+        elif place.exists():
             place.rmdir()
         temporary.rename(place)
     except OSError as error:
-        if error.errno in _FILLED:
+        if put_aside and not place.exists():
+            aside.rename(place)
+        elif error.errno in _FILLED:
             line = f"{place} was filled meanwhile by another process: it stays as it is, pass a new or empty folder"
             raise OutputError(line) from error
         raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _restore(place: Path) -> None:
     """Bring back what a process that was killed between two renames had put aside."""
     aside = place.with_name(f".{place.name}{_ASIDE}")
-    if not aside.exists():
-        return
     if place.exists():
         shutil.rmtree(aside, ignore_errors=True)
-    else:
+    elif aside.exists():
         aside.rename(place)
 
 
-def _make_locked(place: Path) -> tuple[Path, int | None]:
+@contextmanager
+def _locked_folder(place: Path) -> Iterator[Path]:
     """Make a temporary folder for `place` and lock it; the lock goes with the process, however it ends."""
     while True:
         temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}{_TEMPORARY}")
         temporary.mkdir()
-        if os.name != "posix":
-            return temporary, None
         lock = _lock(temporary)
         # Another process may have taken the folder for a leftover in the moment before it was locked.
-        if lock is not None and temporary.exists():
-            return temporary, lock
+        if temporary.exists() and (lock is not None or os.name != "posix"):
+            break
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         if lock is not None:
             os.close(lock)
 
 
-def _clear_leftovers(place: Path) -> None:
-    """Remove temporary folders for `place` that no living process holds."""
-    if os.name != "posix":
-        return
-    for path in place.parent.iterdir():
-        lock = _lock(path) if _is_temporary(path, place) else None
+def _clear_leftovers(place: Path) -> bool:
+    """Remove the temporary folders for `place` that no living process holds; return whether there are others."""
+    folders = [*place.parent.glob(f".{glob.escape(place.name)}.{'?' * 12}{_TEMPORARY}")]
+    locks = {folder: _lock(folder) for folder in folders}
+    for folder, lock in locks.items():
         if lock is not None:
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
-
-
-def _is_temporary(path: Path, place: Path) -> bool:
-    """Return whether `path` is a temporary folder for `place`, by its name."""
-    start = f".{place.name}."
-    token = path.name.removeprefix(start).removesuffix(_TEMPORARY)
-    return path.name == f"{start}{token}{_TEMPORARY}" and len(token) == 12 and path.is_dir()
+    return None in locks.values()
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock `folder` and return the open descriptor that holds the lock, or None if another process has it."""
+    """Lock `folder` and return the descriptor that holds the lock; None if another process has it, or on Windows."""
+    if os.name != "posix":
+        return None
     import fcntl
 
     with suppress(FileNotFoundError):
@@ -346,16 +301,15 @@ def _lock(folder: Path) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            return None
-        return descriptor
+        else:
+            return descriptor
     return None
 
 
 def sync_folder(folder: Path) -> None:
     """Wait until the disk has everything in `folder`."""
-    for path in sorted(folder.rglob("*")):
+    for path in (*sorted(folder.rglob("*")), folder):
         _sync_path(path)
-    _sync_path(folder)
 
 
 def _sync_path(path: Path) -> None:

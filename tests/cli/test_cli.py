@@ -156,7 +156,7 @@ MISTAKES = {
     "private without upload": (["run", "heal", "--private"], "--private is for an upload"),
     "a scale that is not there": (["reproduce", "table5", "--scale", "paper"], "unknown scale 'paper'"),
     "missing folder": (["analyze", "{p}/modl", "--out", "{t}/x"], "no folder .*modl.*did you mean .*model"),
-    "empty folder": (["inherit", "{p}/empty", "--layers", "2", "--out", "{t}/x"], "is empty"),
+    "empty folder": (["inherit", "{p}/empty", "--layers", "2", "--out", "{t}/x"], "no config.json in"),
     "an encoder": (["analyze", "{p}/bert", "--out", "{t}/x"], "not a decoder language model .BertForMaskedLM"),
     "too many layers": (["inherit", "{p}/model", "--layers", "5", "--out", "{t}/x"], "5 layers, the model has 4 .0-3."),
     "empty range": (["inherit", "{p}/model", "--layers", "2:2", "--out", "{t}/x"], "2:2"),

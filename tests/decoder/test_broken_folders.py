@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import inheritune.surgery as surgery
 from inheritune.data import train_tokenizer
@@ -21,6 +22,7 @@ from inheritune.decoder import NoTokenizerError, load_config, load_model, load_t
 from inheritune.decoder.streaming import load_decoder
 from inheritune.errors import ModelError, library_errors, reason
 from inheritune.evaluation.windows import open_tokenizer
+from inheritune.progress import note
 from tiny import make_llama, perturbed
 
 Break = Callable[[Path], object]
@@ -95,18 +97,19 @@ CONFIGS: dict[str, tuple[Break, str]] = {
     "unknown type": (config(model_type="nonsense"), r"config\.json is wrong: .*model type `nonsense`"),
     "type of another kind": (config(model_type=["llama"]), r"config\.json is wrong: "),
     "no type": (write("config.json", b"{}"), r"config\.json is wrong: Unrecognized model"),
-    "no heads": (config(num_attention_heads=0), r"num_attention_heads is 0, expected at least 1$"),
-    "no layers": (config(num_hidden_layers=0), r"num_hidden_layers is 0, expected at least 1$"),
-    "too many layers": (config(num_hidden_layers=10**12), r"num_hidden_layers is 1000000000000, expected 0 to"),
-    "negative": (config(num_key_value_heads=-2), r"num_key_value_heads is -2, expected 0 to 10,000$"),
+    "no heads": (config(num_attention_heads=0), r"num_attention_heads is 0, expected 1 to 10,000$"),
+    "no layers": (config(num_hidden_layers=0), r"num_hidden_layers is 0, expected 1 to 10,000$"),
+    "too many layers": (config(num_hidden_layers=10**12), r"num_hidden_layers is 1000000000000, expected 1 to"),
+    "negative": (config(num_key_value_heads=-2), r"num_key_value_heads is -2, expected 0 to 100,000$"),
     "wrong kind": (config(hidden_size="wide"), r"config\.json is wrong: Field 'hidden_size' expected int, got str"),
     "null": (config(num_attention_heads=None), r"config\.json is wrong: Field 'num_attention_heads' expected int"),
     "rope": (config(rope_parameters={"rope_type": "yarn"}), r"config\.json is wrong: Missing required keys .*'factor'"),
     "dtype": (config(dtype="float99"), r"config\.json is wrong: .*'float99'"),
-    "architectures": (config(architectures=[3]), r"architectures is \[3\], expected a list of class names$"),
+    "architectures": (config(architectures=[3]), r"config\.json is wrong: expected string .*, got 'int'"),
     "quantisation": (config(quantization_config=[1]), r"config\.json is wrong: "),
     "code": (config(auto_map={"AutoConfig": 3}), r"config\.json is wrong: "),
-    "no width": (config(hidden_size=0), r"config\.json is wrong: hidden_size is 0, expected at least 1$"),
+    "no width": (config(hidden_size=0), r"config\.json is wrong: hidden_size is 0, expected 1 to "),
+    "no positions": (config(max_position_embeddings=-1), r"wrong: max_position_embeddings is -1, expected 1 to "),
     "NaN": (
         config(rms_norm_eps=float("nan")),
         r"config\.json is damaged or not JSON: it holds NaN, expected a number$",
@@ -139,6 +142,10 @@ WEIGHTS: dict[str, tuple[Break, str]] = {
     "activation": (config(hidden_act="quux"), r"config\.json is wrong: unknown name 'quux'$"),
     "rope": (config(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), r"config\.json is wrong: .*'spiral'$"),
     "experts": (config(experts_implementation="x"), r"config\.json is wrong: .*`experts_implementation=\"x\"` is not"),
+    "fields that are not there": (
+        write("config.json", b'{"model_type": "llama"}'),
+        r"holds [\d,]+ bytes of weights: its config\.json describes a model of 6,738,415,616 parameters",
+    ),
     "shape": (config(vocab_size=96), r"m stores .* as \[97, 32\]: its config\.json asks for \[96, 32\]$"),
     "quantised": (
         config(quantization_config={"quant_method": "gptq", "bits": 4}),
@@ -262,6 +269,14 @@ def test_a_folder_without_a_tokenizer_has_none(whole: Path, tmp_path: Path) -> N
     assert open_tokenizer(str(folder)) is None
 
 
+@pytest.mark.parametrize("kind", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+def test_the_numbers_of_every_known_family_are_possible(kind: str, tmp_path: Path) -> None:
+    with suppress(Exception):  # a few families have no default configuration
+        CONFIG_MAPPING[kind]().to_json_file(tmp_path / "config.json")
+    if (tmp_path / "config.json").is_file():
+        loading._check_counts(json.loads((tmp_path / "config.json").read_text()))
+
+
 def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "them/one"}')
     with pytest.raises(ModelError, match=r"holds an adapter \(adapter_config\.json\)"):
@@ -273,16 +288,14 @@ def test_an_adapter_alone_is_refused(tmp_path: Path) -> None:
     ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn", "flex_attention", "paged|sdpa", 5, "x"],
 )
 def test_attention_that_this_machine_lacks_is_replaced_with_a_note(
-    attention: object, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    attention: object, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config(_attn_implementation=attention)(folder := copy(whole, tmp_path / "m"))
-    loading._note.cache_clear()
-    with caplog.at_level(logging.WARNING, "inheritune"):
-        model = load_model(folder)
+    note.cache_clear()
+    model = load_model(folder)
     assert model.config._attn_implementation == "sdpa"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"note: the attention {attention!r} of the config.json is not used: PyTorch's own (sdpa) or eager is"
-    ]
+    line = f"note: the attention {attention!r} of the config.json is not used: PyTorch's own (sdpa) or eager is\n"
+    assert capsys.readouterr().err.count(line) == 1
     tokens = torch.arange(10)[None]
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, load_model(whole)(tokens).logits)

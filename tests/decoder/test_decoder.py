@@ -124,7 +124,7 @@ def mistakes(root: Path) -> dict[str, tuple[Path, str]]:
             root / "emty",
             r"no folder .*emty: expected a model folder, .*, a hub id, or stdlib; did you mean .*empty",
         ),
-        "empty": (root / "empty", r"empty is empty: expected a model in Hugging Face format"),
+        "empty": (root / "empty", r"^no config\.json in .*empty: expected a model in Hugging Face format"),
         "file": (root / "file.txt", r"is a file: expected a model folder"),
         "encoder": (root / "bert", r"not a decoder language model \(BertForMaskedLM\): expected a \.\.\.ForCausalLM"),
         "encoder-decoder": (root / "t5", r"is an encoder-decoder \(t5\)"),

@@ -101,6 +101,17 @@ def test_a_mistyped_stdlib_is_put_right() -> None:
         load_config("./sdtlib")
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 5000 + "/b", "a" * 5000 + ".json", "~nobody-of-this-name/m"])
+def test_a_name_that_can_be_no_path_is_one_line(name: str, tmp_path: Path) -> None:
+    inherit = lambda source: surgery.inherit_checkpoint(source, tmp_path / "out", 1)  # noqa: E731 - one of four
+    for attempt in (load_config, load_model, load_tokenizer, inherit):
+        for source in (name, Path(name)):
+            with pytest.raises(ModelError, match=r"^cannot use '.{1,80}' as a path: ") as caught:
+                attempt(source)
+            assert len(str(caught.value)) < 200
+    assert model_identity(name) is None
+
+
 def test_a_model_is_known_by_what_it_is_not_by_where_it_lies(tmp_path: Path) -> None:
     make_gpt2().save_pretrained(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two")

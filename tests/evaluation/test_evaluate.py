@@ -187,7 +187,7 @@ def test_models_and_files_that_are_not_there(stories: Path, tmp_path: Path, wind
     ).save_pretrained(tmp_path / "bert")
     cases: list[tuple[Any, Any, Any, type[InherituneError], str]] = [
         (tmp_path / "none", windows, None, ModelError, "no folder"),
-        (tmp_path / "empty", windows, None, ModelError, "is empty"),
+        (tmp_path / "empty", windows, None, ModelError, "no config.json in"),
         (tmp_path / "bert", windows, None, ModelError, "not a decoder"),
         (stories, windows, tmp_path / "none", ModelError, "no folder"),
         (stories, tmp_path / "none.npy", None, DataError, "no file"),

@@ -16,7 +16,7 @@ from inheritune.recipes.reference import reference_page
 from inheritune.recipes.runner import recall_layers
 from inheritune.recipes.schema import RecipeTraining, RecommendedLayers
 from inheritune.spectra.recommend import Recommendation
-from inheritune.storage import claim_folder
+from inheritune.storage import claimed
 from inheritune.training import TrainingSettings
 from tiny import analysis_of
 
@@ -150,7 +150,8 @@ def test_a_run_that_goes_on_keeps_the_layers_it_began_with(tmp_path: Path) -> No
     named, out = analysis(tmp_path / "analysis"), tmp_path / "run"
     began = load_recipe({**MINIMAL, "layers": named})
     assert recall_layers(began, out) == began
-    claim_folder(out, {"kind": "run", "recipe": began.model_dump(mode="json")})
+    with claimed(out, {"kind": "run", "recipe": began.model_dump(mode="json")}):
+        pass
     analysis(
         tmp_path / "analysis", Recommendation(depth=16, start=8, cut=tuple(range(8, 16)), reason="another outcome.")
     )

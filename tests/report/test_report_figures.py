@@ -219,7 +219,7 @@ def test_a_wrong_folder_for_figures_leaves_no_page(study: Write, tmp_path: Path)
         study({key: record[key] for key in record if key not in ("angular_distance", "blocks")}),
         tmp_path / "p.html",
     )
-    storage.claim_folder(tmp_path / "other", {"kind": "analysis", "eta": 0.9})
+    storage.write_json(tmp_path / "other" / "identity.json", {"kind": "analysis", "eta": 0.9})
     lines = {
         folder / "maps.json": "--figures .*maps.json is a file, expected a folder",
         folder: "pass a new or empty --figures folder",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.cli.options import SEPARATOR, Field, Separator
+from inheritune.cli.options import SEPARATOR, Field, Model, Separator
 from inheritune.errors import DataError, InherituneError
 
 if TYPE_CHECKING:
@@ -28,12 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def analyze(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Model folder in Hugging Face format, hub id, or stdlib: the model that is shipped.", metavar="MODEL"
-        ),
-    ],
+    model: Model,
     out: Annotated[Path, typer.Option(help="Folder for spectra.json and maps.json.")],
     data: Annotated[
         str | None, typer.Option(help="Text file or source to draw sequences from.", show_default=DEFAULT_SOURCE)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.cli.options import SEPARATOR, Field, Separator
+from inheritune.cli.options import SEPARATOR, Field, Model, Separator
 
 if TYPE_CHECKING:
     from inheritune.records.evaluation import Comparison, Evaluated, EvaluationRecord, Speed, SpeedRatio
@@ -21,12 +21,12 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder or hub id.")],
+    model: Model,
     data: Annotated[
         str,
         typer.Option(help="A text source, a folder of prepared shards (validation split), or windows.npy (N, T + 1)."),
     ],
-    against: Annotated[str | None, typer.Option(help="The reference: a model folder or hub id.")] = None,
+    against: Annotated[str | None, typer.Option(help="The reference, named as MODEL is.")] = None,
     field: Field = "text",
     separator: Separator = SEPARATOR,
     length: Annotated[

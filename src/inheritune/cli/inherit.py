@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inheritune.cli.options import Model
 from inheritune.errors import InherituneWarning, OutputError, PlanError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def inherit(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The trained model: a folder or a hub id.")],
+    model: Model,
     layers: Annotated[
         str | None,
         typer.Option(

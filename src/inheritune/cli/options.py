@@ -6,6 +6,13 @@ from typing import Annotated
 
 import typer
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder in Hugging Face format, the folder of a finished run, a hub id, or stdlib: the shipped model.",
+    ),
+]
 SEPARATOR = r"\n\n"
 
 

@@ -17,16 +17,20 @@ def register(app: typer.Typer) -> None:
 
 def prepare(
     source: Annotated[
-        str, typer.Argument(help="stdlib, a .txt/.jsonl/.csv/.parquet file, a folder of them, or hf:NAME[:CONFIG].")
+        str,
+        typer.Argument(
+            help="stdlib, a .txt, .jsonl, .json, .csv, .tsv or .parquet file (packed too), a folder of such files, or "
+            "hf:NAME[:CONFIG] for a data set of the hub."
+        ),
     ],
-    tokenizer: Annotated[str, typer.Option(help="A tokenizer or model (folder or hub id), or train:SIZE.")],
+    tokenizer: Annotated[str, typer.Option(help="A model's or tokenizer's folder or hub id, stdlib, or train:SIZE.")],
     out: Annotated[Path, typer.Option(help="The folder of the shards.")],
     validation: Annotated[str | None, typer.Option(help="A second source, for validation alone.")] = None,
-    valid_fraction: Annotated[float, typer.Option(help="Share of the documents for validation.")] = 0.04,
+    valid_fraction: Annotated[float, typer.Option(help="Share for validation, without --validation.")] = 0.04,
     separator: Separator = SEPARATOR,
     field: Field = "text",
 ) -> None:
-    """Tokenize text once into shards that every run can share.
+    """Tokenize text once into shards that every run can share; the same command again reuses them.
 
     Whole documents, not windows, go to training or validation, by a hash of their path or text.
     """
@@ -43,7 +47,6 @@ def prepare(
         field=field,
     )
     splits = shards.manifest.splits
-    parts = (("train", splits.train), ("valid", splits.valid))
-    rows = [(name, f"{part.documents:,}", f"{part.tokens:,}") for name, part in parts]
+    rows = [(name, f"{part.documents:,}", f"{part.tokens:,}") for name, part in splits]
     print_table(f"{source}: {shards.vocabulary:,} token ids", ("split", "documents", "tokens"), rows)
     console.print(f"shards: {out}   manifest: {out / 'manifest.json'}", markup=False)

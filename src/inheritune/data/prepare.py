@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, ModelError, OutputError
 from inheritune.progress import Advance, note, progress
 from inheritune.records.data import Manifest, PrepareSettings, SourceContent, Splits
-from inheritune.storage import is_being_filled, whole_folder
+from inheritune.storage import difference, is_being_filled, whole_folder
 
 WAIT_SECONDS = 0.5
 
@@ -62,10 +63,7 @@ def prepare(
         separator=separator,
         field=field,
     )
-    return _reuse_or_write(Path(out), settings)
-
-
-def _reuse_or_write(out: Path, settings: PrepareSettings) -> Shards:
+    out = Path(out)
     while is_being_filled(out):
         note(f"another process is preparing {out}: waiting for it")
         time.sleep(WAIT_SECONDS)
@@ -97,51 +95,24 @@ def _reuse(out: Path, settings: PrepareSettings) -> Shards:
         OutputError: they would make others.
     """
     shards = open_shards(out)
+    known = shards.manifest.sources
+    held, asked = shards.manifest.settings.as_json(), settings.as_json()
     try:
-        contents = _contents(settings) if shards.manifest.sources else {}
+        contents = _contents(settings) if known else {}
     except DataError as error:
         contents = {}
         note(f"{error}; the shards in {out} are used as they are")
-    for key, value in settings.as_json().items():
-        if why := _difference(shards, key, value, contents.get(key)):
-            raise OutputError(f"{out} holds other shards ({why}): pass another folder, or delete it to make it again")
+    for key in known.keys() & contents.keys():
+        held[key], asked[key] = known[key].as_json(), contents[key].as_json()
+    if not settings.tokenizer.startswith(TRAIN_PREFIX):
+        with suppress(ModelError):  # it is gone, or the hub cannot be reached: the shards have a copy
+            digest = tokenizer_digest(load_tokenizer(settings.tokenizer))
+            copy = tokenizer_digest(load_tokenizer(shards.tokenizer))
+            same = digest in (shards.manifest.tokenizer_sha256, copy)
+            asked["tokenizer"] = held["tokenizer"] if same else f"{settings.tokenizer} with other content"
+    if why := difference(held, asked):
+        raise OutputError(f"{out} holds other shards ({why}): pass another folder, or delete it to make it again")
     return shards
-
-
-def _difference(shards: Shards, key: str, value: object, content: SourceContent | None) -> str:
-    """Say how a setting of the shards differs from one asked for; sources and tokenizers are known by their content."""
-    held = shards.manifest.settings[key]
-    old = shards.manifest.sources.get(key)
-    if old is not None and content is not None:
-        changed = f"it had {_size(old)}, now it has {_size(content)}" if held == value else f"its {key} is {held!r}"
-        return f"the {key} {value} has other content: {changed}" if old != content else ""
-    if key == "tokenizer":
-        if _same_tokenizer(shards, str(value)):
-            return ""
-        if held == value:
-            return f"the tokenizer {value} has changed"
-    return f"its {key} is {held!r}, yours is {value!r}" if held != value else ""
-
-
-def _size(content: SourceContent) -> str:
-    """Say the size of a source, and its digest, since another text may be as long."""
-    files = f" in {content.files:,} files" if content.files > 1 else ""
-    return f"{content.bytes:,} bytes{files}, SHA-256 {content.sha256[:8]}"
-
-
-def _same_tokenizer(shards: Shards, spec: str) -> bool:
-    """Return whether `spec` names a tokenizer that equals the one the shards were made with, wherever it is."""
-    named = spec == shards.manifest.settings.tokenizer
-    if spec.startswith(TRAIN_PREFIX):
-        return named
-    try:
-        asked = tokenizer_digest(load_tokenizer(spec))
-    except ModelError:
-        return named  # it is gone, or the hub cannot be reached: the shards have a copy
-    known = shards.manifest.tokenizer_sha256
-    if known is None and named:
-        return True
-    return asked in (known, tokenizer_digest(load_tokenizer(shards.tokenizer)))
 
 
 def _write(folder: Path, settings: PrepareSettings) -> None:
@@ -149,7 +120,7 @@ def _write(folder: Path, settings: PrepareSettings) -> None:
     named = not settings.tokenizer.startswith(TRAIN_PREFIX)
     encoder = resolve_tokenizer(settings.tokenizer, ()) if named else None  # a wrong name is said before any reading
     sources = _contents(settings)
-    train, valid = _split(*(settings[key] for key in ("source", "validation", "valid_fraction", "separator", "field")))
+    train, valid = _split(settings)
     if encoder is None:
         encoder = resolve_tokenizer(settings.tokenizer, (document.text for document in train))
     size = vocabulary_size(encoder)
@@ -170,27 +141,23 @@ def _write(folder: Path, settings: PrepareSettings) -> None:
     ).write(folder / MANIFEST)
 
 
-def _split(
-    source: str, validation: str | None, fraction: float, separator: str, field: str
-) -> tuple[list[Document], list[Document]]:
+def _split(settings: PrepareSettings) -> tuple[list[Document], list[Document]]:
     """Return the documents for training and for validation."""
-    documents = _read(source, separator, field)
-    if validation is not None:
-        return documents, _read(validation, separator, field)
+    documents, fraction = _read(settings.source, settings), settings.valid_fraction
+    if settings.validation is not None:
+        return documents, _read(settings.validation, settings)
     if len(documents) < 2:
-        raise DataError(f"{source} is a single document and cannot be split: name a validation source beside it")
+        raise DataError(f"{settings.source} is a single document and cannot be split: name a validation source beside")
     threshold = max(fraction, min(document.position() for document in documents) + 1e-15)
     valid = [document for document in documents if document.position() < threshold]
     train = [document for document in documents if document.position() >= threshold]
     if not train:
-        raise DataError(
-            f"valid fraction {fraction} leaves no training document of {len(documents)}: pass a smaller one"
-        )
+        raise DataError(f"valid fraction {fraction} leaves no training document of {len(documents)}: pass less")
     return train, valid
 
 
-def _read(source: str, separator: str, field: str) -> list[Document]:
-    documents = list(read_documents(source, separator, field))
+def _read(source: str, settings: PrepareSettings) -> list[Document]:
+    documents = list(read_documents(source, settings.separator, settings.field))
     if not documents:
         raise DataError(f"{source} holds no text")
     return documents

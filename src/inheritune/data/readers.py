@@ -1,7 +1,7 @@
-"""How text is read out of one file, packed or not: texts between separators, or the field of its rows that holds text.
+"""How the texts of one file are read, packed or not: those between separators, of a field of its rows, or the whole.
 
-Only that field is read, and as text: other fields may hold anything. Every fault is one line with the file and the
-line or row. Files are read piece by piece, except a `.json` file that is one array.
+Of rows only that field is read, and as text: other fields may hold anything. Every fault is one line with the file and
+the line or row. Files are read piece by piece, except a `.json` file that is one array.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
 import lzma
 import re
+import reprlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from inheritune.errors import DataError, nearest
+from inheritune.errors import DataError, library_errors, nearest, reason
 
 END_OF_TEXT = "<|endoftext|>"
 BLANK_LINE = "\n\n"
@@ -30,19 +33,13 @@ _JSON = json.JSONDecoder(parse_int=float)  # Python's integers have a greatest l
 _SPACES = re.compile(r"^[^\S\n]+$", re.MULTILINE)
 
 
-def _open_zstd(path: Path) -> IO[bytes]:
+def _open_zstd(path: Path, mode: str) -> IO[bytes]:
     import pyarrow
 
-    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path), mode), "zstd"))
 
 
-def _open_plain(path: Path) -> IO[bytes]:
-    return path.open("rb")
-
-
-PACKED: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstd,
-}  # fmt: skip
+PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": _open_zstd}
 
 
 def ending(path: Path) -> str:
@@ -53,75 +50,28 @@ def ending(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _open(path: Path) -> IO[bytes]:
-    stream: IO[bytes] = PACKED.get(path.suffix.lower(), _open_plain)(path)
-    return stream
+def read_texts(path: Path, separator: str, field: str) -> Iterator[str | None]:
+    """Yield the texts of a file as its ending in `FORMATS` says.
 
+    Args:
+        path: the file.
+        separator: what stands between two texts of a `.txt` file.
+        field: the field of rows that holds the text.
 
-def read_whole(path: Path, encoding: str = "utf-8-sig") -> str | None:
-    """Return the whole text of a file, None where it is not UTF-8.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    try:
-        with _open(path) as file, io.TextIOWrapper(file, encoding=encoding) as text:
-            return text.read()
-    except UnicodeDecodeError:
-        return None
-    except Exception as error:
-        raise DataError(f"cannot read {path}: {reason(error)}") from error
-
-
-def read_texts(path: Path, separator: str) -> Iterator[str]:
-    """Yield the parts of a text file between separators, without the line ends around them; blank ones are passed over.
-
-    A text that marks its documents with `<|endoftext|>` in its first megabyte (TinyStories does) is split there.
+    Yields:
+        A text, one for each row of a file of rows; None for a null, and for a whole file that is not UTF-8.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, or is packed and cut short.
+        DataError: the file cannot be read or is not UTF-8, or a row has no such field or no text there.
     """
-    mark, rest, line = "", "", 1
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    kind, row = ending(path), 1
     try:
-        with _open(path) as file:
-            for raw in _pieces(file):
-                piece = decoder.decode(raw, final=not raw)
-                mark = mark or (END_OF_TEXT if END_OF_TEXT in piece else separator)
-                piece = _SPACES.sub("", piece) if mark == BLANK_LINE else piece
-                *whole, rest = (rest + piece).split(mark)
-                yield from (text.strip("\n") for text in whole if text.strip())
-                line += raw.count(b"\n")
-    except UnicodeDecodeError as error:
-        line += error.object[: error.start].count(b"\n")
-        raise DataError(f"cannot read {path} as UTF-8 text, line {line}: {reason(error)}") from error
-    except Exception as error:
-        place = f", after line {line - 1}" if line > 1 else ""
-        raise DataError(f"cannot read {path}{place}: {reason(error)}") from error
-    if rest.strip():
-        yield rest.strip("\n")
-
-
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield a file in pieces that end with a line, so that a blank line is seen whole; an empty one ends it."""
-    while piece := file.read(PIECE) + file.readline(PIECE):
-        yield piece
-    yield b""
-
-
-def read_rows(path: Path, field: str) -> Iterator[tuple[int, str | None]]:
-    """Yield (number, text) of each row of JSON lines, a JSON array, CSV, TSV or Parquet; None is a null.
-
-    Raises:
-        DataError: the file cannot be read, or a row has no such field or holds something else than text there.
-    """
-    row = 1
-    try:
-        for record in _RECORDS[ending(path)](path, field):
-            yield row, _text(record, field)
+        for text in FORMATS[kind](path, separator, field):
+            yield text
             row += 1
     except Exception as error:
-        raise DataError(f"cannot read {path}, row {row}: {reason(error)}") from error
+        place = f", row {row}" if kind in ROWS else ""
+        raise DataError(f"cannot read {path}{place}: {reason(error)}") from error
 
 
 def text_of(record: object, field: str) -> str | None:
@@ -131,91 +81,98 @@ def text_of(record: object, field: str) -> str | None:
         ValueError: the row is no object, has no such field, or holds something else than text there.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"it holds {_kind(record)}, expected an object with the field {field!r}")
-    if field not in record:
-        raise ValueError(_no_field(field, list(record)))
-    value = record[field]
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"its {field!r} holds {_kind(value)}, expected text")
-    value.encode()  # half of a surrogate pair is no character
-    return value
+        raise ValueError(f"it is {reprlib.repr(record)}, expected an object with the field {field!r}")
+    _check_field(field, list(record))
+    text = record[field]
+    if not isinstance(text, str | None):
+        raise ValueError(f"its {field!r} is {reprlib.repr(text)}, expected text")
+    (text or "").encode()  # half of a surrogate pair is no character
+    return text
 
 
-def _text(record: object, field: str) -> str | None:
-    """Return the text of a record: an object, or a line of JSON that is to be parsed."""
-    if not isinstance(record, bytes):
-        return text_of(record, field)
-    if not record.strip():
-        return ""
-    return text_of(_JSON.decode(record.decode("utf-8")), field)
+def _check_field(field: str, names: list[str]) -> None:
+    if field not in names:
+        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "none"
+        hint = f"name one with --field, or data.field in a recipe{nearest(field, names)}"
+        raise ValueError(f"no field {field!r}, its fields are {shown}: {hint}")
 
 
-def _json_records(path: Path, field: str) -> Iterator[object]:
-    """Yield the lines of a file, or the items of one JSON value that goes over several lines."""
+def _open(path: Path) -> IO[bytes]:
+    stream: IO[bytes] = PACKED.get(path.suffix.lower(), open)(path, "rb")
+    return stream
+
+
+def _whole(path: Path, separator: str, field: str) -> Iterator[str | None]:
+    text = None
+    with _open(path) as file, io.TextIOWrapper(file, "utf-8") as stream, suppress(UnicodeDecodeError):
+        text = stream.read()
+    yield text
+
+
+def _between_separators(path: Path, separator: str, field: str) -> Iterator[str]:
+    """Yield the parts between separators, without the line ends around them; blank ones are passed over.
+
+    A text that marks its documents with `<|endoftext|>` in its first megabyte (TinyStories does) is split there.
+    """
+    mark, rest, line = "", "", 1
+    with _open(path) as file:
+        # Pieces end with a line, so that a blank line is seen whole.
+        for raw in iter(lambda: file.read(PIECE) + file.readline(), b""):
+            try:
+                piece = raw.decode("utf-8-sig" if line == 1 else "utf-8").replace("\r\n", "\n").replace("\r", "\n")
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].count(b"\n")
+                raise ValueError(f"line {line} is not UTF-8 ({error.reason})") from error
+            mark = mark or (END_OF_TEXT if END_OF_TEXT in piece else separator)
+            piece = _SPACES.sub("", piece) if mark == BLANK_LINE else piece
+            *whole, rest = (rest + piece).split(mark)
+            yield from (text.strip("\n") for text in whole if text.strip())
+            line += raw.count(b"\n")
+    if rest.strip():
+        yield rest.strip("\n")
+
+
+def _json(path: Path, separator: str, field: str) -> Iterator[str | None]:
+    """Yield of the lines of a file, or of the items of one JSON value that goes over several lines."""
     with _open(path) as file:
         first = file.readline().removeprefix(codecs.BOM_UTF8)
         if first.lstrip().startswith(b"[") or first.strip() == b"{":
-            held = _JSON.decode((first + file.read()).decode("utf-8"))
-            yield from held if isinstance(held, list) else [held]
+            held = _parse(first + file.read())
+            yield from (text_of(item, field) for item in (held if isinstance(held, list) else [held]))
         else:
-            yield first
-            yield from file
+            for line in itertools.chain([first], file):
+                yield text_of(_parse(line), field) if line.strip() else ""
 
 
-def _csv_records(path: Path, field: str) -> Iterator[object]:
+def _parse(data: bytes) -> object:
+    text = data.decode()
+    with library_errors("no JSON", kind=DataError):
+        return _JSON.decode(text)
+
+
+def _csv(path: Path, separator: str, field: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)  # documents are longer than the cells that the module expects
-    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        rows = csv.reader(text, delimiter="\t" if ending(path) == ".tsv" else ",", strict=True)
+    with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as stream:
+        rows = csv.reader(stream, delimiter="\t" if ending(path) == ".tsv" else ",", strict=True)
         names = next(rows, [field])
-        if field not in names:
-            raise ValueError(_no_field(field, names))
+        _check_field(field, names)
         for cells in rows:
             if cells and len(cells) != len(names):
                 raise ValueError(f"{len(cells)} columns, expected {len(names)}")
-            yield dict(zip(names, cells, strict=True)) if cells else {field: ""}
+            yield cells[names.index(field)] if cells else ""
 
 
-def _parquet_records(path: Path, field: str) -> Iterator[object]:
+def _parquet(path: Path, separator: str, field: str) -> Iterator[str | None]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
-        if field not in file.schema_arrow.names:
-            raise ValueError(_no_field(field, file.schema_arrow.names))
+        _check_field(field, file.schema_arrow.names)
         for batch in file.iter_batches(BATCH_ROWS, columns=[field]):
-            for value in batch.column(0):
-                yield {field: value.as_py()}
+            yield from (text_of({field: value.as_py()}, field) for value in batch.column(0))
 
 
-_RECORDS: dict[str, Callable[[Path, str], Iterator[object]]] = {
-    ".jsonl": _json_records, ".ndjson": _json_records, ".json": _json_records,
-    ".csv": _csv_records, ".tsv": _csv_records, ".parquet": _parquet_records,
-}  # fmt: skip
-ROWS = tuple(_RECORDS)
-"""The endings of files that hold rows."""
-
-
-def _no_field(field: str, names: list[str]) -> str:
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") if names else "none"
-    hint = f"name one with --field, or data.field in a recipe{nearest(field, names)}"
-    return f"no field {field!r}, its fields are {shown}: {hint}"
-
-
-def _kind(value: object) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", str: "text"}
-    return "null" if value is None else kinds.get(type(value), type(value).__name__)
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of what went wrong."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 (byte 0x{error.object[error.start]:02x}, {error.reason})"
-    if isinstance(error, UnicodeEncodeError):
-        return f"half of a character ({error.object[error.start]!a}) in the text"
-    if isinstance(error, json.JSONDecodeError):
-        place = f"line {error.lineno}, column" if error.lineno > 1 else "column"
-        return f"no JSON, {error.msg[:1].lower()}{error.msg[1:]} ({place} {error.colno})"
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+ROWS = {".jsonl": _json, ".ndjson": _json, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
+"""Readers of files that hold rows."""
+WHOLE = {".py": _whole, ".md": _whole}
+"""Readers of files that are one document each, in a folder."""
+FORMATS: dict[str, Callable[[Path, str, str], Iterator[str | None]]] = {".txt": _between_separators, **ROWS, **WHOLE}

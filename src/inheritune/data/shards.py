@@ -8,7 +8,7 @@ counts and SHA-256, the tokenizer and the source; a folder without it is unfinis
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,13 +56,12 @@ class Shards:
     @property
     def digest(self) -> str:
         """SHA-256 over the digests of all shards: equal digests mean equal tokens in both splits."""
-        splits = self.manifest.splits
-        sums = [shard.sha256 for split in (splits.train, splits.valid) for shard in split.shards]
+        sums = [shard.sha256 for _, split in self.manifest.splits for shard in split.shards]
         return hashlib.sha256("".join(sums).encode()).hexdigest()
 
     def tokens(self, split: str) -> int:
         """Return the number of tokens of `"train"` or `"valid"`."""
-        return self._split(split).tokens
+        return int(self.manifest.splits[split].tokens)
 
     def read(self, split: str, start: int, count: int) -> np.ndarray:
         """Return tokens `start` to `start + count - 1` of a split, across shards: int64 of shape (count,)."""
@@ -78,13 +77,9 @@ class Shards:
     def _arrays(self, split: str) -> list[np.ndarray]:
         if split not in self._maps:
             dtype = np.dtype(self.manifest.dtype)
-            paths = [self.folder / shard.name for shard in self._split(split).shards]
-            self._maps[split] = [np.memmap(path, dtype=dtype, mode="r") for path in paths]
+            shards = self.manifest.splits[split].shards
+            self._maps[split] = [np.memmap(self.folder / shard.name, dtype=dtype, mode="r") for shard in shards]
         return self._maps[split]
-
-    def _split(self, split: str) -> Split:
-        held: Split = self.manifest.splits[split]
-        return held
 
 
 def is_shards(source: str | Path) -> bool:
@@ -106,7 +101,7 @@ def open_shards(folder: str | Path) -> Shards:
         raise DataError(f"{folder} holds no token shards: expected a folder made by 'inheritune prepare'")
     manifest = read_record(folder / MANIFEST, Manifest)
     width = np.dtype(manifest.dtype).itemsize
-    for shard in (*manifest.splits.train.shards, *manifest.splits.valid.shards):
+    for shard in (shard for _, split in manifest.splits for shard in split.shards):
         path = folder / shard.name
         size = path.stat().st_size if path.is_file() else -1
         if size != shard.tokens * width:
@@ -123,39 +118,27 @@ def write_split(folder: Path, split: str, documents: Iterable[np.ndarray], dtype
         DataError: a token does not fit into `dtype`.
         OSError: the disk is full or the folder cannot be written.
     """
-    writer, count = _Writer(folder, split, dtype), 0
-    for count, tokens in enumerate(documents, start=1):  # noqa: B007 - the number of documents
-        writer.add(tokens)
-    writer.close()
-    total = sum(shard.tokens for shard in writer.shards)
-    return Split(tokens=total, shards=tuple(writer.shards), documents=count)
+    shards: list[ShardFile] = []
+    count = 0
+    for group in _groups(documents, dtype):
+        name, data = f"{split}-{len(shards):05d}.bin", np.concatenate(group)
+        data.tofile(folder / name)
+        shards.append(ShardFile(name=name, tokens=len(data), sha256=hashlib.sha256(data.data).hexdigest()))
+        count += len(group)
+    return Split(tokens=sum(shard.tokens for shard in shards), shards=tuple(shards), documents=count)
 
 
-class _Writer:
-    """Appends documents to the current shard and starts another when it is full."""
-
-    def __init__(self, folder: Path, split: str, dtype: np.dtype[Any]) -> None:
-        self.folder, self.split, self.dtype = folder, split, dtype
-        self.shards: list[ShardFile] = []
-        self._waiting: list[np.ndarray] = []
-        self._count = 0
-
-    def add(self, tokens: np.ndarray) -> None:
-        """Append a document, integers of shape (tokens,)."""
-        if len(tokens) and not 0 <= tokens.min() <= tokens.max() <= np.iinfo(self.dtype).max:
-            ids = f"{tokens.min()} to {tokens.max()}"
-            raise DataError(f"the tokenizer gave ids {ids}: expected 0 to {np.iinfo(self.dtype).max}, its largest")
-        self._waiting.append(tokens.astype(self.dtype))
-        self._count += len(tokens)
-        if self._count >= SHARD_TOKENS:
-            self.close()
-
-    def close(self) -> None:
-        """Write what waits as one shard."""
-        if not self._count:
-            return
-        name = f"{self.split}-{len(self.shards):05d}.bin"
-        data = np.concatenate(self._waiting)
-        data.tofile(self.folder / name)
-        self.shards.append(ShardFile(name=name, tokens=len(data), sha256=hashlib.sha256(data.data).hexdigest()))
-        self._waiting, self._count = [], 0
+def _groups(documents: Iterable[np.ndarray], dtype: np.dtype[Any]) -> Iterator[list[np.ndarray]]:
+    """Yield the documents of one shard after the other, `dtype` of shape (tokens,) each."""
+    group: list[np.ndarray] = []
+    size, most = 0, np.iinfo(dtype).max
+    for tokens in documents:
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() <= most:
+            raise DataError(f"the tokenizer gave ids {tokens.min()} to {tokens.max()}: expected 0 to {most}")
+        group.append(tokens.astype(dtype))
+        size += len(tokens)
+        if size >= SHARD_TOKENS:
+            yield group
+            group, size = [], 0
+    if size:
+        yield group

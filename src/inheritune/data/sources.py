@@ -11,27 +11,26 @@ import hashlib
 import os
 import re
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from inheritune.checkpoints.stored import refuse_pointer
-from inheritune.data.readers import BLANK_LINE, ROWS, ending, read_rows, read_texts, read_whole, reason, text_of
+from inheritune.data.readers import BLANK_LINE, FORMATS, WHOLE, ending, read_texts, text_of
 from inheritune.data.shards import is_shards
-from inheritune.errors import DataError, nearest
-from inheritune.progress import Advance, note, progress
+from inheritune.errors import DataError, nearest_path, reason
+from inheritune.progress import note, progress
 from inheritune.records.data import SourceContent
-from inheritune.storage import IDENTITY
+from inheritune.storage import IDENTITY, user_path
 
 STDLIB = "stdlib"
 VALID_FRACTION = 0.04
 """The share of documents that are for validation unless told otherwise."""
 HUB_PREFIX = "hf:"
-TABLES = (".txt", *ROWS)
+MANY = tuple(kind for kind in FORMATS if kind not in WHOLE)
 """Endings of files of many documents."""
-WHOLE = (".py", ".md")
-"""Endings of files that are one document each, in a folder."""
 HELD_OUT = re.compile(r"(.*[-_.\d])?(validation|valid|val|dev|testing|test|evaluation|eval)([-_.\d].*)?", re.IGNORECASE)
 """Names of files and folders of a split that is not for training, as data sets on the hub have them."""
 
@@ -55,16 +54,21 @@ class _Files:
 
     root: Path
     paths: list[Path] = dataclasses.field(default_factory=list)
-    left_out: dict[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    _first: dict[str, str] = dataclasses.field(default_factory=dict)
+    _count: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def name(self, path: Path) -> str:
+        """Return a file's path below the root."""
+        return path.relative_to(self.root).as_posix()
 
     def leave_out(self, why: str, place: str) -> None:
         """Count something that is not read."""
-        first, count = self.left_out.get(why, (place, 0))
-        self.left_out[why] = (first, count + 1)
+        self._first.setdefault(why, place)
+        self._count[why] += 1
 
     def say_left_out(self, source: str) -> None:
         """Say what was left out, if anything was."""
-        parts = [f"{why}: {count} (first {place})" for why, (place, count) in self.left_out.items()]
+        parts = [f"{why}: {count} (first {self._first[why]})" for why, count in self._count.items()]
         if parts:
             note(f"left out of {source}: {', '.join(parts)}")
 
@@ -91,8 +95,7 @@ def read_documents(source: str | Path, separator: str = BLANK_LINE, field: str =
     name = str(source)
     if name.startswith(HUB_PREFIX):
         return _hub_documents(name.removeprefix(HUB_PREFIX), field)
-    files = _find(source)
-    return _stdlib_documents(files) if name == STDLIB else _file_documents(name, files, separator, field)
+    return _file_documents(name, _find(source), separator, field)
 
 
 def source_content(source: str | Path) -> SourceContent | None:
@@ -103,48 +106,37 @@ def source_content(source: str | Path) -> SourceContent | None:
     """
     if str(source).startswith(HUB_PREFIX):
         return None
-    files = _find(source)
+    files, digests = _find(source), []
     try:
         size = sum(path.stat().st_size for path in files.paths)
         with progress(f"reading {source}", size) as advance:
-            digests = [(_digest(path, advance), path.relative_to(files.root).as_posix()) for path in files.paths]
+            for path in files.paths:
+                with path.open("rb") as file:
+                    digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+                    advance(file.tell())
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror or error}") from error
-    listed = "".join(f"{digest}  {name}\n" for digest, name in digests)
+    listed = "".join(f"{digest}  {files.name(path)}\n" for digest, path in zip(digests, files.paths, strict=True))
     one = files.paths == [Path(source).expanduser()]
     return SourceContent(
         files=len(digests),
         bytes=size,
-        sha256=digests[0][0] if one else hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest(),
+        sha256=digests[0] if one else hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest(),
     )
-
-
-def _digest(path: Path, advance: Advance) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            advance(len(piece))
-    return digest.hexdigest()
 
 
 def _find(source: str | Path) -> _Files:
     """Return the files of a source on this machine, in a fixed order."""
     if str(source) == STDLIB:
         return _stdlib_files()
-    try:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            return _folder_files(path)
-        if not path.is_file():
-            siblings = [str(path.parent / item.name) for item in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = nearest(str(source), [*siblings, STDLIB])
-            raise DataError(f"no text at {source}: expected a file, a folder, 'stdlib' or 'hf:NAME'{hint}")
-    except (OSError, RuntimeError) as error:  # a text instead of a name, no permission, no such user behind ~
-        why = error.strerror if isinstance(error, OSError) else str(error)
-        raise DataError(f"no text at {str(source)[:80]!r}: {why}") from error
-    if ending(path) not in TABLES:
-        raise DataError(f"{path} is of no known kind: expected {', '.join(TABLES)}, or one of them packed")
+    path = user_path(source, DataError)
+    if path.is_dir():
+        return _folder_files(path)
+    if not path.is_file():
+        hint = nearest_path(path, STDLIB)
+        raise DataError(f"no text at {source}: expected a file, a folder, 'stdlib' or 'hf:NAME'{hint}")
+    if ending(path) not in MANY:
+        raise DataError(f"{path} is of no known kind: expected {', '.join(MANY)}, or one of them packed")
     return _Files(path.parent, [path])
 
 
@@ -159,23 +151,18 @@ def _folder_files(root: Path) -> _Files:
     if _is_ours(root):
         raise DataError(f"{root} is a folder that inheritune wrote, of shards, a run or an analysis: expected text")
     files = _Files(root)
-    readable = []
     for path in sorted(_walk(root)):
-        if path.is_dir():
-            files.leave_out("linked folders", path.relative_to(root).as_posix())
-        elif ending(path) in TABLES + WHOLE:
-            readable.append(path)
-        else:
-            files.leave_out("files of other kinds", path.relative_to(root).as_posix())
-    held_out = {path for path in readable if _is_held_out(path, root)}
-    mixed = any(ending(path) in TABLES and path not in held_out for path in readable)
-    for path in readable:
-        if mixed and path in held_out:
-            files.leave_out("files of a test or validation split", path.relative_to(root).as_posix())
-        else:
+        if not path.is_dir() and ending(path) in FORMATS:
             files.paths.append(path)
+        else:
+            files.leave_out("linked folders" if path.is_dir() else "files of other kinds", files.name(path))
+    held_out = {path for path in files.paths if _is_held_out(path.relative_to(root))}
+    if any(ending(path) in MANY for path in files.paths if path not in held_out):
+        for path in sorted(held_out):
+            files.leave_out("files of a test or validation split", files.name(path))
+        files.paths = [path for path in files.paths if path not in held_out]
     if not files.paths:
-        raise DataError(f"the folder {root} holds no text: expected {', '.join(TABLES + WHOLE)} files")
+        raise DataError(f"the folder {root} holds no text: expected {', '.join(FORMATS)} files")
     return files
 
 
@@ -189,7 +176,9 @@ def _walk(root: Path) -> Iterator[Path]:
         here = Path(folder)
         names[:] = [name for name in names if not name.startswith(".") and not _is_ours(here / name)]
         yield from (here / name for name in names if (here / name).is_symlink())
-        yield from (here / name for name in files if not name.startswith(".") and not _is_special(here / name))
+        # Pipes, sockets and devices are passed over; a link to nothing is not, so that reading it says so.
+        paths = [here / name for name in files if not name.startswith(".")]
+        yield from (path for path in paths if path.is_file() or not path.exists())
 
 
 def _is_ours(folder: Path) -> bool:
@@ -197,40 +186,29 @@ def _is_ours(folder: Path) -> bool:
     return is_shards(folder) or (folder / IDENTITY).is_file()
 
 
-def _is_special(path: Path) -> bool:
-    """Return whether a name is a pipe, a socket or a device; a link to nothing is not, so that reading it says so."""
-    return path.exists() and not path.is_file()
-
-
-def _is_held_out(path: Path, root: Path) -> bool:
-    return ending(path) in TABLES and any(HELD_OUT.fullmatch(part) for part in path.relative_to(root).parts)
-
-
-def _stdlib_documents(files: _Files) -> Iterator[Document]:
-    """Yield the library's files, without its few that are not UTF-8 (tests of codecs); a byte-order mark stays."""
-    for path in files.paths:
-        text = read_whole(path, "utf-8")
-        if text is not None and text.strip():
-            yield Document(path.relative_to(files.root).as_posix(), text)
+def _is_held_out(path: Path) -> bool:
+    return ending(path) in MANY and any(map(HELD_OUT.fullmatch, path.parts))
 
 
 def _file_documents(source: str, files: _Files, separator: str, field: str) -> Iterator[Document]:
+    """Yield the documents of files, in their order.
+
+    The few files of the standard library that are not UTF-8 (tests of codecs) are not counted, and a byte-order mark
+    stays in the others.
+    """
     for path in files.paths:
         refuse_pointer(path)
-        name = path.relative_to(files.root).as_posix()
-        if ending(path) in ROWS:
-            for row, text in read_rows(path, field):
-                if text is None:
-                    files.leave_out(f"rows whose {field!r} is null", f"{name}, row {row}")
-                elif text.strip():
-                    yield Document(text, text)
-        elif ending(path) in TABLES:
-            yield from (Document(text, text) for text in read_texts(path, separator))
-        elif (whole := read_whole(path)) is None:
-            files.leave_out("files that are not UTF-8", name)
-        elif whole.strip():
-            yield Document(name, whole)
-    files.say_left_out(source)
+        name, whole = files.name(path), ending(path) in WHOLE
+        for row, text in enumerate(read_texts(path, separator, field), start=1):
+            if text is None and whole:
+                files.leave_out("files that are not UTF-8", name)
+            elif text is None:
+                files.leave_out(f"rows whose {field!r} is null", f"{name}, row {row}")
+            elif text.strip():
+                text = text if source == STDLIB else text.removeprefix("\ufeff")
+                yield Document(name if whole else text, text)
+    if source != STDLIB:
+        files.say_left_out(source)
 
 
 def _hub_documents(name: str, field: str) -> Iterator[Document]:
@@ -239,14 +217,13 @@ def _hub_documents(name: str, field: str) -> Iterator[Document]:
     files, row = _Files(Path()), 0
     dataset, _, config = name.partition(":")
     try:
-        rows = datasets.load_dataset(dataset, config or None, split="train", streaming=True)
-        for record in rows:
+        for record in datasets.load_dataset(dataset, config or None, split="train", streaming=True):
             text = text_of(record, field)
+            row += 1
             if text is None:
-                files.leave_out(f"rows whose {field!r} is null", f"row {row + 1}")
+                files.leave_out(f"rows whose {field!r} is null", f"row {row}")
             elif text.strip():
                 yield Document(text, text)
-            row += 1
     except Exception as error:
         place = f", after row {row}" if row else ""
         raise DataError(f"cannot read the data set {name!r} of the hub{place}: {reason(error)}") from error

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inheritune.data.readers import END_OF_TEXT, reason
+from inheritune.data.readers import END_OF_TEXT
 from inheritune.decoder import load_tokenizer
-from inheritune.errors import DataError
+from inheritune.errors import DataError, library_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,9 +77,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     from transformers import PreTrainedTokenizerFast
 
     if not MIN_VOCABULARY <= vocabulary <= MAX_VOCABULARY:
-        size = "small" if vocabulary < MIN_VOCABULARY else "large"
-        expected = f"expected at least {MIN_VOCABULARY}, at most {MAX_VOCABULARY}"
-        raise DataError(f"a vocabulary of {vocabulary} is too {size}: {expected}")
+        raise DataError(f"a vocabulary of {vocabulary} tokens: expected {MIN_VOCABULARY} to {MAX_VOCABULARY}")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -129,9 +127,7 @@ def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator
 
 
 def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    try:
+    with library_errors("the tokenizer cannot encode the text", kind=DataError):
         # A document longer than the model's context is no mistake here, so the tokenizer is told not to warn of it.
         ids: list[list[int]] = tokenizer(texts, verbose=False)["input_ids"]
-    except Exception as error:
-        raise DataError(f"the tokenizer cannot encode the text: {reason(error)}") from error
     return ids

@@ -6,8 +6,6 @@ Code that a checkpoint brings along (`auto_map` in its config.json) is run only 
 from __future__ import annotations
 
 import copy
-import functools
-import logging
 import os
 import re
 import shutil
@@ -16,10 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune.checkpoints.folder import WEIGHTS, read_folder
+from inheritune.checkpoints.folder import WEIGHTS, checkpoint_bytes, read_folder
 from inheritune.checkpoints.stored import read_object
 from inheritune.decoder.source import CONFIG, Place, locate
+from inheritune.decoder.view import count_parameters
 from inheritune.errors import ModelError, library_errors
+from inheritune.progress import note
 from inheritune.storage import whole_folder
 
 if TYPE_CHECKING:
@@ -28,17 +28,18 @@ if TYPE_CHECKING:
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """Files of weights that are added to a model's own when it is run; nothing that reads the model's files sees them."""
 
-_COUNT = re.compile(r"(num|n)_(.*_)?(layer|block|expert|head|group)s?")
-"""Fields of a configuration that count modules."""
+_LIMITS = (
+    (r"num_(hidden_)?layers|n_layers?|num_attention_heads|n_heads?", 1, 10_000),
+    (r"(num|n)_(.*_)?(layer|block|expert|head|group)s?", 0, 100_000),  # Doge has 16,384 experts
+    (r"hidden_size|n_embd|d_model|max_position_embeddings|n_positions", 1, 1 << 31),
+)
+"""Least and greatest value of the fields of a configuration that count modules, units or positions.
 
-_POSITIVE = re.compile(r"num_(hidden_)?layers|n_layers?|num_attention_heads|n_heads?|hidden_size|n_embd|d_model")
-"""Fields of a configuration that are at least 1."""
+Building a model of more, even without weights, would take all memory.
+"""
 
-_MOST_MODULES = 10_000
-"""A greater count is a mistake: building such a model, even without weights, would take all memory."""
-
-_TASK = re.compile(r"For([A-Z]\w*)$")
-_LOG = logging.getLogger(__name__)
+_LANGUAGE_MODEL = re.compile(r"For(CausalLM|ConditionalGeneration)\w*$|LMHead|^(?!.*(For[A-Z]\w*|Model)$)")
+"""Names of classes that may have a language-model head: they name it, or neither another task nor a model without."""
 
 
 def load_config(
@@ -86,7 +87,9 @@ def load_model(
     config = _read_config(place, trust_remote_code)
     # Else a shape that does not fit is an error that only points at a table; here it is said in a line.
     settings = {"output_loading_info": True, "ignore_mismatched_sizes": True, **place.arguments(trust_remote_code)}
-    with _weight_errors(place, config):
+    if not trust_remote_code:
+        _check_size(place, config)
+    with _weight_errors(place):
         model, info = AutoModelForCausalLM.from_pretrained(place.address, config=config, dtype=dtype, **settings)
     if info["mismatched_keys"]:
         name, stored, expected = min(info["mismatched_keys"])
@@ -151,11 +154,11 @@ def _read_config(place: Place, trust_remote_code: bool) -> PretrainedConfig:
     _refuse_adapter(place)
     if not (place.folder / CONFIG).exists():
         raise ModelError(f"no config.json in {place.name}: expected a model in Hugging Face format")
-    _check_counts(read_object(place.folder / CONFIG), place)
+    said = read_object(place.folder / CONFIG)
     with untrusted_code(place), library_errors(f"{place.file(CONFIG)} is wrong"):
+        _check_counts(said)
         config = AutoConfig.from_pretrained(place.address, **place.arguments(trust_remote_code))
-    _check_is_decoder(config, place, trust_remote_code)
-    with library_errors(f"{place.file(CONFIG)} is wrong"):
+        _check_is_decoder(config, place, trust_remote_code)
         int(config.get_text_config(decoder=True).num_hidden_layers)  # every command asks for it
     if trust_remote_code:
         _register_own_code(config, place)
@@ -207,14 +210,8 @@ def use_available_attention(config: PretrainedConfig) -> PretrainedConfig:
         if named not in (None, "eager"):
             part._attn_implementation = None
             if named != "sdpa":
-                _note(f"note: the attention {named!r} of the config.json is not used: PyTorch's own (sdpa) or eager is")
+                note(f"the attention {named!r} of the config.json is not used: PyTorch's own (sdpa) or eager is")
     return config
-
-
-@functools.cache
-def _note(text: str) -> None:
-    """Print a note once, although a command may read a configuration several times."""
-    _LOG.warning(text)
 
 
 def _refuse_adapter(place: Place) -> None:
@@ -228,17 +225,29 @@ def _refuse_adapter(place: Place) -> None:
         )
 
 
-def _check_counts(config: dict[str, Any], place: Place) -> None:
+def _check_counts(config: dict[str, Any]) -> None:
     """Refuse numbers of layers, heads, experts or units that no model can have."""
     for name, value in config.items():
         if isinstance(value, dict):
-            _check_counts(value, place)
-        elif isinstance(value, int | float):
-            if _POSITIVE.fullmatch(name) and value < 1:
-                raise ModelError(f"{place.file(CONFIG)} is wrong: {name} is {value}, expected at least 1")
-            if _COUNT.fullmatch(name) and not 0 <= value <= _MOST_MODULES:
-                limits = f"expected 0 to {_MOST_MODULES:,}"
-                raise ModelError(f"{place.file(CONFIG)} is wrong: {name} is {value}, {limits}")
+            _check_counts(value)
+        limits = next(((least, most) for names, least, most in _LIMITS if re.fullmatch(names, name)), None)
+        if limits and isinstance(value, int | float) and not limits[0] <= value <= limits[1]:
+            raise ValueError(f"{name} is {value}, expected {limits[0]} to {limits[1]:,}")
+
+
+def _check_size(place: Place, config: PretrainedConfig) -> None:
+    """Refuse a configuration of far more weights than the files can hold, before memory is taken for them.
+
+    A weight takes a byte at least, where it is not quantised.
+    """
+    with library_errors(f"{place.file(CONFIG)} is wrong"):
+        described, held = count_parameters(build_empty(config)), checkpoint_bytes(place.folder)
+    if described > held > 0 and getattr(config, "quantization_config", None) is None:
+        read_folder(place.folder)  # a file that is cut short or damaged is said to be so
+        raise ModelError(
+            f"{place.name} holds {held:,} bytes of weights: its config.json describes a model of {described:,} "
+            "parameters, expected the config.json that was saved with the weights"
+        )
 
 
 def _needs_code(place: Place) -> ModelError:
@@ -260,7 +269,7 @@ def untrusted_code(place: Place) -> Iterator[None]:
 
 
 @contextmanager
-def _weight_errors(place: Place, config: PretrainedConfig) -> Iterator[None]:
+def _weight_errors(place: Place) -> Iterator[None]:
     """Turn what goes wrong with weights into one line that names the damaged file, which the libraries do not."""
     from transformers import GenerationConfig
 
@@ -271,18 +280,14 @@ def _weight_errors(place: Place, config: PretrainedConfig) -> Iterator[None]:
         if generation.exists():
             with library_errors(f"{generation} is wrong"):
                 GenerationConfig.from_dict(read_object(generation))
-        with library_errors(f"{place.file(CONFIG)} is wrong"):
-            build_empty(config)
 
-    failure = f"cannot load the weights in {place.name}"
-    with library_errors(failure, check):
+    with library_errors(f"cannot load the weights in {place.name}", check):
         try:
             yield
         except RuntimeError as error:
-            if "above report" not in str(error):  # of tensors that could not be brought to the model's layout
-                raise
-            check()
-            raise ModelError(f"{failure}: they do not fit its config.json") from error
+            if "above report" in str(error):  # of tensors that could not be brought to the model's layout
+                raise ValueError("they do not fit its config.json") from error
+            raise
 
 
 def _register_own_code(config: Any, place: Place) -> None:
@@ -307,26 +312,15 @@ def _check_is_decoder(config: Any, place: Place, trust_remote_code: bool) -> Non
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    kind = getattr(config, "model_type", "?")
-    names = config.architectures or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelError(f"{place.file(CONFIG)} is wrong: architectures is {names!r}, expected a list of class names")
+    kind, names = getattr(config, "model_type", "?"), config.architectures or []
+    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{place.name} is an encoder-decoder ({kind}): expected a decoder-only language model")
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        if trust_remote_code:
-            return
-        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}) and (trust_remote_code or not known):
+        if not trust_remote_code:
             raise _needs_code(place)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (names and not any(map(_is_language_model, names))):
+    elif not known or (names and not any(map(_LANGUAGE_MODEL.search, names))):
         described = ", ".join(names) or kind
         raise ModelError(
             f"{place.name} is not a decoder language model ({described}): expected a ...ForCausalLM checkpoint"
         )
-
-
-def _is_language_model(name: str) -> bool:
-    """Return whether a class of this name may have a language-model head: it names no other task, and a head."""
-    if task := _TASK.search(name):
-        return task[1].startswith(("CausalLM", "ConditionalGeneration"))
-    return "LMHead" in name or not name.endswith("Model")

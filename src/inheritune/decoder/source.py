@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune.checkpoints import hub
 from inheritune.checkpoints.folder import read_folder
-from inheritune.checkpoints.hub import HUB_ID, Repository, cached_repository, hub_can_answer, open_repository
 from inheritune.checkpoints.stored import StoredTensor, read_object
-from inheritune.errors import ModelError, OutputError, nearest
+from inheritune.errors import ModelError, OutputError, nearest_path
 from inheritune.records.base import read_record
 from inheritune.records.runs import RunRecord
-from inheritune.storage import IDENTITY, RECORD
+from inheritune.storage import IDENTITY, RECORD, user_path
 
 BUNDLED = "stdlib"
 """The name of the reference model that the package ships."""
@@ -26,6 +27,9 @@ _LABELS = ("_name_or_path", "transformers_version")
 
 _SAMPLE = 64
 """Bytes of each weight that an identity depends on."""
+
+_OURS = {"round.json": "a round of a run", "spectra.json": "an analysis", "manifest.json": "a folder of token shards"}
+"""What a folder is that has one of these files and no model."""
 
 _EXPECTED = "expected a model folder, the folder of a finished run, a hub id, or stdlib"
 
@@ -42,7 +46,7 @@ class Place:
 
     name: str
     folder: Path
-    repository: Repository | None = None
+    repository: hub.Repository | None = None
 
     @property
     def address(self) -> str:
@@ -56,7 +60,7 @@ class Place:
     def arguments(self, trust_remote_code: bool) -> dict[str, Any]:
         """Return the arguments with which `from_pretrained` reads this commit and asks the hub only if need be."""
         # A folder needs the hub only where its code is in another repository.
-        online = (trust_remote_code or self.repository is not None) and hub_can_answer()
+        online = (trust_remote_code or self.repository is not None) and hub.hub_can_answer()
         arguments = {"trust_remote_code": trust_remote_code, "local_files_only": not online}
         return arguments if self.repository is None else arguments | {"revision": self.repository.commit}
 
@@ -70,82 +74,58 @@ def resolve_model(source: str | Path) -> str:
         ModelError: `source` is a folder that another command wrote, which holds no model of its own.
         OutputError: the record of a run is damaged.
     """
-    if str(source) == BUNDLED and not Path(source).exists():
+    folder = user_path(source, ModelError)
+    if str(source) == BUNDLED and not folder.exists():
         return str(Path(__file__).resolve().parents[1] / "assets" / "reference")
-    folder = Path(source).expanduser()
     if not folder.is_dir():
         return str(source)
     return str(folder if (folder / CONFIG).exists() else _model_of(folder))
 
 
-def locate(source: str | Path, revision: str | None = None) -> Place:
-    """Find a model before any library is asked; of one on the hub, config.json alone is downloaded.
+def locate(source: str | Path, revision: str | None = None, files: Iterable[str] = ()) -> Place:
+    """Find a model or a tokenizer before any library is asked.
 
     Args:
         source: what a user calls MODEL.
         revision: a branch, tag or commit of a model on the hub; None for its main branch.
+        files: patterns of the files to download of one on the hub; none for its config.json, which must be there.
 
     Raises:
         ModelError: there is no such model; or it is a folder, of which there is no `revision`.
     """
-    folder = locate_folder(source, revision)
-    if folder is not None:
-        return Place(str(source), folder)
-    repository = open_repository(str(source), revision)
-    return Place(str(source), repository.folder, repository)
-
-
-def locate_folder(source: str | Path, revision: str | None = None) -> Path | None:
-    """Return the folder that `source` stands for, or None where it is, by its form, a hub id.
-
-    Raises:
-        ModelError: as `locate`.
-    """
-    path = Path(resolve_model(source))
+    name, path = str(source), Path(resolve_model(source))
     if path.is_dir():
-        if not any(path.iterdir()):
-            raise ModelError(f"the folder {source} is empty: expected a model in Hugging Face format (config.json ...)")
         if revision is not None:
             raise ModelError(f"{source} is a folder: a revision ({revision}) is for models on the hub")
-        return path
-    path = Path(source).expanduser()
+        return Place(name, path)
+    path = path.expanduser()
     if path.exists():
         raise ModelError(f"{source} is a file: {_EXPECTED}")
-    if isinstance(source, Path) or not HUB_ID.match(str(source)) or (path.parent.is_dir() and "/" in str(source)):
-        siblings = [str(path.parent / p.name) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ModelError(f"no folder {source}: {_EXPECTED}{nearest(str(path), [*siblings, BUNDLED])}")
-    return None
+    if isinstance(source, Path) or not hub.HUB_ID.match(name) or (path.parent.is_dir() and "/" in name):
+        raise ModelError(f"no folder {source}: {_EXPECTED}{nearest_path(path, BUNDLED)}")
+    repository = hub.fetch_repository(name, revision, files) if files else hub.open_repository(name, revision)
+    return Place(name, repository.folder, repository)
 
 
 def _model_of(folder: Path) -> Path:
     """Return the result of a finished run; refuse other folders that inheritune wrote; else return `folder`."""
+    what = next((what for name, what in _OURS.items() if (folder / name).is_file()), None)
     if (folder / RECORD).is_file():
         kind = read_object(folder / RECORD).get("kind")
-        if kind != RunRecord.KIND:
-            raise _no_model(folder, f"a folder of {kind!r}")
-        model = read_record(folder / RECORD, RunRecord).result.model
-        if model is None or not (folder / model).is_dir():
-            raise _no_model(folder, "a run whose result is gone")
-        return folder / model
-    kinds = {
-        "round.json": "a round of a run",
-        "spectra.json": "an analysis",
-        "manifest.json": "a folder of token shards",
-    }
-    for name, what in kinds.items():
-        if (folder / name).is_file():
-            raise _no_model(folder, what)
-    if (folder / IDENTITY).is_file():
-        raise _no_model(folder, f"an unfinished {read_object(folder / IDENTITY).get('kind') or 'piece of work'}")
-    return folder
-
-
-def _no_model(folder: Path, what: str) -> ModelError:
-    """Return the line for a folder without a model of its own, with the last model below it, if there is one."""
+        what = f"a folder of {kind!r}"
+        if kind == RunRecord.KIND:
+            model = read_record(folder / RECORD, RunRecord).result.model
+            if model is not None and (folder / model).is_dir():
+                return folder / model
+            what = "a run whose result is gone"
+    elif what is None and (folder / IDENTITY).is_file():
+        what = f"an unfinished {read_object(folder / IDENTITY).get('kind') or 'piece of work'}"
+    if what is None:
+        return folder
     analysed = read_object(folder / "spectra.json").get("model") if what == "an analysis" else None
     below = sorted(path.parent for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
     choice = analysed or (below[-1] if below else None)
-    return ModelError(f"{folder} is {what}, not a model: " + (f"pass {choice}" if choice else _EXPECTED))
+    raise ModelError(f"{folder} is {what}, not a model: " + (f"pass {choice}" if choice else _EXPECTED))
 
 
 def model_identity(source: str | Path) -> str | None:
@@ -162,13 +142,13 @@ def model_identity(source: str | Path) -> str | None:
         cannot be read.
     """
     try:
-        folder = locate_folder(source)
-        if folder is None:
-            cached = cached_repository(str(source))
+        folder = Path(resolve_model(source))
+        if not folder.is_dir():
+            cached = hub.cached_repository(str(source))
             return None if cached is None else f"{cached.name}@{cached.commit}"
         config, tensors = read_object(folder / CONFIG), read_folder(folder)
         held = [[name, one.kind, one.shape, _sample(one)] for name, one in sorted(tensors.items())]
-    except (ModelError, OutputError, OSError):
+    except (ModelError, OutputError, OSError, ValueError):  # ValueError: no name of a model on the hub
         return None
     said = {key: value for key, value in config.items() if key not in _LABELS}
     return hashlib.sha256(json.dumps([said, held], sort_keys=True).encode()).hexdigest()[:16]

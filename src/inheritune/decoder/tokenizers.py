@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inheritune.checkpoints.hub import fetch_repository
 from inheritune.checkpoints.stored import read_object, refuse_pointer
 from inheritune.decoder.loading import untrusted_code
-from inheritune.decoder.source import Place, locate_folder
+from inheritune.decoder.source import locate
 from inheritune.errors import ModelError, library_errors
+from inheritune.storage import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,10 +43,10 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-    path = Path(source).expanduser()
+    path = user_path(source, ModelError)
     if path.suffix == ".json" and path.is_file():
         return _load(path, [path], lambda: PreTrainedTokenizerFast(tokenizer_file=str(path)))
-    place = _locate(source, revision)
+    place = locate(source, revision, TOKENIZER_FILES)
     files = sorted(file for pattern in TOKENIZER_FILES for file in place.folder.glob(pattern))
     if not files:
         # transformers would make an empty tokenizer of the model's class.
@@ -63,15 +63,6 @@ def load_tokenizer(
         )
 
 
-def _locate(source: str | Path, revision: str | None) -> Place:
-    """Find a tokenizer; of one on the hub, the files that hold tokens are downloaded."""
-    folder = locate_folder(source, revision)
-    if folder is not None:
-        return Place(str(source), folder)
-    repository = fetch_repository(str(source), revision, TOKENIZER_FILES)
-    return Place(str(source), repository.folder, repository)
-
-
 def _load(path: Path, files: Sequence[Path], load: Callable[[], PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
     """Load a tokenizer whose tokens are in `path`, with the damaged one of `files` named where that fails."""
     for file in files:
@@ -86,14 +77,10 @@ def _load(path: Path, files: Sequence[Path], load: Callable[[], PreTrainedTokeni
 
     with library_errors(f"cannot load the tokenizer {path}", check):
         tokenizer = load()
-    if missing := _missing_files(tokenizer, path.parent):
+    # Without these files transformers makes a tokenizer of this class that has no tokens, or no merges.
+    names = tokenizer.vocab_files_names
+    needed = [names[use] for use in ("vocab_file", "merges_file") if use in names]
+    missing = [name for name in needed if not (path.parent / name).is_file()]
+    if missing and not (path.parent / names.get("tokenizer_file", "tokenizer.json")).is_file():
         raise ModelError(f"cannot load the tokenizer {path}: a {type(tokenizer).__name__} needs {missing[0]} beside it")
     return tokenizer
-
-
-def _missing_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[str]:
-    """Return the files without which transformers made a tokenizer of this class that has no tokens, or no merges."""
-    names = tokenizer.vocab_files_names
-    if not names or (folder / names.get("tokenizer_file", "tokenizer.json")).is_file():
-        return []
-    return [names[use] for use in ("vocab_file", "merges_file") if use in names and not (folder / names[use]).is_file()]

@@ -79,15 +79,15 @@ def save_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
     """
     sources = load(paths)
     folder = Path(folder)
-    storage.claim_folder(folder, FIGURES, "--figures")
-    figures = sections.build(sources)[0]
-    _add_maps(figures, sources)
     written = []
-    for name, chart in figures.charts.items():
-        svg = svg_of(chart)
-        for ending in ("svg", "png"):
-            written.append(folder / f"{figures.files[name]}.{ending}")
-            save_picture(svg, written[-1])
+    with storage.claimed(folder, FIGURES, "--figures"):
+        figures = sections.build(sources)[0]
+        _add_maps(figures, sources)
+        for name, chart in figures.charts.items():
+            svg = svg_of(chart)
+            for ending in ("svg", "png"):
+                written.append(folder / f"{figures.files[name]}.{ending}")
+                save_picture(svg, written[-1])
     return written
 
 
