@@ -287,9 +287,9 @@ def test_the_available_memory_heeds_the_limit_on_data(monkeypatch: pytest.Monkey
     import psutil
 
     used = psutil.Process().memory_info().rss
-    monkeypatch.setattr(streaming, "_data_limit", lambda: used + 10**9)
+    monkeypatch.setattr(streaming, "_limits", lambda: [used + 10**9])
     assert 0 < streaming.available_memory() <= 10**9 + 10**8
-    monkeypatch.setattr(streaming, "_group_limit", lambda: used // 2)
+    monkeypatch.setattr(streaming, "_limits", lambda: [used + 10**9, used // 2])
     assert streaming.available_memory() == 0
 
 

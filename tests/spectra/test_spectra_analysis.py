@@ -215,7 +215,7 @@ def test_maps_of_long_windows_are_cut_and_tokens_named(stories: Path) -> None:
         ({"mask": "casual"}, InherituneError, "unknown mask 'casual'.*did you mean 'causal'"),
         ({"tokens": np.zeros(7, int)}, DataError, r"shape \(7,\): expected \(N, T\)"),
         ({"tokens": np.zeros((2, 5))}, DataError, "tokens are float64: expected integer token ids"),
-        ({"tokens": torch.zeros(2, 5)}, DataError, "tokens are torch.float32: expected integer token ids"),
+        ({"tokens": torch.zeros(2, 5)}, DataError, "tokens are float32: expected integer token ids"),
         ({"tokens": np.zeros((2, 5), bool)}, DataError, "tokens are bool: expected integer token ids"),
         ({"tokens": [[1, 2], [3]]}, DataError, "different lengths"),
         ({"tokens": [["a", "b"]]}, DataError, "expected integer token ids"),

@@ -36,6 +36,7 @@ MLA = {
     "moe_intermediate_size": 32, "first_k_dense_replace": 1,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
+    "afmoe": {"num_dense_layers": 2, "sliding_window": 8, "head_dim": 8},
     "gemma2": {"sliding_window": 8, "head_dim": 8, "attn_logit_softcapping": 2.0},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8, "head_dim": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -48,7 +49,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm": {},
 }
 """Families with matrices of their own for queries and keys."""
-NORMED = {"olmo2", "qwen3", "lfm2"}
+NORMED = {"afmoe", "olmo2", "qwen3", "lfm2"}
 
 
 def build(family: str, **settings: Any) -> PreTrainedModel:
@@ -147,6 +148,16 @@ def test_layers_equal_backward_and_bounds_hold(family: str) -> None:
         assert np.isfinite(probe.query).all() and np.isfinite(probe.key).all()
     else:
         assert (probe.query < probe.query_bound).all() and (probe.key < probe.key_bound).all()
+
+
+def test_a_model_that_scales_its_embeddings_in_place() -> None:
+    model, ids = build("ctrl", dff=48), tokens()
+    found, (loss, gradients) = layer_gradients(open_decoder(model), ids), backward(model, ids)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    for side, norms in (("q", found.query), ("k", found.key)):
+        for layer, norm in enumerate(norms):
+            expected = gradients[f"transformer.h.{layer}.multi_head_attention.W{side}.weight"].norm()
+            assert norm == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_queries_made_by_two_matrices_count_both() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,8 @@ from inheritune.decoder.view import Decoder, check_finite, compute_buffers, open
 from inheritune.errors import ModelError, library_errors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 MEMORY_SHARE = 0.5
 """A checkpoint of more bytes than this share of the available memory is streamed unless the caller says otherwise.
@@ -43,11 +43,11 @@ class BlockWeights:
     """
 
     def __init__(self, source: str, decoder: Decoder, stored: Mapping[str, StoredTensor]) -> None:
-        self.source = source
-        self._decoder = decoder
-        self._stored = stored
-        self._mapping = conversions(decoder.model)
-        self._names = model_names(decoder.model, self._mapping, stored)
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        self.source, self._decoder, self._stored = source, decoder, stored
+        self._mapping = list(get_model_conversion_mapping(decoder.model))
+        self._names = _model_names(decoder.model, self._mapping, stored)
 
     @contextmanager
     def loaded(self, layer: int) -> Iterator[None]:
@@ -57,27 +57,25 @@ class BlockWeights:
             ModelError: a file changed or cannot be read, or a weight is missing, of a wrong shape, NaN or infinite.
         """
         block, place = self._decoder.blocks[layer], f"layer {layer}"
-        empty = _parameters(block)
-        try:
+        with _as_before(block):
             self._load(self._keys_of_block(layer), place)
-            self._check(self._decoder.block_prefix(layer), block, place)
+            for name, weight in block.named_parameters(prefix=self._decoder.block_prefix(layer).removesuffix(".")):
+                if weight.is_meta:
+                    raise ModelError(f"the checkpoint {self.source} gives {place} no weight {name}")
+                check_finite(f"{place} ({name})", weight)
             yield
-        finally:
-            _put_back(empty)
 
     @contextmanager
     def blank(self, layer: int) -> Iterator[None]:
         """Give block `layer` zeros for weights, for a run that only asks which functions the model calls."""
         import torch
 
-        empty = _parameters(self._decoder.blocks[layer])
-        try:
-            for module, name, parameter in empty:
-                zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
-                module._parameters[name] = torch.nn.Parameter(zeros, requires_grad=False)
+        with _as_before(self._decoder.blocks[layer]) as held:
+            for module, parameters in held:
+                for name, weight in parameters.items():
+                    zeros = torch.zeros_like(weight, device="cpu")
+                    module._parameters[name] = torch.nn.Parameter(zeros, requires_grad=False)
             yield
-        finally:
-            _put_back(empty)
 
     def read_ahead(self, layer: int) -> None:
         """Ask the operating system to bring block `layer` into its file cache, which is not the process's memory."""
@@ -95,29 +93,25 @@ class BlockWeights:
             ModelError: as `loaded`, or weights are missing anywhere in the checkpoint.
             StreamError: a block shares weights with another part of the model.
         """
-        groups = _tied(self._decoder.model)
-        self._check_unshared(groups)
-        self._check_complete(groups)
-        wanted = self._resident_names()
+        model, groups = self._decoder.model, self._checked_names()
         covered = {name for names in self._names.values() for name in names}
-        sources = {name: _stored_name(name, groups, covered) for name in wanted}
-        keys = [key for key, names in self._names.items() if not set(sources.values()).isdisjoint(names)]
+        inside = {id(weight) for weight in self._decoder.blocks.parameters()}
+        resident = [groups[key] for key in map(id, model.base_model.parameters()) if key not in inside]
+        stored = {next(name for name in names if name in covered): names for names in resident}
+        keys = [key for key, names in self._names.items() if not stored.keys().isdisjoint(names)]
         self._load(keys, "the model outside its blocks")
-        for name, stored_as in sources.items():
-            if name != stored_as:
-                _share(self._decoder.model, name, stored_as)
-        for name in wanted:
-            _check_values(f"the weight {name}", name, self._decoder.model.get_parameter(name))
+        for name, names in stored.items():
+            weight = model.get_parameter(name)
+            if weight.is_meta:
+                raise ModelError(f"the weight {name} was not found in the checkpoint")
+            check_finite(f"the weight {names[0]}", weight)
+            for tied in names:  # the head's name may be the one in the files
+                module, _, attribute = tied.rpartition(".")
+                model.get_submodule(module)._parameters[attribute] = weight
 
     def _keys_of_block(self, layer: int) -> list[str]:
         prefix = self._decoder.block_prefix(layer)
         return [key for key, names in self._names.items() if names[0].startswith(prefix)]
-
-    def _resident_names(self) -> list[str]:
-        """Return the names of the base model's parameters outside the blocks."""
-        base = {id(parameter) for parameter in self._decoder.model.base_model.parameters()}
-        blocks = {id(parameter) for parameter in self._decoder.blocks.parameters()}
-        return [n for n, parameter in self._decoder.model.named_parameters() if id(parameter) in base - blocks]
 
     def _load(self, keys: Sequence[str], place: str) -> None:
         """Read the tensors `keys`, convert them as `from_pretrained` does, and put them into the model."""
@@ -140,30 +134,27 @@ class BlockWeights:
             name = min(info.conversion_errors)
             raise ModelError(f"cannot convert {name} of {self.source} to the model's layout: {IN_MEMORY}")
 
-    def _check(self, prefix: str, block: nn.Module, place: str) -> None:
-        """Refuse a block with a weight that was not read, is NaN or infinite."""
-        for name, weight in block.named_parameters(prefix=prefix.removesuffix(".")):
-            if weight.is_meta:
-                raise ModelError(f"the checkpoint {self.source} gives {place} no weight {name}")
-            _check_values(f"{place} ({name})", name, weight)
+    def _checked_names(self) -> dict[int, list[str]]:
+        """Return the names of each parameter by its id; tied weights have several.
 
-    def _check_unshared(self, groups: Iterable[list[str]]) -> None:
-        """Refuse a model in which a block's weights are also another module's: each is read with its own block."""
-        prefix = f"{self._decoder.blocks_path}."
-        for names in groups:
-            inside = next((name for name in names if name.startswith(prefix)), None)
+        A model in which a block's weight is also another module's is refused (each is read with its own block), and,
+        before hours are spent on it, a checkpoint without some of the model's weights.
+        """
+        groups: dict[int, list[str]] = {}
+        for name, parameter in self._decoder.model.named_parameters(remove_duplicate=False):
+            groups.setdefault(id(parameter), []).append(name)
+        for names in groups.values():
+            inside = next((name for name in names if name.startswith(f"{self._decoder.blocks_path}.")), None)
             if inside is not None and len(names) > 1:
                 other = next(name for name in names if name != inside)
                 raise StreamError(f"{inside} and {other} of {self.source} are one weight: {IN_MEMORY}")
-
-    def _check_complete(self, groups: Iterable[list[str]]) -> None:
-        """Refuse a checkpoint without some of the model's weights before hours are spent on it."""
         covered = {name for names in self._names.values() for name in names}
-        missing = sorted(names[0] for names in groups if covered.isdisjoint(names))
+        missing = sorted(names[0] for names in groups.values() if covered.isdisjoint(names))
         if missing:
             raise ModelError(
                 f"the checkpoint {self.source} lacks {len(missing)} of the model's weights, {missing[0]!r} first"
             )
+        return groups
 
 
 @dataclass(frozen=True)
@@ -177,11 +168,11 @@ class StreamedDecoder(Decoder):
     weights: BlockWeights
 
 
-def load_decoder(source: PreTrainedModel | str | Path, stream: bool | None = None) -> Decoder:
+def load_decoder(source: PreTrainedModel | Decoder | str | Path, stream: bool | None = None) -> Decoder:
     """Open a model, in memory or, where its checkpoint is too large for that, block by block.
 
     Args:
-        source: a model, a local folder or a hub id.
+        source: a model, a decoder that is open already, a local folder or a hub id.
         stream: True to read it block by block, False to load it whole; None for block by block when the checkpoint's
             bytes exceed `MEMORY_SHARE` of the available memory and its kind of checkpoint allows that.
 
@@ -193,11 +184,16 @@ def load_decoder(source: PreTrainedModel | str | Path, stream: bool | None = Non
     """
     from transformers import PreTrainedModel
 
+    if isinstance(source, Decoder):
+        return source
+    if not isinstance(source, PreTrainedModel | str | Path):
+        raise ModelError(f"the model is a {type(source).__name__}: expected a PreTrainedModel, a folder or a hub id")
     if isinstance(source, PreTrainedModel):
         if stream:
             raise ModelError("the model is in memory already: pass a folder or a hub id to read it layer by layer")
         return open_decoder(source)
-    if stream or (stream is None and _exceeds_memory(source)):
+    load_config(source)  # says what is wrong with the source
+    if stream or (stream is None and checkpoint_bytes(_local_folder(source)) > MEMORY_SHARE * available_memory()):
         try:
             return open_streamed(source)
         except StreamError:
@@ -215,18 +211,14 @@ def open_streamed(source: str | Path) -> StreamedDecoder:
         ModelError: there is no such model, it is not a decoder, or a file or a weight is missing or damaged.
         StreamError: it is quantised, has no safetensors files, or its blocks share weights.
     """
-    config = load_config(source)
-    _check_plain(config, source)
-    folder = _local_folder(source)
-    _check_files(folder, config, source)
+    config, folder = load_config(source), _local_folder(source)
+    _check_plain(config, folder, source)
     stored = read_folder(folder)
     for tensor in stored.values():
         tensor.dtype  # noqa: B018 - refuses types that models do not compute in
     with library_errors(f"{folder / CONFIG} is wrong"):
-        model = _without_weights(config, stored)
-    decoder = open_decoder(model)
-    fields = {name: getattr(decoder, name) for name in Decoder.__dataclass_fields__}
-    streamed = StreamedDecoder(**fields, weights=BlockWeights(str(source), decoder, stored))
+        decoder = open_decoder(_without_weights(config, stored))
+    streamed = StreamedDecoder(**vars(decoder), weights=BlockWeights(str(source), decoder, stored))
     with library_errors(f"cannot read {source} layer by layer"):
         streamed.weights.load_resident()
     return streamed
@@ -237,22 +229,34 @@ def available_memory() -> int:
     import psutil
 
     used = psutil.Process().memory_info().rss
-    limits = [int(psutil.virtual_memory().available)]
-    limits += [limit - used for limit in (_group_limit(), _data_limit()) if limit is not None]
-    return max(0, min(limits))
+    return max(0, min([int(psutil.virtual_memory().available), *(limit - used for limit in _limits())]))
 
 
-def _check_plain(config: Any, source: str | Path) -> None:
+def _limits() -> list[int]:
+    """Return the limits on the process's bytes: its control group's (Linux, cgroup v2) and `ulimit -d`."""
+    limits = []
+    with suppress(OSError):
+        group = Path("/proc/self/cgroup").read_text("utf-8").strip().rpartition("::")[2].lstrip("/")
+        root = Path("/sys/fs/cgroup")
+        texts = [(p / "memory.max").read_text("utf-8") for p in (root, root / group) if (p / "memory.max").is_file()]
+        limits += [int(text) for text in texts if text.strip().isdigit()]  # or `max`
+    with suppress(ImportError):  # Windows
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        limits += [soft] if soft != resource.RLIM_INFINITY else []
+    return limits
+
+
+def _check_plain(config: PretrainedConfig, folder: Path, source: str | Path) -> None:
+    """Refuse a folder whose weights are quantised or, as `from_pretrained` finds them, not plain safetensors files."""
     quantised = getattr(config, "quantization_config", None)
-    if quantised is None:
-        return
-    method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised.quant_method
-    name = str(getattr(method, "value", method))
-    raise StreamError(f"{source} is quantised ({name}) and cannot be read by layer: {IN_MEMORY} or use plain weights")
-
-
-def _check_files(folder: Path, config: Any, source: str | Path) -> None:
-    """Refuse a folder whose weights `from_pretrained` would find elsewhere than in plain safetensors files."""
+    if quantised is not None:
+        method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised.quant_method
+        name = getattr(method, "value", method)
+        raise StreamError(
+            f"{source} is quantised ({name}) and cannot be read by layer: {IN_MEMORY} or use plain weights"
+        )
     if getattr(config, "transformers_weights", None) or (folder / "adapter_config.json").is_file():
         raise StreamError(f"{source} puts its weights together from other files: {IN_MEMORY}")
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
@@ -269,33 +273,7 @@ def _local_folder(source: str | Path) -> Path:
     return place.folder
 
 
-def _exceeds_memory(source: str | Path) -> bool:
-    load_config(source)  # says what is wrong with the source
-    return checkpoint_bytes(_local_folder(source)) > MEMORY_SHARE * available_memory()
-
-
-def _group_limit() -> int | None:
-    """Return the memory limit of the process's control group (Linux, cgroup v2), or None."""
-    try:
-        group = Path("/proc/self/cgroup").read_text("utf-8").strip().rpartition("::")[2].lstrip("/")
-        root = Path("/sys/fs/cgroup")
-        texts = [(p / "memory.max").read_text("utf-8") for p in (root, root / group) if (p / "memory.max").is_file()]
-        return min((int(text) for text in texts if text.strip().isdigit()), default=None)
-    except (OSError, ValueError):
-        return None
-
-
-def _data_limit() -> int | None:
-    """Return the limit on the process's data (ulimit -d), or None."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _without_weights(config: Any, stored: Mapping[str, StoredTensor]) -> PreTrainedModel:
+def _without_weights(config: PretrainedConfig, stored: Mapping[str, StoredTensor]) -> PreTrainedModel:
     """Build the model with buffers that have values and parameters that have none."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -310,17 +288,7 @@ def _without_weights(config: Any, stored: Mapping[str, StoredTensor]) -> PreTrai
     return model.eval()
 
 
-def conversions(model: PreTrainedModel) -> list[Any]:
-    """Return transformers' rules from names and layouts in checkpoints to those of the model."""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import rename_source_key  # noqa: F401
-    except ImportError as error:
-        raise StreamError(f"this version of transformers cannot load parts of a model: {IN_MEMORY}") from error
-    return list(get_model_conversion_mapping(model))
-
-
-def model_names(model: PreTrainedModel, mapping: Sequence[Any], keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def _model_names(model: PreTrainedModel, mapping: Sequence[Any], keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return, for each key of the checkpoint, the names of the model's weights that are made of it."""
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -338,45 +306,15 @@ def model_names(model: PreTrainedModel, mapping: Sequence[Any], keys: Iterable[s
     return names
 
 
-def _tied(model: nn.Module) -> list[list[str]]:
-    """Return the names of each parameter; tied weights have several."""
-    groups: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        groups.setdefault(id(parameter), []).append(name)
-    return list(groups.values())
-
-
-def _stored_name(name: str, groups: Iterable[list[str]], covered: set[str]) -> str:
-    """Return under which of its names a parameter is in the checkpoint, its own first."""
-    group = next(names for names in groups if name in names)
-    return name if name in covered else next(other for other in group if other in covered)
-
-
-def _share(model: nn.Module, name: str, stored_as: str) -> None:
-    """Let the weight `name` be the one that was read as `stored_as`."""
-    module, _, attribute = name.rpartition(".")
-    model.get_submodule(module)._parameters[attribute] = model.get_parameter(stored_as)
-
-
-def _parameters(block: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    return [
-        (module, name, parameter)
-        for module in block.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None
-    ]
-
-
-def _put_back(parameters: Iterable[tuple[nn.Module, str, nn.Parameter]]) -> None:
-    for module, name, parameter in parameters:
-        module._parameters[name] = parameter
-
-
-def _check_values(place: str, name: str, weight: Tensor) -> None:
-    """Refuse a weight (any shape) that was not found, is NaN or infinite."""
-    if weight.is_meta:
-        raise ModelError(f"the weight {name} was not found in the checkpoint")
-    check_finite(place, weight)
+@contextmanager
+def _as_before(block: nn.Module) -> Iterator[list[tuple[nn.Module, dict[str, nn.Parameter]]]]:
+    """Give the parameters of each module in the block, and put them back at the end."""
+    held = [(m, {name: p for name, p in m._parameters.items() if p is not None}) for m in block.modules()]
+    try:
+        yield held
+    finally:
+        for module, parameters in held:
+            module._parameters.update(parameters)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import StreamedDecoder, load_decoder
-from inheritune.errors import InherituneError, ModelError
+from inheritune.errors import InherituneError
 from inheritune.progress import progress
 from inheritune.records.analysis import Mask
 from inheritune.spectra.checks import check_fit, check_mask, check_tokens, check_weights
@@ -31,12 +31,20 @@ Model: TypeAlias = "PreTrainedModel | Decoder | str | Path"
 Tau: TypeAlias = float | Sequence[float]
 
 
-class Options(TypedDict, total=False):
+class Work(TypedDict, total=False):
     """How the work of `analyze` is done."""
 
     memory: int
     stream: bool | None
     gradients: int
+
+
+class Options(Work, total=False):
+    """What is measured, too."""
+
+    tau: Tau
+    eta: float
+    mask: str
 
 
 @dataclass(frozen=True)
@@ -64,15 +72,15 @@ class Prepared:
 
 @overload
 def analyze(
-    model: Model, tokens: Any, tau: Tau = ..., eta: float = ..., mask: Mask = ..., **options: Unpack[Options]
+    model: Model, tokens: Any, tau: Tau = ..., eta: float = ..., mask: Mask = ..., **options: Unpack[Work]
 ) -> Spectra: ...
 @overload
 def analyze(
-    model: Model, tokens: Any, tau: Tau = ..., eta: float = ..., *, mask: Literal["both"], **options: Unpack[Options]
+    model: Model, tokens: Any, tau: Tau = ..., eta: float = ..., *, mask: Literal["both"], **options: Unpack[Work]
 ) -> BothSpectra: ...
 @overload
 def analyze(
-    model: Model, tokens: Any, tau: Tau = ..., eta: float = ..., mask: str = ..., **options: Unpack[Options]
+    model: Model, tokens: Any, tau: Tau = ..., eta: float = ..., mask: str = ..., **options: Unpack[Work]
 ) -> Spectra | BothSpectra: ...
 def analyze(
     model: Model,
@@ -116,9 +124,9 @@ def analyze(
 def prepare(
     model: Model,
     tokens: Any,
-    tau: Tau,
-    eta: float,
-    mask: str,
+    tau: Tau = 0.9,
+    eta: float = 0.9,
+    mask: str = "both",
     *,
     memory: int = DEFAULT_MEMORY,
     stream: bool | None = None,
@@ -129,8 +137,6 @@ def prepare(
     Raises:
         InherituneError: as `analyze`.
     """
-    from transformers import PreTrainedModel
-
     taus = check_taus(tau)
     check_fraction("eta", eta)
     masks = check_mask(mask)
@@ -138,9 +144,7 @@ def prepare(
     if not 0 <= gradients <= len(sequences):
         count = len(sequences)
         raise InherituneError(f"gradients of {gradients} sequences: expected 0 to {count}, the sequences given")
-    if not isinstance(model, PreTrainedModel | Decoder | str | Path):
-        raise ModelError(f"the model is a {type(model).__name__}: expected a PreTrainedModel, a folder or a hub id")
-    decoder = model if isinstance(model, Decoder) else load_decoder(model, stream)
+    decoder = load_decoder(model, stream)
     check_fit(decoder, sequences)
     plan_work(sequences.shape[1], memory, decoder.model.get_input_embeddings().weight.device)
     if not isinstance(decoder, StreamedDecoder):
@@ -167,7 +171,7 @@ def measure(prepared: Prepared) -> Spectra | BothSpectra:
 
     with progress("analysing attention", total=len(tokens) * decoder.layers) as advance:
         visit_attention(decoder, tokens, prepared.masks, consume, advance, [observer], prepared.memory)
-    probe = gradient_probe(decoder.model, tokens[: prepared.gradients]) if prepared.gradients else None
+    probe = gradient_probe(decoder, tokens[: prepared.gradients]) if prepared.gradients else None
     parts = [_spectra(table, mask, eta, tokens.shape[1]) for mask in prepared.masks]
     parts = [replace(part, blocks=observer.measures(), gradients=probe) for part in parts]
     return parts[0] if len(parts) == 1 else BothSpectra(*parts)

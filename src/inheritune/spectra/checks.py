@@ -35,16 +35,13 @@ def check_tokens(tokens: Any) -> Tensor:
     import numpy as np
     import torch
 
-    array = tokens.detach().cpu() if isinstance(tokens, torch.Tensor) else torch.empty(0)
-    if not isinstance(tokens, torch.Tensor):
-        try:
-            raw = np.asarray(tokens)
-        except ValueError as error:
-            raise DataError("tokens are sequences of different lengths: expected an (N, T) array") from error
-        if raw.dtype.kind not in "iu":
-            raise DataError(f"tokens are {raw.dtype}: expected integer token ids")
-        array = torch.from_numpy(raw.astype(np.int64))
-    if array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
+    try:
+        array = np.asarray(tokens.detach().cpu() if isinstance(tokens, torch.Tensor) else tokens)
+    except (ValueError, TypeError) as error:  # NumPy has no bfloat16
+        raise DataError(
+            "tokens are no array of integers, or sequences of different lengths: expected (N, T)"
+        ) from error
+    if array.dtype.kind not in "iu":
         raise DataError(f"tokens are {array.dtype}: expected integer token ids")
     if array.ndim != 2:
         raise DataError(f"tokens have shape {tuple(array.shape)}: expected (N, T), N sequences of T tokens")
@@ -52,7 +49,7 @@ def check_tokens(tokens: Any) -> Tensor:
         raise DataError("tokens hold 0 sequences: expected at least 1")
     if array.shape[1] < 2:
         raise DataError(f"sequences of T = {array.shape[1]} tokens: expected at least 2 (one token has but itself)")
-    return array.to(torch.int64)
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def check_fit(decoder: Decoder, tokens: Tensor) -> None:
@@ -79,15 +76,10 @@ def check_weights(decoder: Decoder) -> None:
     Raises:
         ModelError: naming the first such weight, and its layer where it has one.
     """
+    prefix = f"{decoder.blocks_path}."
     for name, weight in decoder.model.named_parameters():
         if weight.is_meta:
             raise ModelError(f"the weight {name} has no values (it is on the meta device): load the model first")
-        check_finite(_place(decoder, name), weight)
-
-
-def _place(decoder: Decoder, name: str) -> str:
-    """Return how to speak of the weight `name`: with its layer's number first."""
-    prefix = f"{decoder.blocks_path}."
-    if name.startswith(prefix):
-        return f"layer {name.removeprefix(prefix).split('.')[0]} ({name})"
-    return f"the weight {name}"
+        inside = name.startswith(prefix)
+        layer = name.removeprefix(prefix).partition(".")[0]
+        check_finite(f"layer {layer} ({name})" if inside else f"the weight {name}", weight)

@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from inheritune.decoder.source import model_identity, resolve_model
 from inheritune.records.analysis import AnalysedText, AnalysisRecord, MapsRecord
-from inheritune.spectra.analysis import Model, Prepared, Tau, measure, prepare
+from inheritune.spectra.analysis import Model, Options, Prepared, measure, prepare
 from inheritune.spectra.folder import save_maps, save_spectra
 from inheritune.spectra.maps import check_heads_of, draw_maps
-from inheritune.spectra.measure.pieces import DEFAULT_MEMORY
 from inheritune.storage import check_folder, claimed
 
 if TYPE_CHECKING:
@@ -25,18 +24,13 @@ def analyze_into(
     model: Model,
     tokens: Any,
     *,
-    tau: Tau = 0.9,
-    eta: float = 0.9,
-    mask: str = "both",
     tokenizer: PreTrainedTokenizerBase | None = None,
     heads: Sequence[tuple[int, int]] = (),
-    gradients: int = 0,
-    memory: int = DEFAULT_MEMORY,
-    stream: bool | None = None,
     name: str | None = None,
     identity: str | None = None,
     data: AnalysedText | None = None,
     claim: bool = False,
+    **options: Unpack[Options],
 ) -> tuple[AnalysisRecord, MapsRecord]:
     """Analyse a model and write `maps.json`, then `spectra.json`; nothing is written before the analysis is done.
 
@@ -44,18 +38,13 @@ def analyze_into(
         folder: gets the files; made where it is missing.
         model: as `analyze` takes it.
         tokens: (N, T) integer token ids.
-        tau: as `analyze`.
-        eta: as `analyze`.
-        mask: as `analyze`.
         tokenizer: names the tokens of the maps.
         heads: (layer, head) of more heads to draw maps of.
-        gradients: as `analyze`.
-        memory: as `analyze`.
-        stream: as `analyze`.
         name: what to call the model; a folder or hub id goes by itself.
         identity: what the model is, wherever it lies; of a folder it is read (`model_identity`).
         data: where the tokens are from.
         claim: hold `folder` for this analysis and no other, as the command does; a run's own folder is held already.
+        options: as `analyze`, but that both masks are analysed where none is named.
 
     Returns:
         What the two files hold.
@@ -65,7 +54,7 @@ def analyze_into(
         OutputError: the files cannot be written.
     """
     folder, source = Path(folder), resolve_model(model) if isinstance(model, str | Path) else None
-    prepared = prepare(source or model, tokens, tau, eta, mask, memory=memory, stream=stream, gradients=gradients)
+    prepared = prepare(source or model, tokens, **options)
     check_heads_of(heads, prepared.decoder)
     if source is not None:  # what is in memory may have been changed since it was loaded
         identity = identity or model_identity(source)

@@ -13,6 +13,7 @@ from inheritune.records.analysis import (
     AnalysedText,
     AnalysisRecord,
     AttentionMap,
+    BlockAnalysis,
     GradientRun,
     LayerAnalysis,
     LayerGradients,
@@ -30,6 +31,7 @@ from inheritune.spectra.result import BothSpectra, Spectra
 SPECTRA = "spectra.json"
 MAPS = "maps.json"
 
+_OF_BLOCKS = ("influence", "mlp_rank", "mlp_rank_error", "mlp_mass")
 _MEASURES = ("rank", "rank_error", "mass", "entropy", "stable_rank", "sink_column", "sink_epsilon")
 """The tables of `Spectra`, (layers, heads), by the name that they have in the file too."""
 
@@ -129,7 +131,7 @@ def to_record(
         data=data,
         environment=environment(),
         created=now(),
-        **({} if first.blocks is None else first.blocks.as_record()),
+        **_blocks(first.blocks),
     )
 
 
@@ -180,7 +182,6 @@ def _spectra(record: AnalysisRecord, mask: Mask) -> Spectra:
     }
     if "sink_column" in tables:
         tables["sink_column"] = np.nan_to_num(tables["sink_column"], nan=-1).astype(np.int64)
-    angles = {"blocks": record.blocks, "angular_distance": record.angular_distance}
     return Spectra(
         tau=record.tau,
         eta=record.eta,
@@ -189,9 +190,32 @@ def _spectra(record: AnalysisRecord, mask: Mask) -> Spectra:
         length=record.length,
         layers_index=tuple(layer.index for layer in record.layers),
         ranks={float(tau): _padded([layer.ranks[tau] for layer in layers]) for tau in layers[0].ranks},
-        blocks=None if None in angles.values() else BlockMeasures.from_record(angles),
+        blocks=_block_measures(record),
         **tables,
     )
+
+
+def _blocks(measures: BlockMeasures | None) -> dict[str, Any]:
+    """Return the record's fields on whole blocks."""
+    if measures is None:
+        return {}
+    columns = {name: _plain(getattr(measures, name)) for name in _OF_BLOCKS}
+    blocks = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    distances = (_plain(row[1 : measures.depth - i + 1]) for i, row in enumerate(measures.angular_distance))
+    return {
+        "blocks": tuple(BlockAnalysis(index=index, **block) for index, block in enumerate(blocks)),
+        "angular_distance": tuple(distances),
+    }
+
+
+def _block_measures(record: AnalysisRecord) -> BlockMeasures | None:
+    if record.blocks is None or record.angular_distance is None:
+        return None
+    distance = np.full((len(record.blocks), len(record.blocks) + 1), np.nan)
+    for row, values in zip(distance, record.angular_distance, strict=True):
+        row[1 : len(values) + 1] = np.array(values, dtype=np.float64)  # null is NaN
+    columns = {name: np.array([block[name] for block in record.blocks], dtype=np.float64) for name in _OF_BLOCKS}
+    return BlockMeasures(angular_distance=distance, **columns)
 
 
 def _padded(rows: Sequence[Sequence[float | None]]) -> np.ndarray[Any, Any]:

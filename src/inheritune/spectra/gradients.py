@@ -13,22 +13,26 @@ eps, and a rotation keeps lengths, so the bound stands for them too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from inheritune.decoder import Decoder, load_model, open_decoder
+from inheritune.decoder import Decoder
+from inheritune.decoder.streaming import load_decoder
 from inheritune.errors import ModelError
 from inheritune.spectra.checks import check_fit, check_tokens, check_weights
 from inheritune.spectra.measure.rank import sink_collapse
-from inheritune.spectra.watch.recording import SIDES, Call, Gradients, Side, as_float64, run_with_gradients
+from inheritune.spectra.watch.recording import SIDES, Call, Side, as_float64, run_with_gradients
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,18 +56,17 @@ class GradientProbe:
         loss: L.
     """
 
-    query: NDArray[np.float64]
-    key: NDArray[np.float64]
-    query_bound: NDArray[np.float64]
-    key_bound: NDArray[np.float64]
+    query: Values
+    key: Values
+    query_bound: Values
+    key_bound: Values
     layers_index: tuple[int, ...]
     sequences: int
     length: int
     loss: float
 
 
-@dataclass(frozen=True, eq=False)
-class LayerGradients:
+class LayerGradients(NamedTuple):
     """The gradient norms of each layer's query and key weights, all heads together.
 
     Attributes:
@@ -73,13 +76,13 @@ class LayerGradients:
         loss: L, the mean next-token cross-entropy in nats a token.
     """
 
-    query: NDArray[np.float64]
-    key: NDArray[np.float64]
+    query: Values
+    key: Values
     layers_index: tuple[int, ...]
     loss: float
 
 
-def gradient_probe(model: PreTrainedModel | str | Path, tokens: Any) -> GradientProbe:
+def gradient_probe(model: PreTrainedModel | Decoder | str | Path, tokens: Any) -> GradientProbe:
     """Measure, for every head, the gradient of its query and key weights and the bound that its collapse sets.
 
     The gradients of the sequences are added as matrices, so that they are those of the mean loss. They are kept on the
@@ -95,40 +98,22 @@ def gradient_probe(model: PreTrainedModel | str | Path, tokens: Any) -> Gradient
         DataError: the tokens are not (N, T) integers that the model can read.
         ModelError: no such model, damaged weights, or attention that cannot be followed: by name and reason.
     """
-    decoder, sequences = _prepare(model, tokens)
+    sequences = check_tokens(tokens)
+    decoder = load_decoder(model, stream=False)
+    check_fit(decoder, sequences)
+    check_weights(decoder)
     totals = _HeadTotals()
     loss = run_with_gradients(decoder, sequences, totals.add)
+    squares = _sum_squares(totals.sums)
+    norms = {name: squares.get(name, math.nan) ** 0.5 for name in totals.bounds}  # no matrix may make a head's keys
     rows = sorted({layer for _, layer, _ in totals.bounds})
     heads = 1 + max(head for *_, head in totals.bounds)
 
-    def table(values: dict[tuple[Side, int, int], float], side: Side) -> NDArray[np.float64]:  # (layers, heads)
-        missing = float("nan")
-        return np.array([[values.get((side, layer, head), missing) for head in range(heads)] for layer in rows])
+    def table(values: dict[tuple[Side, int, int], float], side: Side) -> Values:  # (layers, heads)
+        return np.array([[values.get((side, layer, head), math.nan) for head in range(heads)] for layer in rows])
 
-    norms = totals.norms()
-    return GradientProbe(
-        table(norms, "query"),
-        table(norms, "key"),
-        table(totals.bounds, "query"),
-        table(totals.bounds, "key"),
-        tuple(rows),
-        len(sequences),
-        sequences.shape[1],
-        loss,
-    )
-
-
-def _prepare(model: PreTrainedModel | str | Path, tokens: Any) -> tuple[Decoder, Tensor]:
-    """Check everything that `gradient_probe` is given, cheapest first; return the decoder and (N, T) int64 tokens."""
-    from transformers import PreTrainedModel
-
-    sequences = check_tokens(tokens)
-    if not isinstance(model, PreTrainedModel | str | Path):
-        raise ModelError(f"the model is a {type(model).__name__}: expected a PreTrainedModel, a folder or a hub id")
-    decoder = open_decoder(load_model(model))
-    check_fit(decoder, sequences)
-    check_weights(decoder)
-    return decoder, sequences
+    (query, key), (most_query, most_key) = ([table(v, side) for side in SIDES] for v in (norms, totals.bounds))
+    return GradientProbe(query, key, most_query, most_key, tuple(rows), len(sequences), sequences.shape[1], loss)
 
 
 def layer_gradients(decoder: Decoder, tokens: Tensor) -> LayerGradients:
@@ -145,9 +130,9 @@ def layer_gradients(decoder: Decoder, tokens: Tensor) -> LayerGradients:
     """
     sums: dict[tuple[Side, int, int], Tensor] = {}
 
-    def add(call: Call, gradients: Gradients) -> None:
+    def add(call: Call) -> None:
         for side in SIDES:
-            for source, part in call.pull(call.side(side), gradients.side(side)):
+            for source, part in call.pull(call.tensors[side], call.gradients[side]):
                 if source.is_product:
                     name = (side, call.layer, source.number)
                     sums[name] = source.weight_gradient(part) + sums.get(name, 0)
@@ -155,14 +140,8 @@ def layer_gradients(decoder: Decoder, tokens: Tensor) -> LayerGradients:
     loss = run_with_gradients(decoder, tokens, add)
     squares = _sum_squares(sums)
     rows = sorted({layer for _, layer in squares})
-
-    def column(side: Side) -> NDArray[np.float64]:  # (layers,)
-        return np.sqrt([squares.get((side, layer), float("nan")) for layer in rows])
-
-    return LayerGradients(column("query"), column("key"), tuple(rows), loss)
-
-
-# -- From one chunk's gradients to those of each head ------------------------------------------------------------------
+    query, key = (np.sqrt([squares.get((side, layer), math.nan) for layer in rows]) for side in SIDES)
+    return LayerGradients(query, key, tuple(rows), loss)
 
 
 @dataclass
@@ -179,16 +158,24 @@ class _HeadTotals:
     sums: dict[tuple[Side, int, int, int], Tensor] = field(default_factory=dict)
     bounds: dict[tuple[Side, int, int], float] = field(default_factory=dict)
 
-    def add(self, call: Call, gradients: Gradients) -> None:
-        """Add what one layer's attention says in one chunk."""
-        limits = _LogitLimits.of(call, gradients)
-        for head in range(call.query.shape[1]):
-            for side in SIDES:
-                self._add_head(side, head, call, gradients, limits)
+    def add(self, call: Call) -> None:
+        """Add what one layer's attention says in one chunk.
 
-    def _add_head(self, side: Side, head: int, call: Call, gradients: Gradients, limits: _LogitLimits) -> None:
+        The bound is 2 eps s ||dL/dA||_F times ||K||_2 or ||Q||_2, (n, H), times the way to the weights.
+        """
+        import torch
+
+        limit = 2 * _epsilon(call.tensors["probabilities"]) * abs(call.scaling)
+        limit = limit * as_float64(call.gradients["probabilities"]).norm(dim=(-2, -1))
+        for side, other in zip(SIDES, reversed(SIDES), strict=True):
+            limits = limit * torch.linalg.matrix_norm(as_float64(call.tensors[other]), ord=2)
+            for head in range(call.heads):
+                self._add_head(side, head, call, limits[:, head])
+
+    def _add_head(self, side: Side, head: int, call: Call, limits: Tensor) -> None:
+        """Add what one head's queries or keys say; `limits` (n,) are the bound without the way to the weights."""
         name = (side, call.layer, call.head + head)
-        vectors = call.side(side)[:, head]
+        vectors = call.tensors[side][:, head]
         if name not in self.ways:
             self.ways[name] = _Way.find(call, vectors)
             if side == "query" and not self.ways[name].columns:
@@ -197,18 +184,15 @@ class _HeadTotals:
                     "no matrix in it makes its queries"
                 )
         way = self.ways[name]
-        for source, part in call.pull(vectors, gradients.side(side)[:, head]):
+        for source, part in call.pull(vectors, call.gradients[side][:, head]):
             if source.number in way.columns:
                 gradient = source.weight_gradient(part, way.columns[source.number]).cpu()
                 key = (*name, source.number)
                 self.sums[key] = gradient + self.sums.get(key, 0)
-        bound = way.factor * float((limits.of_side(side)[:, head] * way.input_norm(call)).sum())
+        bound = math.nan
+        if way.factor > 0:
+            bound = way.factor * float((limits * call.input_norm(next(iter(way.columns)))).sum())
         self.bounds[name] = self.bounds.get(name, 0.0) + bound
-
-    def norms(self) -> dict[tuple[Side, int, int], float]:
-        """Return the gradients' Frobenius norms; NaN where no matrix of the layer makes a head's keys."""
-        squares = _sum_squares(self.sums)
-        return {name: squares.get(name, float("nan")) ** 0.5 for name in self.bounds}
 
 
 @dataclass(frozen=True)
@@ -237,40 +221,11 @@ class _Way:
         pulled = call.pull(vectors, direction)
         columns = {source.number: _nonzero(part) for source, part in pulled if source.is_product}
         if len(pulled) != 1 or len(columns) != 1:
-            return cls(columns, float("nan"))
+            return cls(columns, math.nan)
         lengths = as_float64(pulled[0][1]).reshape(*vectors.shape[:2], -1).norm(dim=-1)
         ratios = lengths / as_float64(direction).norm(dim=-1)
         same = ratios.amax() - ratios.amin() <= torch.finfo(vectors.dtype).eps ** 0.5 * ratios.amax()
-        return cls(columns, float(ratios.amax()) if same else float("nan"))
-
-    def input_norm(self, call: Call) -> Tensor:
-        """Return ||X||_2 of each sequence, (n,) float64, X (T, d_model) the input of the matrix."""
-        import torch
-
-        if not self.factor > 0:
-            return torch.full((len(call.query),), float("nan"))
-        return call.input_norm(next(iter(self.columns)))
-
-
-@dataclass(frozen=True)
-class _LogitLimits:
-    """What the bound has besides the way to the weights: 2 eps s ||dL/dA||_F times ||K||_2 or ||Q||_2, (n, H)."""
-
-    query: Tensor
-    key: Tensor
-
-    @classmethod
-    def of(cls, call: Call, gradients: Gradients) -> _LogitLimits:
-        import torch
-
-        limit = 2 * _epsilon(call.probabilities) * abs(call.scaling)
-        limit = limit * as_float64(gradients.probabilities).norm(dim=(-2, -1))
-        query, key = (torch.linalg.matrix_norm(as_float64(call.side(side)), ord=2) for side in SIDES)
-        return cls(limit * key, limit * query)
-
-    def of_side(self, side: Side) -> Tensor:
-        """Return the limit of the queries or of the keys, (n, H) float64."""
-        return self.query if side == "query" else self.key
+        return cls(columns, float(ratios.amax()) if same else math.nan)
 
 
 def _epsilon(probabilities: Tensor) -> Tensor:

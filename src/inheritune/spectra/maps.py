@@ -115,11 +115,11 @@ def check_heads(heads: Sequence[tuple[int, int]], spectra: Spectra) -> dict[str,
     Raises:
         PlanError: there is no such layer or head.
     """
-    chosen = {}
+    chosen, known = {}, spectra.layers_index
     for layer, head in heads:
-        if layer not in spectra.layers_index:
-            known = ", ".join(map(str, spectra.layers_index))
-            raise PlanError(f"a map of layer {layer}: expected a layer that has attention, one of {known}")
+        if layer not in known:
+            wanted = f"expected a layer that has attention, one of {', '.join(map(str, known))}"
+            raise PlanError(f"a map of layer {layer}: {wanted}")
         row = spectra.layers_index.index(layer)
         count = int((~np.isnan(spectra.rank[row])).sum())
         if not 0 <= head < count:

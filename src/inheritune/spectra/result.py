@@ -84,20 +84,12 @@ class Spectra:
 
     @property
     def causal(self) -> Spectra:
-        """The spectra under the causal mask, as `BothSpectra` has them.
-
-        Raises:
-            InherituneError: these are of the other mask alone.
-        """
+        """The spectra under the causal mask, as `BothSpectra` has them; InherituneError where these are not."""
         return self._under("causal")
 
     @property
     def full(self) -> Spectra:
-        """The spectra without the mask, as `BothSpectra` has them.
-
-        Raises:
-            InherituneError: these are of the other mask alone.
-        """
+        """The spectra without the mask, as `BothSpectra` has them; InherituneError where these are not."""
         return self._under("full")
 
     def _under(self, mask: Mask) -> Spectra:
@@ -202,13 +194,8 @@ class BothSpectra:
 
 
 def classes_of(causal: Heads, full: Heads) -> NDArray[np.str_]:
-    """Return the class of each head by its Rank under both masks; see `BothSpectra.head_classes`.
+    """Return `sink`, `uniform` or `potent` for each head by its Rank under both masks, float64 of any one shape.
 
-    Args:
-        causal: Rank(h, l), any shape, float64.
-        full: the same without the mask, of the same shape.
-
-    Returns:
-        `sink`, `uniform` or `potent`, of that shape.
+    See `BothSpectra.head_classes`.
     """
     return np.where(causal < COLLAPSED_RANK, "sink", np.where(full < COLLAPSED_RANK, "uniform", "potent"))

@@ -20,7 +20,7 @@ from inheritune.decoder import Decoder, evaluating
 from inheritune.errors import PlanError
 from inheritune.spectra.folder import from_record, read_analysis
 from inheritune.spectra.result import BothSpectra, Spectra
-from inheritune.spectra.watch.capture import attention_implementation
+from inheritune.spectra.watch.interface import attention_implementation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -10,7 +10,6 @@ Works with any transformers `Trainer`:
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from inheritune.records.analysis import Mask
 from inheritune.spectra import approximate_rank, visit_attention
 from inheritune.spectra.checks import check_fit, check_tokens
 from inheritune.spectra.gradients import layer_gradients
+from inheritune.spectra.measure.heads import HeadRanks, HeadTable
 from inheritune.spectra.measure.pieces import Piece
 from inheritune.spectra.measure.rank import check_fraction
 from inheritune.spectra.result import COLLAPSED_RANK
@@ -162,28 +162,34 @@ class WatchCollapse(TrainerCallback):
         decoder = open_decoder(model)
         check_fit(decoder, self.windows)
         with _undisturbed(model):
-            ranks = self._ranks(decoder)
+            table = self._ranks(decoder)
             gradients = self._gradient_norms(decoder)
-        layers = list(ranks["causal"])
-        line: dict[str, Any] = {"layers": layers}
-        for mask, table in ranks.items():
-            line[mask] = {
-                "max_rank": [float(table[layer].max()) for layer in layers],
-                "collapsed": [float((table[layer] < COLLAPSED_RANK).mean()) for layer in layers],
-            }
+        layers = table.layers()
+        line: dict[str, Any] = {"layers": list(layers)}
+        for mask in self._masks:
+            ranks = table.mean_rank(mask)[..., 0]  # (layers, heads), NaN where a layer has no such head
+            share = (ranks < COLLAPSED_RANK).sum(axis=1) / (~np.isnan(ranks)).sum(axis=1)
+            line[mask] = {"max_rank": np.nanmax(ranks, axis=1).tolist(), "collapsed": share.tolist()}
         if gradients:
             line["gradients"] = {side: [norms.get(layer) for layer in layers] for side, norms in gradients.items()}
         return line
 
-    def _ranks(self, decoder: Decoder) -> dict[Mask, dict[int, np.ndarray]]:
-        """Return Rank(h, l) of each mask and layer, (heads,); causal alone where the family shows no more."""
+    def _ranks(self, decoder: Decoder) -> HeadTable:
+        """Measure k* of each mask, head and sequence; causal alone where the family shows no more."""
+        table = HeadTable(len(self.windows), (self.tau,))
+
+        def consume(piece: Piece) -> None:
+            ranks = approximate_rank(piece.probabilities, table.taus).movedim(0, -1)
+            table.put(piece, HeadRanks(ranks.double().cpu().numpy()))
+
         try:
-            return _mean_ranks(decoder, self.windows, self._masks, self.tau)
+            visit_attention(decoder, self.windows, self._masks, consume)
         except ModelError:
             if self._masks == ("causal",):
                 raise
-        self._masks = ("causal",)
-        return _mean_ranks(decoder, self.windows, self._masks, self.tau)
+            self._masks = ("causal",)
+            return self._ranks(decoder)
+        return table
 
     def _gradient_norms(self, decoder: Decoder) -> dict[str, dict[int, float]]:
         """Return the norms of each layer by its index; nothing where the family's cannot be seen."""
@@ -197,28 +203,6 @@ class WatchCollapse(TrainerCallback):
             return {}
         sides = {"query": gradients.query, "key": gradients.key}
         return {side: dict(zip(gradients.layers_index, norms.tolist(), strict=True)) for side, norms in sides.items()}
-
-
-def _mean_ranks(
-    decoder: Decoder, tokens: torch.Tensor, masks: tuple[Mask, ...], tau: float
-) -> dict[Mask, dict[int, np.ndarray]]:
-    """Return the mean of k* over the sequences (paper, eq. 3) of each mask and layer, (heads,) float64."""
-    sums: dict[tuple[Mask, int], dict[int, int]] = {}
-    lock = threading.Lock()  # pieces may come from several threads; sums of whole numbers do not know their order
-
-    def consume(piece: Piece) -> None:
-        ranks = approximate_rank(piece.probabilities, tau).sum(dim=0).tolist()
-        with lock:
-            heads = sums.setdefault((piece.mask, piece.layer), {})
-            for head, rank in enumerate(ranks, start=piece.head):
-                heads[head] = heads.get(head, 0) + rank
-
-    visit_attention(decoder, tokens, masks, consume)
-    means: dict[Mask, dict[int, np.ndarray]] = {mask: {} for mask in masks}
-    for mask, layer in sorted(sums):
-        heads = sums[mask, layer]
-        means[mask][layer] = np.array([heads[head] for head in sorted(heads)]) / len(tokens)
-    return means
 
 
 @contextmanager

@@ -11,10 +11,11 @@ agree with the rank of attention:
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from inheritune.decoder import Decoder
 from inheritune.errors import ModelError
 from inheritune.spectra.measure.pieces import map_in_threads
-from inheritune.spectra.measure.rank import approximate_rank, column_mass, rank_and_mass
+from inheritune.spectra.measure.rank import approximate_rank, column_mass
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,38 +77,6 @@ class BlockMeasures:
         start = int(np.nanargmin(distance))
         return list(range(start, start + count))
 
-    def as_record(self) -> dict[str, Any]:
-        """Return plain data: `blocks`, one entry for each block, and the rows of `angular_distance` from n = 1 on."""
-        names = ("influence", "mlp_rank", "mlp_rank_error", "mlp_mass")
-        blocks = [
-            {"index": index} | {name: _plain(getattr(self, name)[index]) for name in names}
-            for index in range(self.depth)
-        ]
-        rows = [
-            [_plain(value) for value in row[1 : self.depth - layer + 1]]
-            for layer, row in enumerate(self.angular_distance)
-        ]
-        return {"blocks": blocks, "angular_distance": rows}
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> BlockMeasures:
-        """Read back what `as_record` wrote; a KeyError, TypeError or ValueError says that it is something else."""
-        blocks = record["blocks"]
-        distance = np.full((len(blocks), len(blocks) + 1), np.nan)
-        for layer, row in enumerate(record["angular_distance"]):
-            distance[layer, 1 : len(row) + 1] = np.array(row, dtype=np.float64)
-
-        def column(name: str) -> Values:
-            return np.array([block[name] for block in blocks], dtype=np.float64)
-
-        return cls(
-            influence=column("influence"),
-            angular_distance=distance,
-            mlp_rank=column("mlp_rank"),
-            mlp_rank_error=column("mlp_rank_error"),
-            mlp_mass=column("mlp_mass"),
-        )
-
 
 class BlockObserver:
     """Watches every block of a decoder during forward passes; `measures()` says afterwards what was seen.
@@ -117,11 +86,10 @@ class BlockObserver:
     before the next, or all chunks through a block before the next block, makes no difference to the result.
 
     Memory: pieces of the hidden states, the float32 Gram matrices of the MLP outputs (min(T, D) squared, for the
-    sequences that the workers have in hand), and the
-    last token's hidden state at each of the L + 1 block boundaries for the sequences
-    that have not passed the last block. In the usual order those are the sequences of one chunk; block by block they
-    are all N, because the distance across a span needs both ends of it. They stay in the model's own dtype, in which
-    they are exact: 131 MB for N = 100, L = 80, D = 8192 in bfloat16, a hundredth of all tokens' states at T = 100.
+    sequences that the workers have in hand), and the last token's hidden state, in the model's own dtype, at each of
+    the L + 1 block boundaries for the sequences that have not passed the last block. In the usual order those are the
+    sequences of one chunk; block by block all N (131 MB for N = 100, L = 80, D = 8192 in bfloat16), because the
+    distance across a span needs both ends of it.
     """
 
     def __init__(self, tau: float = 0.9, eta: float = 0.9) -> None:
@@ -153,14 +121,13 @@ class BlockObserver:
         """
         if not any(block.calls for block in self._blocks):
             raise ValueError("no forward pass was observed")
-        ranks = [block.spread(block.ranks) for block in self._blocks]
-        masses = [block.spread(block.masses) for block in self._blocks]
+        ranks, errors = zip(*(_mean_and_error(block.ranks) for block in self._blocks), strict=True)
         return BlockMeasures(
-            influence=np.array([block.influence for block in self._blocks]),
+            influence=np.array([1.0 - b.cosines / b.tokens if b.tokens else math.nan for b in self._blocks]),
             angular_distance=self._ends.means(),
-            mlp_rank=np.array([mean for mean, _ in ranks]),
-            mlp_rank_error=np.array([error for _, error in ranks]),
-            mlp_mass=np.array([mean for mean, _ in masses]),
+            mlp_rank=np.array(ranks),
+            mlp_rank_error=np.array(errors),
+            mlp_mass=np.array([_mean_and_error(block.masses)[0] for block in self._blocks]),
         )
 
     def _enter(self, layer: int, *_: Any) -> None:
@@ -199,12 +166,9 @@ class BlockObserver:
         if not outputs.sum(dtype=torch.float32).isfinite():
             raise ModelError(f"the MLP output of layer {layer} is not finite (NaN or overflow)")
         columns = outputs.mT  # (n, D, T): a column for each token
-        if outputs.shape[1] <= outputs.shape[2]:
-            ranks, masses = rank_and_mass(columns, self.tau, self.eta)
-        else:  # the same singular values, from the smaller Gram matrix
-            ranks, masses = approximate_rank(outputs, self.tau), column_mass(columns, self.eta)
-        self._blocks[layer].ranks += ranks.tolist()
-        self._blocks[layer].masses += masses.tolist()
+        narrow = columns if outputs.shape[1] <= outputs.shape[2] else outputs  # the same singular values
+        self._blocks[layer].ranks += approximate_rank(narrow, self.tau).tolist()
+        self._blocks[layer].masses += column_mass(columns, self.eta).tolist()
 
 
 @dataclass
@@ -214,22 +178,14 @@ class _Tally:
     calls: int = 0
     cosines: float = 0.0
     tokens: int = 0
+    ranks: list[float] = field(default_factory=list)
+    masses: list[float] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.ranks: list[float] = []
-        self.masses: list[float] = []
 
-    @property
-    def influence(self) -> float:
-        """Block Influence, NaN where no token was seen."""
-        return 1.0 - self.cosines / self.tokens if self.tokens else float("nan")
-
-    @staticmethod
-    def spread(values: list[float]) -> tuple[float, float]:
-        """Return the mean and its standard error; NaN for what too few values leave open."""
-        mean = float(np.mean(values)) if values else float("nan")
-        error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-        return mean, error
+def _mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Return the mean and its standard error; NaN for what too few values leave open."""
+    mean = float(np.mean(values)) if values else math.nan
+    return mean, float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 class _LastTokens:
@@ -249,33 +205,26 @@ class _LastTokens:
         import torch
 
         states = []
-        for queue in self._waiting:
-            rows = torch.cat(queue) if len(queue) > 1 else queue[0] if queue else torch.empty(0, 0)
-            queue[:] = [rows[count:]] if len(rows) > count else []
+        for number, queue in enumerate(self._waiting):
+            rows = torch.cat(queue) if queue else torch.empty(0, 0)
+            self._waiting[number] = [rows[count:]] if len(rows) > count else []
             states.append(rows[:count])
         self._sequences += count
         if len({rows.shape for rows in states}) > 1:  # a boundary was not seen, or the width changes
             self._total[:] = np.nan
             return
-        for sequence in range(count):
-            self._add(torch.stack([rows[sequence] for rows in states]))
-
-    def _add(self, states: Tensor) -> None:
-        """Add the distances between all boundaries of one sequence, (L + 1, D)."""
-        states = states.double()
-        states /= states.norm(dim=-1, keepdim=True).clamp(min=_TINY)
-        distance = ((states @ states.mT).clamp(-1, 1).arccos() / np.pi).numpy()
-        for layer, row in enumerate(self._total):
-            row[1 : len(row) - layer] += distance[layer, layer + 1 :]
+        for boundaries in torch.stack(states, dim=1).double():  # (L + 1, D) of one sequence
+            boundaries /= boundaries.norm(dim=-1, keepdim=True).clamp(min=_TINY)
+            distance = ((boundaries @ boundaries.mT).clamp(-1, 1).arccos() / np.pi).numpy()
+            for layer, row in enumerate(self._total):
+                row[1 : len(row) - layer] += distance[layer, layer + 1 :]
 
     def means(self) -> Values:
         """Return (L, L + 1) means over the sequences, NaN where there is no such span."""
         layers = len(self._total)
         spans = np.add.outer(np.arange(layers), np.arange(layers + 1))
-        missing = (spans > layers) | (np.arange(layers + 1) == 0)
-        if not self._sequences:
-            return np.full(self._total.shape, np.nan)
-        return np.where(missing, np.nan, self._total / self._sequences)
+        known = (spans <= layers) & (np.arange(layers + 1) > 0) & (self._sequences > 0)
+        return np.where(known, self._total / max(self._sequences, 1), np.nan)
 
 
 _TINY = 1e-300
@@ -336,7 +285,3 @@ def _cosine_sum(one: Tensor, two: Tensor) -> float:
 
     pairs = zip(one.flatten(0, 1).split(step), two.flatten(0, 1).split(step), strict=True)
     return sum(map_in_threads(cosines, pairs, torch.get_num_threads() if one.device.type == "cpu" else 1))
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

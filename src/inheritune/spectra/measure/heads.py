@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from inheritune.records.analysis import Mask
-from inheritune.spectra.measure.pieces import Piece, cached_rows
+from inheritune.spectra.measure.pieces import Piece, cached_size
 from inheritune.spectra.measure.rank import columns_of, piece_mass, piece_rank, piece_stable_rank, sink_collapse
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def row_entropy(matrices: Tensor) -> Tensor:
 
     rows = matrices.reshape(-1, matrices.shape[-1])
     # ln of what is below 1e-30 is taken there: p ln p is then nothing beside float32's rounding.
-    parts = (part.float() for part in rows.split(cached_rows(rows)))
+    parts = (part.float() for part in rows.split(cached_size(rows)))
     entropies = torch.cat([torch.linalg.vecdot(part, part.clamp(min=1e-30).log_()) for part in parts]).neg_()
     return entropies.reshape(matrices.shape[:-1]).mean(dim=-1)
 

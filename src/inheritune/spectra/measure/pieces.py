@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -62,16 +63,9 @@ Consumer = Callable[[Piece], None]
 """Takes a piece; it may be called from several threads at once, each with a piece of its own."""
 
 
-def cached_size(matrices: Tensor) -> int:
-    """Return how many of some (n, R, C) matrices to pass over at a time: as many as a cache holds, all on a GPU."""
-    if matrices.device.type != "cpu":
-        return max(1, len(matrices))
-    return max(1, CACHED_BYTES // (4 * matrices.shape[-2] * matrices.shape[-1]))
-
-
-def cached_rows(rows: Tensor) -> int:
-    """Return how many of some (n, C) rows to work on at a time: as many as a cache holds, all on a GPU."""
-    return max(1, CACHED_BYTES // (4 * rows.shape[-1]) if rows.device.type == "cpu" else len(rows))
+def cached_size(items: Tensor) -> int:
+    """Return how many of (n, C) rows or (n, R, C) matrices to work on at a time: what a cache holds; all on a GPU."""
+    return max(1, CACHED_BYTES // (4 * math.prod(items.shape[1:])) if items.device.type == "cpu" else len(items))
 
 
 @dataclass(frozen=True)
@@ -85,6 +79,15 @@ class WorkPlan:
 
     workers: int
     matrices: int
+
+    def cut(self, sequences: int, heads: int) -> Iterator[tuple[slice, slice]]:
+        """Yield the sequences and heads of each piece, whole heads first, with something for every worker to do."""
+        matrices = min(self.matrices, -(-sequences * heads // self.workers))
+        head_step, sequence_step = min(heads, matrices), max(1, matrices // heads)
+        for sequence in range(0, sequences, sequence_step):
+            for head in range(0, heads, head_step):
+                end = min(sequence + sequence_step, sequences), min(head + head_step, heads)
+                yield slice(sequence, end[0]), slice(head, end[1])
 
 
 def plan_work(length: int, memory: int, device: torch.device) -> WorkPlan:
@@ -118,7 +121,6 @@ def in_pieces(function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Tensor
     import torch
 
     flat = matrices.reshape(-1, *matrices.shape[-2:])
-
     workers = torch.get_num_threads() if flat.device.type == "cpu" else 1
     size = piece_size(flat.shape[-2], flat.shape[-1])
     pieces = flat.split(min(size, max(1, -(-len(flat) // workers)))) if len(flat) else (flat,)

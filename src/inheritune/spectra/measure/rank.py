@@ -282,10 +282,9 @@ def _scaled_grams(piece: Tensor, chosen: Tensor) -> Tensor:
     """Return `_scaled_gram` of the `chosen` (m,) of (n, T, T) matrices, with no copy where all are chosen."""
     import torch
 
-    few = cached_size(piece)
-    if len(chosen) < len(piece):
-        return torch.cat([_scaled_gram(piece[part]) for part in chosen.split(few)])
-    return _scaled_gram(piece) if len(piece) <= few else torch.cat([_scaled_gram(part) for part in piece.split(few)])
+    few, some = cached_size(piece), len(chosen) < len(piece)
+    grams = [_scaled_gram(piece[part] if some else part) for part in (chosen if some else piece).split(few)]
+    return grams[0] if len(grams) == 1 else torch.cat(grams)
 
 
 def _scaled_gram(piece: Tensor) -> Tensor:

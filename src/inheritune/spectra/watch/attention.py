@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import ModelError
+from inheritune.spectra.measure.pieces import cached_size
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 EAGER_TOLERANCE = 1e-4
 """Largest difference, relative to the largest value, from the model's own attention function (float32 rounding)."""
+
+ROWS = 16
+"""Query positions that are compared with it."""
 
 
 @dataclass(frozen=True)
@@ -67,41 +72,55 @@ class AttentionInputs:
             bias=options.get("position_bias"),
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in: float32, or float64 for gradients through a float64 model."""
+        import torch
+
+        return torch.promote_types(self.query.dtype, torch.float32) if self.query.requires_grad else torch.float32
+
     def logits(self, sequences: slice, heads: slice) -> Tensor:
-        """Return the logits of some sequences and heads before the mask, (n', h', T, S) float32."""
+        """Return the logits of some sequences and heads before the mask, (n', h', T, S) in `dtype`."""
         key = self._of_query_heads(self.key, sequences, heads)
-        logits = (self.query[sequences, heads].float() @ key.mT).mul_(self.scaling)
+        logits = (self.query[sequences, heads].to(self.dtype) @ key.mT).mul_(self.scaling)
         if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+            logits = logits.div_(self.softcap).tanh_() * self.softcap  # a gradient needs the result of tanh
         if self.bias is not None:
-            logits += part(self.bias, sequences, heads).float()
+            logits += part(self.bias, sequences, heads)
         return logits
 
-    def masked(self, logits: Tensor, sequences: slice, heads: slice) -> Tensor:
-        """Return `logits` (n', h', T, S) with the model's mask, as a new tensor."""
+    def hide(self, logits: Tensor, sequences: slice, heads: slice) -> Tensor:
+        """Put the model's mask on `logits` (n', h', T, S) of some sequences and heads, in place, and return them."""
         if self.mask is None:
             return logits
         mask = part(self.mask, sequences, heads)[..., : logits.shape[-1]]
-        return logits.masked_fill(~mask, float("-inf")) if mask.dtype.is_signed is False else logits + mask.float()
+        return logits.add_(mask) if mask.dtype.is_signed else logits.masked_fill_(~mask, float("-inf"))
 
     def probabilities(self, logits: Tensor, sequences: slice, heads: slice) -> Tensor:
-        """Return the softmax of `logits` over the keys, (n', h', T, S) float32, sinks taking their share."""
+        """Return the softmax of `logits` over the keys, (n', h', T, S), sinks taking their share.
+
+        It takes the place of the logits where there are no sinks and no gradients are wanted.
+        """
         import torch
 
-        if self.sinks is None:
+        if self.sinks is not None:
+            sinks = self.sinks[heads].view(1, -1, 1, 1) if self.sinks.dim() == 1 else part(self.sinks, sequences, heads)
+            sinks = sinks.to(logits.dtype).expand(*logits.shape[:-1], 1)
+            return torch.cat([logits, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+        if logits.requires_grad:
             return logits.softmax(dim=-1)
-        sinks = self.sinks.float()
-        sinks = sinks[heads].view(1, -1, 1, 1) if sinks.dim() == 1 else part(sinks, sequences, heads)
-        sinks = sinks.expand(*logits.shape[:-1], 1)
-        return torch.cat([logits, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+        rows = logits.view(-1, logits.shape[-1])
+        for few in rows.split(cached_size(rows)):
+            few.copy_(few.softmax(dim=-1))
+        return logits
 
     def mix(self, probabilities: Tensor, sequences: slice, heads: slice) -> Tensor:
-        """Return the values mixed by `probabilities`, (n', T, h', d') float32."""
+        """Return the values mixed by `probabilities`, (n', T, h', d') in their dtype."""
         return (probabilities @ self._of_query_heads(self.value, sequences, heads)).transpose(1, 2)
 
     def only_masks(self) -> bool:
         """Return whether the mask does nothing but hide keys: without a finite value other than 0."""
-        if self.mask is None or self.mask.dtype.is_signed is False:
+        if self.mask is None or not self.mask.dtype.is_signed:
             return True
         import torch
 
@@ -109,15 +128,15 @@ class AttentionInputs:
         return bool((hidden | (self.mask == 0)).all())
 
     def _of_query_heads(self, tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
-        """Return the heads of keys or values (n, K, S, d) that the query heads read, (n', h', S, d) float32."""
+        """Return the heads of keys or values (n, K, S, d) that the query heads read, (n', h', S, d) in `dtype`."""
         import torch
 
         groups = self.query.shape[1] // tensor.shape[1]
         if groups == 1:
-            return tensor[sequences, heads].float()
+            return tensor[sequences, heads].to(self.dtype)
         start, stop, _ = heads.indices(self.query.shape[1])
         index = torch.arange(start, stop, device=tensor.device) // groups
-        return tensor[sequences].index_select(1, index).float()
+        return tensor[sequences].index_select(1, index).to(self.dtype)
 
 
 def part(tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
@@ -130,52 +149,44 @@ def part(tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
 def check_against_eager(place: str, inputs: AttentionInputs, output: Tensor, options: dict[str, Any]) -> None:
     """Refuse a family whose own attention function gives something else than the formula above.
 
+    The first sequence's last `ROWS` query positions are compared with the `eager_attention_forward` of the source file
+    that defines the attention module; a file without one is not checked.
+
     Args:
         place: what cannot be done where, the first words of the message.
         inputs: the layer's inputs.
-        output: (n, T, H, d') float32, what the formula gives.
+        output: (n, T, H, d'), what the formula gives.
         options: the model's keyword arguments to its attention function.
 
     Raises:
         ModelError: the outputs differ by more than `EAGER_TOLERANCE`.
     """
-    difference = _eager_difference(inputs, output, options)
-    if difference is not None and not difference <= EAGER_TOLERANCE:
-        raise ModelError(
-            f"{place} computes attention in a way of its own "
-            f"(its output differs from softmax attention by {difference:.1e} of the largest value)"
-        )
-
-
-def _eager_difference(inputs: AttentionInputs, output: Tensor, options: dict[str, Any], rows: int = 16) -> float | None:
-    """Compare the first sequence's last `rows` query positions with the model's own attention function.
-
-    That is the one in the source file that defines the attention module; `output` is (n, T, H, d') float32.
-
-    Returns:
-        The largest difference relative to the largest value, or None where the source file has no such function.
-    """
     import torch
 
     eager = _own_eager(inputs.module)
     if eager is None:
-        return None
-    first, last = slice(0, 1), slice(-rows, None)
+        return
+    first, last = slice(0, 1), slice(-ROWS, None)
     cut = {
         name: part(option, first, slice(None))[..., last, :] if name in ("position_bias", "sinks") else option
         for name, option in options.items()
         if name != "dropout" and option is not None
     }
     mask = None if inputs.mask is None else part(inputs.mask, first, slice(None))[..., last, : inputs.key.shape[2]]
-    if mask is not None and mask.dtype.is_signed is False:  # eager functions add their mask
+    if mask is not None and not mask.dtype.is_signed:  # eager functions add their mask
         mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
-    query, key, value = (tensor[first].float() for tensor in (inputs.query, inputs.key, inputs.value))
-    expected, _ = eager(inputs.module, query[..., last, :], key, value, mask, **cut)
-    difference = (expected.float() - output[first, last]).abs().max()
-    return float(difference / value.abs().max().clamp(min=1e-12))
+    with torch.no_grad():
+        query, key, value = (tensor[first].float() for tensor in (inputs.query, inputs.key, inputs.value))
+        expected, _ = eager(inputs.module, query[..., last, :], key, value, mask, **cut)
+        error = (expected.float() - output[first, last].float()).abs().max()
+        difference = float(error / value.abs().max().clamp(min=1e-12))
+    if not difference <= EAGER_TOLERANCE:
+        raise ModelError(
+            f"{place} computes attention in a way of its own "
+            f"(its output differs from softmax attention by {difference:.1e} of the largest value)"
+        )
 
 
 def _own_eager(module: nn.Module) -> Callable[..., Any] | None:
     """Return `eager_attention_forward` of the source file that defines the module's class."""
-    home = sys.modules.get(type(module).__module__)
-    return getattr(home, "eager_attention_forward", None)
+    return getattr(sys.modules.get(type(module).__module__), "eager_attention_forward", None)

@@ -1,29 +1,27 @@
 """Watch a decoder compute its attention, one layer at a time, and hand out the probabilities in bounded pieces.
 
 Most families call the function that transformers' AttentionInterface holds under the name in their configuration
-(`interface.py`); the others are watched by hooks (`hooks.py`). What is done with the probabilities is no concern of
-this file: see `rank.py`.
+(`interface.py`); the others are watched by hooks (`hooks.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING
 
 from inheritune.decoder import Decoder, evaluating
 from inheritune.decoder.streaming import StreamedDecoder
 from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Consumer, plan_work
-from inheritune.spectra.watch import hooks
-from inheritune.spectra.watch.interface import IMPLEMENTATION, active
+from inheritune.spectra.watch.hooks import watched_modules
+from inheritune.spectra.watch.interface import watched_interface
 from inheritune.spectra.watch.probe import Probe
 from inheritune.spectra.watch.streaming import run_by_layer
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel
 
 CHUNK_BYTES = 96 * 2**20
 """Memory for the activations of the model's own forward pass: it decides how many sequences run at a time."""
@@ -69,11 +67,9 @@ def visit_attention(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(decoder.model))
-        probe = Probe(decoder, masks, consumer, memory=memory)
-        watch, trial = _way_to_watch(decoder, tokens[:1, :2])
-        whole_heads = 0
-        if watch is _watched_hooks:
-            whole_heads = trial.heads
+        probe = Probe(decoder, masks, consumer, memory)
+        watch, heads = _way_to_watch(decoder, tokens[:1, :2])
+        whole_heads = heads if watch is watched_modules else 0
         stack.enter_context(watch(probe))
         for observer in observers:
             stack.enter_context(observer(decoder))
@@ -81,19 +77,20 @@ def visit_attention(
         _run_chunks(probe, tokens, max(1, size), advance)
 
 
-def _way_to_watch(decoder: Decoder, tokens: Tensor) -> tuple[Callable[[Probe], AbstractContextManager[None]], Probe]:
-    """Find out by trial runs on (1, 2) tokens how the model can be watched, and return the trial too.
+def _way_to_watch(decoder: Decoder, tokens: Tensor) -> tuple[Callable[[Probe], AbstractContextManager[None]], int]:
+    """Find out by trial runs on (1, 2) tokens how the model can be watched; return the most heads of a block too.
 
     Raises:
         ModelError: it cannot.
     """
-    for watch in (_watched_interface, _watched_hooks):
-        trial = Probe(decoder, (), lambda piece: None)
+    trial = Probe(decoder, (), lambda piece: None)
+    for watch in (watched_interface, watched_modules):
+        trial.entered.clear()
         with watch(trial):
             _run_chunks(trial, tokens, 1, lambda count: None)
         if trial.heads > 0:
-            return watch, trial
-    raise ModelError(f"cannot analyse {trial.family}: none of its layers computes or returns attention weights")
+            return watch, trial.heads
+    raise ModelError(f"{trial.cannot}: none of its layers computes or returns attention weights")
 
 
 def _run_chunks(probe: Probe, tokens: Tensor, size: int, advance: Callable[[int], None]) -> None:
@@ -101,79 +98,18 @@ def _run_chunks(probe: Probe, tokens: Tensor, size: int, advance: Callable[[int]
     decoder, chunks = probe.decoder, tokens.split(size)
 
     def begin(number: int, layer: int = 0) -> None:
-        probe.begin_chunk(number * size)
+        probe.sequence = number * size
 
     def run(number: int) -> None:
         decoder.model.base_model(input_ids=chunks[number], use_cache=False)
 
-    with _watched_blocks(probe, lambda: advance(len(chunks[probe.sequence // size]))):
+    with probe.blocks(lambda: advance(len(chunks[probe.sequence // size]))):
         if isinstance(decoder, StreamedDecoder):
             run_by_layer(decoder, len(chunks), run, begin, trial=not probe.masks)
             return
         for number in range(len(chunks)):
             begin(number)
             run(number)
-
-
-@contextmanager
-def _watched_interface(probe: Probe) -> Iterator[None]:
-    with active(probe), attention_implementation(probe.decoder.model, IMPLEMENTATION):
-        yield
-
-
-@contextmanager
-def _watched_hooks(probe: Probe) -> Iterator[None]:
-    name = probe.decoder.config._attn_implementation
-    plain = name if name in ("eager", "sdpa") else "eager"  # no other says how it comes by its probabilities
-    with hooks.watched_modules(probe), attention_implementation(probe.decoder.model, plain):
-        yield
-
-
-@contextmanager
-def _watched_blocks(probe: Probe, passed: Callable[[], None]) -> Iterator[None]:
-    """Tell `probe` which block is running, and call `passed` after each block."""
-
-    def leave(*_: Any) -> None:
-        probe.leave()
-        passed()
-
-    with ExitStack() as stack:
-        for layer, block in enumerate(probe.decoder.blocks):
-            stack.enter_context(block.register_forward_pre_hook(lambda *_, layer=layer: probe.enter(layer)))
-            stack.enter_context(block.register_forward_hook(leave))
-        stack.callback(probe.leave)
-        yield
-
-
-@contextmanager
-def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Let every configuration in the model name the attention implementation `name`, and restore the old names."""
-    configs = _configs(model)
-    before = [config._attn_implementation for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation = name
-        yield
-    finally:
-        for config, old in zip(configs, before, strict=True):  # a configuration sets its parts, which come later here
-            config._attn_implementation = old
-
-
-def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
-    """Return the different configuration objects in the model, a whole before its parts."""
-    from transformers import PretrainedConfig
-
-    configs: dict[int, PretrainedConfig] = {}
-
-    def add(config: Any) -> None:
-        if isinstance(config, PretrainedConfig) and id(config) not in configs:
-            configs[id(config)] = config
-            for name in config.sub_configs:
-                add(getattr(config, name, None))
-
-    for module in model.modules():
-        add(getattr(module, "config", None))
-    return list(configs.values())
 
 
 def _bytes_per_sequence(decoder: Decoder, length: int, whole_heads: int) -> int:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import map_in_threads, plan_work
+from inheritune.spectra.watch.attention import AttentionInputs
+from inheritune.spectra.watch.interface import attention_implementation
 from inheritune.spectra.watch.probe import Probe
 
 if TYPE_CHECKING:
@@ -35,7 +37,10 @@ PRODUCTS = {"matmul", "__matmul__", "bmm", "baddbmm"}
 @contextmanager
 def watched_modules(probe: Probe) -> Iterator[None]:
     """Send the probabilities of the blocks' attention modules to `probe`; the hooks are removed at the end."""
+    name = probe.decoder.config._attn_implementation
+    plain = name if name in ("eager", "sdpa") else "eager"  # no other says how it comes by its probabilities
     with ExitStack() as stack:
+        stack.enter_context(attention_implementation(probe.decoder.model, plain))
         for block in probe.decoder.blocks:
             for module in block.modules():
                 if "attention" in type(module).__name__.lower():
@@ -68,7 +73,7 @@ def _unmasked(probe: Probe, module: nn.Module, inputs: inspect.BoundArguments, m
     _check_bias(probe, inputs)
     with _open_masks(module, inputs, masked.shape[-1]) as opened:
         logits = _logits(module, opened)
-    if logits is None or (probe.first_chunk and not _differs_by_mask(logits, masked)):
+    if logits is None or (probe.checks and not _differs_by_mask(logits, masked)):
         raise ModelError(
             f"{probe.family} hides later tokens inside its attention modules in a way that cannot be undone, so only "
             'the causal softmax can be analysed: use mask="causal" (--mask causal)'
@@ -79,14 +84,8 @@ def _unmasked(probe: Probe, module: nn.Module, inputs: inspect.BoundArguments, m
 def _emit(probe: Probe, mask: Mask, probabilities: Tensor) -> None:
     """Hand out the (n, H, T, T) probabilities of a module in pieces that fit the probe's memory."""
     plan = plan_work(probabilities.shape[-1], probe.memory, probabilities.device)
-    heads = min(probabilities.shape[1], plan.matrices)
-    sequences = max(1, plan.matrices // probabilities.shape[1])
-    pieces = [
-        (number * sequences, part * heads, piece)
-        for number, some in enumerate(probabilities.split(sequences))
-        for part, piece in enumerate(some.split(heads, dim=1))
-    ]
-    map_in_threads(lambda piece: probe.emit(mask, *piece), pieces, plan.workers)
+    pieces = plan.cut(*probabilities.shape[:2])
+    map_in_threads(lambda cut: probe.emit(mask, cut[0].start, cut[1].start, probabilities[cut]), pieces, plan.workers)
 
 
 class _LogitsError(Exception):
@@ -100,7 +99,7 @@ class _LogitsError(Exception):
 def _logits(module: nn.Module, inputs: inspect.BoundArguments) -> Tensor | None:
     """Run `module` up to its softmax and return its logits, (n, H, T, T) float32, or None where it takes none."""
     try:
-        with _listener():
+        with _listener(module):
             module.forward(*inputs.args, **inputs.kwargs)
     except _LogitsError as reached:
         hidden = next(item for item in _tensors(inputs) if item.ndim == 3)
@@ -115,7 +114,7 @@ def _tensors(inputs: inspect.BoundArguments) -> Iterator[Tensor]:
     yield from (item for item in (*inputs.args, *inputs.kwargs.values()) if isinstance(item, torch.Tensor))
 
 
-def _listener() -> Any:
+def _listener(module: nn.Module) -> Any:
     """Return a context manager that raises `_LogitsError` at the first softmax over square matrices."""
     from torch.overrides import TorchFunctionMode
 
@@ -126,7 +125,7 @@ def _listener() -> Any:
             kwargs = kwargs or {}
             name = getattr(func, "__name__", "")
             if name == "scaled_dot_product_attention":
-                raise _LogitsError(_fused_logits(*args, **kwargs))
+                raise _LogitsError(_fused_logits(module, *args, **kwargs))
             if name == "softmax" and _is_square(args[0]):
                 raise _LogitsError(args[0].float())
             if name in PRODUCTS:
@@ -156,6 +155,7 @@ def _widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, 
 
 
 def _fused_logits(
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -168,14 +168,10 @@ def _fused_logits(
     """Return the logits (n, H, T, T) of PyTorch's `scaled_dot_product_attention`, whose arguments these are."""
     import torch
 
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    logits = (query.float() @ key.float().mT) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
-        attn_mask = torch.ones_like(logits, dtype=torch.bool).tril()
-    if attn_mask is None:
-        return logits
-    return logits.masked_fill(~attn_mask, float("-inf")) if attn_mask.dtype == torch.bool else logits + attn_mask
+        attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    inputs = AttentionInputs(module, query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
+    return inputs.hide(inputs.logits(slice(None), slice(None)), slice(None), slice(None))
 
 
 @contextmanager
@@ -218,7 +214,7 @@ def _check_returned(probe: Probe, causal: Tensor, output: Any) -> None:
     """Refuse a module that returns other weights than its softmax, `causal` (n, H, T, T), rounded to its dtype."""
     import torch
 
-    if not probe.first_chunk or not isinstance(output, tuple | list):
+    if not probe.checks or not isinstance(output, tuple | list):
         return
     for weights in output[1:]:
         if isinstance(weights, torch.Tensor) and weights.shape == causal.shape:
@@ -226,7 +222,7 @@ def _check_returned(probe: Probe, causal: Tensor, output: Any) -> None:
             difference = float((weights.float() - causal).abs().max())
             if difference > allowed:
                 raise ModelError(
-                    f"cannot analyse {probe.family}: layer {probe.layer} computes attention in a way of its own "
+                    f"{probe.cannot}: layer {probe.layer} computes attention in a way of its own "
                     f"(the weights it returns differ from its softmax by {difference:.1e})"
                 )
 

@@ -1,47 +1,48 @@
-"""Where a watched forward pass is, and what it hands out."""
+"""Where a watched forward pass is, and the attention that it hands out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from inheritune.decoder import Decoder
 from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
-from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Consumer, Piece
+from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Consumer, Piece, map_in_threads, plan_work
+from inheritune.spectra.watch.attention import AttentionInputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+BAND = 256
+"""Rows of a matrix that are looked at together."""
+
 
 @dataclass
-class Probe:
-    """One watched forward pass.
+class Watcher:
+    """A watched forward pass.
 
     Attributes:
         decoder: the model.
-        masks: which softmaxes are wanted; none in a trial run.
-        consumer: who gets the pieces.
-        sequence: index of the chunk's first sequence.
+        sequence: index of the first sequence of the chunk that runs.
         layer: the block that is running, or None between blocks.
-        head: number of heads that the block's attention modules have had so far.
-        heads: the most heads that a block has had.
-        memory: bytes that the work on the pieces may take.
-        entered: for each chunk, by its first sequence, the blocks that have run on it.
-        queries: the modules that have attended in the running block, with their queries.
+        entered: the blocks that have run, each with its chunk's first sequence.
     """
 
+    AIM: ClassVar[str] = "analyse"
+
     decoder: Decoder
-    masks: Sequence[Mask]
-    consumer: Consumer
-    sequence: int = 0
-    layer: int | None = None
-    head: int = 0
-    heads: int = 0
-    memory: int = DEFAULT_MEMORY
-    entered: dict[int, set[int]] = field(default_factory=dict)
-    queries: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
+    sequence: int = field(default=0, init=False)
+    layer: int | None = field(default=None, init=False)
+    entered: set[tuple[int, int]] = field(default_factory=set, init=False)
+
+    @property
+    def cannot(self) -> str:
+        """The first words of a message."""
+        return f"cannot {self.AIM} {self.family}"
 
     @property
     def family(self) -> str:
@@ -49,13 +50,13 @@ class Probe:
         return type(self.decoder.model).__name__
 
     @property
-    def first_chunk(self) -> bool:
-        """Whether this is the forward pass in which each layer is checked."""
-        return self.sequence == 0 and bool(self.masks)
+    def checks(self) -> bool:
+        """Whether a layer that runs now is checked: in the first chunk."""
+        return self.layer is not None and self.sequence == 0
 
-    def begin_chunk(self, sequence: int) -> None:
-        """Note that what runs next is the chunk whose first sequence is number `sequence`."""
-        self.sequence = sequence
+    @abstractmethod
+    def attend(self, inputs: AttentionInputs) -> Tensor:
+        """Return what a layer's attention gives, (n, T, H, d')."""
 
     def enter(self, layer: int) -> None:
         """Note that block `layer` begins.
@@ -63,14 +64,116 @@ class Probe:
         Raises:
             ModelError: the model is recurrent in depth; one matrix per layer and head would not describe it.
         """
-        entered = self.entered.setdefault(self.sequence, set())
-        if layer in entered:
-            raise ModelError(f"cannot analyse {self.family}: it runs layer {layer} more than once in a forward pass")
-        entered.add(layer)
-        self.layer, self.head = layer, 0
+        if (self.sequence, layer) in self.entered:
+            raise ModelError(f"{self.cannot}: it runs layer {layer} more than once in a forward pass")
+        self.entered.add((self.sequence, layer))
+        self.layer = layer
+
+    def leave(self) -> None:
+        """Note that the block has ended."""
+        self.layer = None
+
+    @contextmanager
+    def blocks(self, passed: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Notice which block is running, and call `passed` after each block."""
+
+        def leave(*_: Any) -> None:
+            self.leave()
+            passed()
+
+        with ExitStack() as stack:
+            for layer, block in enumerate(self.decoder.blocks):
+                stack.enter_context(block.register_forward_pre_hook(lambda *_, layer=layer: self.enter(layer)))
+                stack.enter_context(block.register_forward_hook(leave))
+            stack.callback(self.leave)
+            yield
+
+
+@dataclass
+class Probe(Watcher):
+    """A forward pass whose attention probabilities are handed out in pieces.
+
+    Attributes:
+        masks: which softmaxes are wanted; none in a trial run.
+        consumer: who gets the pieces.
+        memory: bytes that the work on the pieces may take.
+        head: number of heads that the block's attention modules have had so far.
+        heads: the most heads that a block has had.
+        queries: the modules that have attended in the running block, with their queries.
+    """
+
+    masks: Sequence[Mask]
+    consumer: Consumer
+    memory: int = DEFAULT_MEMORY
+    head: int = 0
+    heads: int = 0
+    queries: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
+
+    @property
+    def checks(self) -> bool:
+        """Whether a layer that runs now is checked: in the first chunk, and not in a trial."""
+        return super().checks and bool(self.masks)
+
+    def enter(self, layer: int) -> None:
+        """Note that block `layer` begins; see `Watcher.enter`."""
+        super().enter(layer)
+        self.head = 0
         self.queries.clear()
 
-    def is_new(self, module: nn.Module, query: Tensor) -> bool:
+    def leave(self) -> None:
+        """Note that the block has ended."""
+        super().leave()
+        self.queries.clear()
+
+    def pass_heads(self, heads: int) -> None:
+        """Note that an attention module of the running block with so many heads is done."""
+        self.head += heads
+        self.heads = max(self.heads, self.head)
+
+    def attend(self, inputs: AttentionInputs) -> Tensor:
+        """Return what a layer's attention gives, (n, T, H, d') float32, and hand out its probabilities.
+
+        Raises:
+            ModelError: the softmax without the mask is wanted and cannot be told, or as `emit`.
+        """
+        import torch
+
+        if self.checks and "full" in self.masks and not inputs.only_masks():
+            raise ModelError(
+                f"{self.family} adds a bias to its logits through the attention mask, so the softmax without the mask "
+                'cannot be told: use mask="causal" (--mask causal)'
+            )
+        query, value = inputs.query, inputs.value
+        n, heads, rows, _ = query.shape
+        output = torch.empty(n, rows, heads, value.shape[-1], dtype=torch.float32, device=query.device)
+        emits = self.layer is not None and self._is_new(inputs.module, query)
+
+        def attend(cut: tuple[slice, slice]) -> None:
+            output[cut[0], :, cut[1]] = self._attend(inputs, *cut, emits)
+
+        plan = plan_work(max(rows, inputs.key.shape[2]), self.memory, query.device)
+        map_in_threads(attend, plan.cut(n, heads), plan.workers)
+        if emits:
+            self.pass_heads(heads)
+        return output
+
+    def _attend(self, inputs: AttentionInputs, sequences: slice, heads: slice, emits: bool) -> Tensor:
+        """Return the mixed values (n', T, h', d') of some sequences and heads; emit their probabilities if asked to."""
+        logits = inputs.logits(sequences, heads)
+        if emits and "full" in self.masks:
+            # Large matrices come one by one and fill the memory: there the logits are made again instead of copied.
+            alone = logits.shape[:2] == (1, 1)
+            full = inputs.probabilities(logits if alone else logits.clone(), sequences, heads)
+            self.emit("full", sequences.start, heads.start, full)
+            del full
+            logits = inputs.logits(sequences, heads) if alone else logits
+        causal = inputs.probabilities(inputs.hide(logits, sequences, heads), sequences, heads)
+        mixed = inputs.mix(causal, sequences, heads)
+        if emits:
+            self.emit("causal", sequences.start, heads.start, causal)
+        return mixed
+
+    def _is_new(self, module: nn.Module, query: Tensor) -> bool:
         """Return whether the running block has not attended with these queries (n, H, T, d) before.
 
         DiffLlama mixes two halves of its values by the same probabilities, in two calls: they are one set of heads.
@@ -78,17 +181,6 @@ class Probe:
         new = not any(owner is module and old.data_ptr() == query.data_ptr() for owner, old in self.queries)
         self.queries.append((module, query))  # holds the queries, so that no others get their place in memory
         return new
-
-    def leave(self) -> None:
-        """Note that the block has ended."""
-        self.layer = None
-        self.queries.clear()
-
-    def pass_heads(self, heads: int) -> None:
-        """Note that an attention module of the running block with so many heads is done."""
-        if self.layer is not None:
-            self.head += heads
-            self.heads = max(self.heads, self.head)
 
     def emit(self, mask: Mask, sequence: int, head: int, probabilities: Tensor) -> None:
         """Hand one piece of the running block to the consumer, if its mask is wanted.
@@ -107,7 +199,7 @@ class Probe:
         rows, columns = probabilities.shape[-2:]
         if rows != columns:
             raise ModelError(
-                f"cannot analyse {self.family}: layer {self.layer} attends from {rows} tokens to {columns} keys, "
+                f"{self.cannot}: layer {self.layer} attends from {rows} tokens to {columns} keys, "
                 "expected a square attention matrix"
             )
         if not probabilities.sum().isfinite():
@@ -119,8 +211,4 @@ class Probe:
 
 def _looks_ahead(matrix: Tensor) -> bool:
     """Return whether a row of a (T, T) matrix attends to a later token, a band of rows at a time."""
-    bands = enumerate(matrix.split(BAND))
-    return any(bool(band[:, number * BAND :].triu(1).any()) for number, band in bands)
-
-
-BAND = 256
+    return any(bool(band[:, i * BAND :].triu(1).any()) for i, band in enumerate(matrix.split(BAND)))

@@ -1,29 +1,26 @@
 """Run a decoder with a history for gradients, and hand out each layer's attention beside what the loss asks of it.
 
-The attention function that models call meanwhile keeps each layer's queries, keys and probabilities. All gradients
-are asked for by name (`torch.autograd.grad`), so no `.grad` is ever touched and no weight has to require one.
+All gradients are asked for by name (`torch.autograd.grad`), so no `.grad` is ever touched and no weight has to require
+one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.view import evaluating
 from inheritune.errors import ModelError
-from inheritune.spectra.watch.attention import AttentionInputs, check_against_eager
-from inheritune.spectra.watch.capture import attention_implementation
+from inheritune.spectra.watch.attention import AttentionInputs
+from inheritune.spectra.watch.interface import watched_interface
+from inheritune.spectra.watch.probe import Watcher
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-IMPLEMENTATION = "inheritune_gradients"
-"""The name under which the attention function is registered with transformers' AttentionInterface."""
 
 CHUNK_BYTES = 512 * 2**20
 """Rough size of what the sequences of one forward pass keep for their gradients; at least one sequence is taken."""
@@ -69,25 +66,26 @@ class Call:
         layer: index of the block.
         head: number of the first head: not 0 where a block has several attention modules.
         module: the attention module.
-        query: (n, H, T, d), key: (n, H, T, d), one for each query head; both as they enter the logits.
-        probabilities: (n, H, T, T).
+        tensors: `query` and `key` (n, H, T, d), a key for each query head, as they enter the logits; `probabilities`
+            (n, H, T, T).
         scaling: factor of the dot products.
         sources: the modules with weights that ran inside the attention module before.
+        gradients: those of `tensors`, once the loss is known.
     """
 
     layer: int
     head: int
     module: nn.Module
-    query: Tensor
-    key: Tensor
-    probabilities: Tensor
+    tensors: dict[str, Tensor]
     scaling: float
     sources: list[Source]
+    gradients: dict[str, Tensor] = field(default_factory=dict)
     _input_norms: dict[int, Tensor] = field(default_factory=dict)
 
-    def side(self, side: Side) -> Tensor:
-        """Return the queries or the keys, (n, H, T, d)."""
-        return self.query if side == "query" else self.key
+    @property
+    def heads(self) -> int:
+        """The number of query heads H."""
+        return self.tensors["query"].shape[1]
 
     def pull(self, tensor: Tensor, gradient: Tensor) -> list[tuple[Source, Tensor]]:
         """Return the sources of `tensor`, each with the gradient (..., d_out) of its output.
@@ -105,27 +103,14 @@ class Call:
         import torch
 
         if number not in self._input_norms:
+            n, _, length, _ = self.tensors["query"].shape
             source = next(source for source in self.sources if source.number == number)
-            inputs = as_float64(source.input).reshape(*self.query.shape[:1], self.query.shape[2], -1)
-            self._input_norms[number] = torch.linalg.matrix_norm(inputs, ord=2)
+            self._input_norms[number] = torch.linalg.matrix_norm(as_float64(source.input).reshape(n, length, -1), ord=2)
         return self._input_norms[number]
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """The gradients of a call's queries, keys and probabilities, shaped as they are."""
-
-    query: Tensor
-    key: Tensor
-    probabilities: Tensor
-
-    def side(self, side: Side) -> Tensor:
-        """Return the gradient of the queries or of the keys, (n, H, T, d)."""
-        return self.query if side == "query" else self.key
-
-
-def run_with_gradients(decoder: Decoder, tokens: Tensor, add: Callable[[Call, Gradients], None]) -> float:
-    """Run tokens (N, T) int64; hand every layer's attention and its gradients to `add` by chunks; return the loss.
+def run_with_gradients(decoder: Decoder, tokens: Tensor, add: Callable[[Call], None]) -> float:
+    """Run tokens (N, T) int64; hand every layer's attention with its gradients to `add`, by chunks; return the loss.
 
     Raises:
         ModelError: the model's attention cannot be followed, or its loss is no number.
@@ -135,20 +120,22 @@ def run_with_gradients(decoder: Decoder, tokens: Tensor, add: Callable[[Call, Gr
     model, total = decoder.model, 0.0
     tokens = tokens.to(model.get_input_embeddings().weight.device)
     size = max(1, CHUNK_BYTES // _bytes_per_sequence(decoder, tokens.shape[1]))
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(tokens.device.type, enabled=False))
-        stack.enter_context(evaluating(model))
-        recorder = stack.enter_context(_recording(decoder))
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(tokens.device.type, enabled=False),
+        evaluating(model),
+        _recording(decoder) as recorder,
+    ):
         for start in range(0, len(tokens), size):
             chunk = tokens[start : start + size]
-            recorder.begin()
+            recorder.sequence, recorder.calls = start, []
             # The mean over all sequences, so that the gradients of the chunks add up.
             loss = _loss(model, chunk) * (len(chunk) / len(tokens))
             total += float(loss.detach())
-            for call, gradients in zip(recorder.calls, _differentiate(recorder, loss), strict=True):
-                add(call, gradients)
+            _differentiate(recorder, loss)
+            for call in recorder.calls:
+                add(call)
     return total
 
 
@@ -162,144 +149,81 @@ def _loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     return F.cross_entropy(as_float32(logits).flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def _differentiate(recorder: Recorder, loss: Tensor) -> list[Gradients]:
-    """Return the gradients of every recorded call, given the scalar loss with its history."""
+def _differentiate(recorder: Recorder, loss: Tensor) -> None:
+    """Put down the gradients of every recorded call, given the scalar loss with its history."""
     import torch
 
     if not recorder.calls:
         raise ModelError(
-            f"cannot probe the gradients of {recorder.family}: none of its layers uses transformers' attention "
-            "interface, so their queries and keys cannot be seen"
+            f"{recorder.cannot}: none of its layers uses transformers' attention interface, so their queries and keys "
+            "cannot be seen"
         )
     if not loss.isfinite():
         raise ModelError(f"the loss of {recorder.family} is {float(loss)} on these tokens: expected a number")
-    wanted = [tensor for call in recorder.calls for tensor in (call.query, call.key, call.probabilities)]
+    wanted = [tensor for call in recorder.calls for tensor in call.tensors.values()]
     # The way from each layer's queries to its weights is walked again afterwards. A layer whose attention reaches no
     # output learns nothing: zeros.
-    flat = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return [Gradients(*flat[i : i + 3]) for i in range(0, len(flat), 3)]
+    found = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True, materialize_grads=True)
+    gradients = iter(found)
+    for call in recorder.calls:
+        call.gradients = {name: next(gradients) for name in call.tensors}
 
 
 @dataclass
-class Recorder:
-    """What the attention function and the hooks write down during one forward pass.
+class Recorder(Watcher):
+    """A forward pass whose attention is written down with its history.
 
     Attributes:
-        decoder: the model.
         calls: the attention of the layers so far.
-        layer: the block that is running, or None between blocks.
-        sources: the modules with weights that have run in it.
+        sources: the modules with weights that have run in the running block.
     """
 
-    decoder: Decoder
+    AIM: ClassVar[str] = "probe the gradients of"
+
     calls: list[Call] = field(default_factory=list)
-    layer: int | None = None
     sources: list[Source] = field(default_factory=list)
-    checked: bool = False
-
-    @property
-    def family(self) -> str:
-        """The model's class, for messages."""
-        return type(self.decoder.model).__name__
-
-    def begin(self) -> None:
-        """Note that the forward pass of a chunk begins."""
-        self.checked = bool(self.calls)
-        self.calls = []
 
     def enter(self, layer: int) -> None:
-        """Note that block `layer` begins.
-
-        Raises:
-            ModelError: the model is recurrent in depth.
-        """
-        if any(call.layer == layer for call in self.calls):
-            raise ModelError(f"cannot probe the gradients of {self.family}: it runs layer {layer} more than once")
-        self.layer, self.sources = layer, []
-
-    def leave(self) -> None:
-        """Note that the block has ended."""
-        self.layer = None
+        """Note that block `layer` begins; see `Watcher.enter`."""
+        super().enter(layer)
+        self.sources = []
 
     def see(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Note the run of a module with weights (a forward hook)."""
         if self.layer is not None and inputs and getattr(output, "requires_grad", False):
             self.sources.append(Source(module, len(self.sources), inputs[0], output))
 
-    def take(self, inputs: AttentionInputs, key: Tensor, probabilities: Tensor) -> None:
-        """Note the attention of the running block: keys (n, H, T, d), probabilities (n, H, T, T)."""
-        if self.layer is None:
-            return
-        head = sum(call.query.shape[1] for call in self.calls if call.layer == self.layer)
-        inside = set(inputs.module.modules())
-        sources = [source for source in self.sources if source.module in inside]
-        module, query, scaling = inputs.module, inputs.query, inputs.scaling
-        self.calls.append(Call(self.layer, head, module, query, key, probabilities, scaling, sources))
-
-
-_active: ContextVar[Recorder] = ContextVar("inheritune_gradient_recorder")
+    def attend(self, inputs: AttentionInputs) -> Tensor:
+        """Return what a layer's attention gives, (n, T, H, d') at least float32, and write it down."""
+        module, query, groups = inputs.module, inputs.query, inputs.query.shape[1] // inputs.key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (inputs.key, inputs.value))
+        each, every = replace(inputs, key=key, value=value), (slice(None), slice(None))
+        probabilities = each.probabilities(each.hide(each.logits(*every), *every), *every)
+        if self.layer is not None:
+            head = sum(call.heads for call in self.calls if call.layer == self.layer)
+            inside = set(module.modules())
+            sources = [source for source in self.sources if source.module in inside]
+            tensors = {"query": query, "key": key, "probabilities": probabilities}
+            self.calls.append(Call(self.layer, head, module, tensors, inputs.scaling, sources))
+        return each.mix(probabilities, *every).contiguous()
 
 
 @contextmanager
 def _recording(decoder: Decoder) -> Iterator[Recorder]:
     """Let the model write down its attention with a history for gradients, and leave it as it was."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, eager_mask
-
-    AttentionInterface.register(IMPLEMENTATION, _attend)
-    AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
     recorder = Recorder(decoder)
+    modules = [module for block in decoder.blocks for module in block.modules()]
     with ExitStack() as stack:
-        stack.callback(_active.reset, _active.set(recorder))
-        stack.enter_context(attention_implementation(decoder.model, IMPLEMENTATION))
+        stack.enter_context(watched_interface(recorder))
+        stack.enter_context(recorder.blocks())
         # Gradients must flow although no weight may require them; what lies before the blocks is not asked about.
+        # A copy, because CTRL scales it in place.
         embeddings = decoder.model.get_input_embeddings()
-        stack.enter_context(embeddings.register_forward_hook(lambda *run: run[2].detach().requires_grad_()))
-        for layer, block in enumerate(decoder.blocks):
-            stack.enter_context(block.register_forward_pre_hook(lambda *_, layer=layer: recorder.enter(layer)))
-            stack.enter_context(block.register_forward_hook(lambda *_: recorder.leave()))
-            for module in block.modules():
-                if getattr(module, "weight", None) is not None:
-                    stack.enter_context(module.register_forward_hook(recorder.see))
+        stack.enter_context(embeddings.register_forward_hook(lambda *run: run[2].detach().requires_grad_().clone()))
+        for module in modules:
+            if getattr(module, "weight", None) is not None:
+                stack.enter_context(module.register_forward_hook(recorder.see))
         yield recorder
-
-
-def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """Compute one layer's attention for the model, with a history, and hand it to the active recorder.
-
-    The model calls this in place of its own function; see `AttentionInputs` for the arguments.
-
-    Returns:
-        (n, T, H, d') in the dtype of `value`, and no weights.
-
-    Raises:
-        ModelError: the family computes attention in a way that this function does not reproduce.
-    """
-    import torch
-
-    recorder = _active.get()
-    inputs = AttentionInputs.from_call(module, query, key, value, attention_mask, options)
-    every, groups = slice(None), query.shape[1] // key.shape[1]
-    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    logits = inputs.masked(_logits(inputs, key), every, every)
-    probabilities = inputs.probabilities(logits, every, every)
-    output = (probabilities @ value.to(probabilities.dtype)).transpose(1, 2)
-    recorder.take(inputs, key, probabilities)
-    if recorder.layer is not None and not recorder.checked:
-        place = f"cannot probe the gradients of {recorder.family}: layer {recorder.layer}"
-        with torch.no_grad():
-            check_against_eager(place, inputs, output.detach().float(), options)
-    return output.to(value.dtype), None
-
-
-def _logits(inputs: AttentionInputs, key: Tensor) -> Tensor:
-    """Return the logits before the mask, (n, H, T, S), at least float32; nothing is overwritten."""
-    logits = (as_float32(inputs.query) @ as_float32(key).mT) * inputs.scaling
-    if inputs.softcap is not None:
-        logits = (logits / inputs.softcap).tanh() * inputs.softcap
-    return logits if inputs.bias is None else logits + inputs.bias
 
 
 def as_float32(tensor: Tensor) -> Tensor:

@@ -170,15 +170,14 @@ def _random_like(value: Any, seed: int) -> Any:
 
 def _equal(one: Any, two: Any) -> bool:
     """Return whether two arguments hold the same tensors, bit for bit; other objects than these are not compared."""
-    import torch
+    from torch import Tensor, equal
+    from torch.utils._pytree import tree_flatten
 
-    if isinstance(one, tuple | list) and isinstance(two, tuple | list):
-        return len(one) == len(two) and all(map(_equal, one, two))
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_equal(one[name], two[name]) for name in one)
-    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
-        return torch.equal(one, two)
-    return type(one) is type(two)
+    (ones, form), (twos, other) = tree_flatten(one), tree_flatten(two)
+    return form == other and all(
+        equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else type(a) is type(b)
+        for a, b in zip(ones, twos, strict=True)
+    )
 
 
 @contextmanager
