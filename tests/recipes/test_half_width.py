@@ -15,7 +15,7 @@ from inheritune.decoder import save_model
 from inheritune.errors import PlanError, RecipeError
 from inheritune.evaluation import window_losses
 from inheritune.recipes import load_recipe
-from inheritune.recipes.checks import check_recipe
+from inheritune.recipes.preflight import check_recipe
 from inheritune.recipes.workspace import open_workspace
 from inheritune.report import write_report
 from inheritune.surgery.width import narrow

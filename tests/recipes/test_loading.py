@@ -74,7 +74,6 @@ def test_all_problems_are_said_together_in_one_line(tmp_path: Path) -> None:
         ({"reference": None}, "neither reference nor architecture"),
         ({"architecture": {"model_type": "gpt2"}}, "method inheritune takes no architecture: expected method scratch"),
         ({"method": "scratch", "architecture": {"model_type": "gpt2"}}, "both given"),
-        ({"method": "scratch", "reference": None, "architecture": {"n_layer": 2}}, "no model_type"),
         ({"method": "scratch", "parts": "mlp"}, "parts: method scratch takes no parts: expected method inheritune"),
         ({"method": "stacking", "growth": {"by": 1}}, "growth: method stacking takes no growth"),
         ({"distill_alpha": 0.5}, "distill_alpha: method inheritune takes no distill_alpha: expected method distill"),
@@ -169,7 +168,7 @@ def test_layers_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "spectra.json").write_text(analysis_of(None))
     with pytest.raises(RecipeError, match=r"layers: .*holds no recommendation .*run inheritune analyze again"):
         load_recipe({**MINIMAL, "layers": str(tmp_path)})
-    with pytest.raises(RecipeError, match=r"layers: expected a count, .* or depth, keep, reason, analysis"):
+    with pytest.raises(RecipeError, match=r"layers: depth is missing: expected a count, .* or what a recipe recorded"):
         load_recipe({**MINIMAL, "layers": {"deph": 4}})
 
 

@@ -15,11 +15,8 @@ from inheritune.data import train_tokenizer
 from inheritune.decoder import save_model
 from inheritune.errors import PlanError, RecipeError
 from inheritune.recipes import METHODS, Method, Recipe
-from inheritune.recipes.registry import OWN_SETTINGS, register
-from inheritune.recipes.rounds import run_round
-from inheritune.recipes.workspace import Workspace
-from inheritune.records.runs import RoundRecord
-from inheritune.surgery import LayerPlan, inherit
+from inheritune.recipes.schema import OWN_SETTINGS
+from inheritune.surgery import LayerPlan
 from tiny import perturbed
 
 TEXTS = [f"text {i}: " + " ".join(str((i * 89 + j * j * 31) % 97) for j in range(30 + i % 7)) for i in range(40)]
@@ -38,22 +35,15 @@ class LastLayers(Method):
         return value
 
     def first_plan(self, recipe: Recipe, depth: int) -> LayerPlan:
-        return LayerPlan.last(int(str(recipe.layers)), depth)
-
-    def depths(self, recipe: Recipe, depth: int) -> list[int]:
         if int(str(recipe.layers)) > 3:
             raise PlanError("a toy has at most 3 layers")
-        return super().depths(recipe, depth)
-
-    def run(self, workspace: Workspace) -> list[RoundRecord]:
-        plan = self.first_plan(workspace.recipe, workspace.depth)
-        return [run_round(workspace, [], plan, lambda: inherit(workspace.reference, plan=plan))]
+        return LayerPlan.last(int(str(recipe.layers)), depth)
 
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Iterator[dict[str, Any]]:
     """A recipe for the toy, which is registered meanwhile."""
-    register(LastLayers())
+    METHODS["last-layers"] = LastLayers()
     (tmp_path / "text.txt").write_text("\n\n".join(TEXTS))
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=270, n_positions=32, n_embd=16, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0)

@@ -90,6 +90,7 @@ def test_the_plan_of_the_shipped_reference_is_the_shipped_reference() -> None:
     [
         ({"model_type": "gtp2"}, r"architecture.model_type 'gtp2' is no decoder .*; did you mean 'gpt2'\?"),
         ({"model_type": "t5"}, "'t5' is no decoder"),
+        ({"model_type": None}, "architecture.model_type .* expected gpt2"),
         ({"n_layr": 2}, r"'n_layr' is no field of a gpt2 configuration; did you mean 'n_layer'\?"),
         ({"n_head": 5}, "architecture: .*divisible"),
         ({"n_embd": "wide"}, "architecture: "),

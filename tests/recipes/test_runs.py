@@ -129,7 +129,7 @@ def test_growth_without_output_starts_where_the_round_before_ended(setting: Path
     assert all(
         learned[f"transformer.h.{layer}.{part}.c_proj.weight"].any() for layer in (2, 3) for part in ("attn", "mlp")
     )
-    with pytest.raises(RecipeError, match="growth mode restart keeps no trained layers"):
+    with pytest.raises(PlanError, match="growth mode 'restart' keeps no trained layers"):
         it.run(recipe(setting, growth={"mode": "restart", "zero_output": True}), tmp_path / "no")
 
 

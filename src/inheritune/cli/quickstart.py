@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from inheritune.cli.run import Changes
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -15,9 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="The folder of everything it writes.")] = Path("runs/quickstart"),
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the recipe.")
-    ] = None,
+    set_: Changes = None,
 ) -> None:
     """Analyse a small trained model, inherit and grow a smaller one until it matches, compare, and write a report.
 

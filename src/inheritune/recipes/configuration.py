@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
+from inheritune.data.tokenizer import TRAIN_PREFIX
 from inheritune.decoder import load_config
-from inheritune.errors import PlanError, RecipeError, nearest
+from inheritune.errors import PlanError, RecipeError, library_errors, nearest
 from inheritune.recipes.schema import Recipe
 from inheritune.surgery import blueprint
 
@@ -21,7 +23,8 @@ def recipe_config(recipe: Recipe, vocabulary: int | None = None, end: int | None
 
     Args:
         recipe: what is run.
-        vocabulary: token ids of the text, for an architecture that names no number of its own.
+        vocabulary: token ids of the text, for an architecture that names no number of its own; None where they are not
+            known yet: those of the tokenizer that the recipe trains, if it trains one.
         end: the id of the end-of-text token, likewise.
 
     Raises:
@@ -30,46 +33,36 @@ def recipe_config(recipe: Recipe, vocabulary: int | None = None, end: int | None
     """
     if recipe.reference is not None:
         return load_config(recipe.reference)
+    if vocabulary is None and (trained := re.fullmatch(rf"{TRAIN_PREFIX}(\d+)", recipe.data.tokenizer or "")):
+        vocabulary = int(trained[1])
     tokens = {"vocab_size": vocabulary, "bos_token_id": end, "eos_token_id": end}
-    given = {key: value for key, value in tokens.items() if value is not None}
-    return make_config({**given, **(recipe.architecture or {})})
+    return _described({key: value for key, value in tokens.items() if value is not None} | (recipe.architecture or {}))
 
 
-def make_config(architecture: dict[str, Any]) -> PretrainedConfig:
-    """Return the transformers configuration with these fields; `model_type` says of which family.
-
-    Raises:
-        RecipeError: as `recipe_config`.
-    """
+def _described(architecture: dict[str, Any]) -> PretrainedConfig:
+    """Return the transformers configuration with these fields; `model_type` says of which family."""
     from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    kind = _known_type(str(architecture["model_type"]))
-    fields = {key: value for key, value in architecture.items() if key != "model_type"}
+    kind = str(architecture.pop("model_type", ""))
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        hint = nearest(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        what = f"architecture.model_type {kind!r} is no decoder language model of transformers"
+        raise RecipeError(f"{what}: expected gpt2, say{hint}")
     plain = CONFIG_MAPPING[kind]()
     known = {*plain.to_dict(), *plain.attribute_map}
-    if unknown := [key for key in fields if key not in known]:
+    if unknown := [key for key in architecture if key not in known]:
         hint = nearest(unknown[0], known)
         raise RecipeError(f"architecture: {unknown[0]!r} is no field of a {kind} configuration{hint}")
     try:
-        config = CONFIG_MAPPING[kind](**fields)
-        blueprint(config)  # builds no weights; values that contradict each other come to light here
+        with library_errors("architecture", kind=RecipeError):
+            config = CONFIG_MAPPING[kind](**architecture)
+            blueprint(config)  # builds no weights; values that contradict each other come to light here
     except PlanError as error:
         raise RecipeError(f"architecture: {error}") from error
-    except Exception as error:  # whatever the configuration of a family raises over a wrong value
-        reason = next(
-            (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
-        )
-        raise RecipeError(f"architecture: {reason}") from error
     return config
 
 
-def _known_type(kind: str) -> str:
-    """Return a model type that transformers builds a decoder language model of, or raise `RecipeError`."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        hint = nearest(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        raise RecipeError(
-            f"architecture.model_type {kind!r} is no decoder language model of transformers: expected gpt2, say{hint}"
-        )
-    return kind
+def context_of(config: PretrainedConfig) -> int | None:
+    """Return the greatest number of tokens of a model's input; None where its configuration names none."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,8 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
     """
     if isinstance(source, Recipe):
         settings: dict[str, Any] = source.model_dump(mode="json")
-    elif isinstance(source, Mapping):
-        settings = dict(source)
     else:
-        settings = _read_yaml(_file_of(source))
+        settings = dict(source) if isinstance(source, Mapping) else _read_yaml(str(source))
     for change in changes:
         _apply(settings, change)
     try:
@@ -54,19 +53,15 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
         raise RecipeError(f"{name}: {problems}") from error
 
 
-def _file_of(source: str | Path) -> Path:
-    """Return the file that a path or the name of a shipped recipe stands for; a file of that name comes first."""
-    path = Path(source)
-    return path if path.exists() else library().get(str(source), path)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(source: str) -> dict[str, Any]:
+    """Read the file that a path or the name of a shipped recipe stands for; a file of that name comes first."""
+    path, shipped = Path(source), library()
+    path = path if path.exists() else shipped.get(source, path)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        files = [str(path.parent / item.name) for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        known = f"a YAML file or one of {', '.join(library())}"
-        raise RecipeError(f"no recipe {path}: expected {known}{nearest(str(path), [*files, *library()])}") from error
+        hint = nearest(source, [*map(str, path.parent.glob("*.y*ml")), *shipped])
+        raise RecipeError(f"no recipe {path}: expected a YAML file or one of {', '.join(shipped)}{hint}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
@@ -93,28 +88,24 @@ def _apply(settings: dict[str, Any], change: str) -> None:
 def _problem(item: Any) -> str:
     """Return one problem as text: the key, what is wrong, what was expected."""
     where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("constrained"))
+    message, given = item["msg"].removeprefix("Value error, "), repr(item["input"])
     if item["type"] == "extra_forbidden":
-        choices = list(_model_at(item["loc"][:-1]).model_fields)
+        model: type[BaseModel] | None = Recipe
+        for part in item["loc"][:-1]:
+            model = part_of(model.model_fields[part].annotation) if model else None
+        choices = list(model.model_fields) if model else []
         return f"unknown key {where!r}: expected one of {', '.join(choices)}{nearest(str(item['loc'][-1]), choices)}"
     if item["type"] == "missing":
         return f"{where} is missing"
     if item["type"] == "literal_error":
-        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
-        hint = nearest(str(item["input"]), choices)
-        return f"{where}: input should be {item['ctx']['expected']}, not {item['input']!r}{hint}"
-    message = item["msg"].removeprefix("Value error, ")
+        given += nearest(str(item["input"]), re.findall(r"'([^']*)'", message))
     if not where:
         return message
-    named = isinstance(item["input"], Mapping) or repr(item["input"]) in message
-    given = "" if named else f", not {item['input']!r}"
-    return f"{where}: {message[0].lower()}{message[1:]}{given}"
+    named = isinstance(item["input"], Mapping) or given in message
+    return f"{where}: {message[0].lower()}{message[1:]}{'' if named else f', not {given}'}"
 
 
-def _model_at(location: tuple[str | int, ...]) -> type[BaseModel]:
-    """Return the settings class at a place in the recipe."""
-    model: type[BaseModel] = Recipe
-    for part in location:
-        inner = model.model_fields[str(part)].annotation
-        options = [inner, *getattr(inner, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return model
+def part_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the settings class of a part of a recipe, None for a plain value."""
+    options = [annotation, *typing.get_args(annotation)]
+    return next((kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -1,8 +1,7 @@
-"""What a recipe costs, before anything is downloaded, prepared or trained: depth, parameters, memory, time."""
+"""Whether a recipe can run and what it costs, before anything is downloaded, prepared, claimed or trained."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from inheritune.data.sources import STDLIB
 from inheritune.decoder import count_parameters
 from inheritune.distributed import has_accelerator
 from inheritune.errors import RecipeError
-from inheritune.recipes.checks import check_recipe
+from inheritune.recipes.configuration import context_of, recipe_config
 from inheritune.recipes.loading import load_recipe
 from inheritune.recipes.methods import method_of
 from inheritune.recipes.schema import Recipe
@@ -23,7 +22,6 @@ from inheritune.surgery.config.fields import depth_of
 from inheritune.surgery.config.target import target_config
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig
 
     from inheritune.training import TrainingSettings
@@ -38,8 +36,7 @@ HIDDEN, MLP, ATTENTION = 10, 4, 3
 attention probabilities exists, by head and position. Counted in GPT-2, Llama, GPT-NeoX and Falcon: 0.9 to 1.4 times."""
 BYTES_PER_TOKEN = 4
 """Of text that is not tokenized yet."""
-PRODUCTS, TRIALS = 8, 12
-"""Matrix products of one timing, and timings, of which the shortest counts: the others shared the machine."""
+TIMING_SECONDS = 0.05
 UTILISATION = 0.3
 """Share of the matrix product's rate that training is assumed to reach; the quickstart's rounds on a CPU do."""
 
@@ -47,10 +44,9 @@ UTILISATION = 0.3
 def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str] = ()) -> PlanRecord:
     """Return what running a recipe would take, at worst: all rounds of growth.
 
-    Only the reference's configuration is read. Memory counts weights, gradients and AdamW's moments (16 bytes a
-    parameter), the reference, the logits, and the activations of the blocks: of each token of a micro-batch and each
-    block, 10 numbers by hidden unit, 4 by MLP unit and, where attention is a matrix, 3 by head and position, in the
-    training's precision; two trainings that were measured on a CPU took 1.3 times as much in all.
+    Only the reference's configuration is read. Memory counts weights, gradients and AdamW's moments, the reference, the
+    logits, and what each block keeps of each token of a micro-batch (`HIDDEN`, `MLP`, `ATTENTION`), in the training's
+    precision; two trainings that were measured on a CPU took 1.3 times as much in all.
 
     Time is the training arithmetic (6 operations per weight and token, 12 per layer, position and hidden unit for
     attention; a third of both for a teacher) at a matrix product's rate measured here and now on the model's own
@@ -63,25 +59,24 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
     Raises:
         InherituneError: the recipe is wrong or does not fit its reference.
     """
+    import psutil
+    import torch
+
     checked = load_recipe(recipe, changes)
     source = check_recipe(checked)
     method, depth = method_of(checked), depth_of(source)
     config = method.scaled_config(checked, source)
     settings = _settings(checked, source)
-    rate = _product_rate(config.get_text_config(decoder=True).hidden_size, settings.tokens_per_step)
     reference = 0 if checked.reference is None else count_parameters(blueprint(source))
-    extra = _operations(source, reference, settings.length) / 3 if method.teaches else 0.0
-    rounds = tuple(
-        _planned_round(_with_depth(config, layers), settings, rate * UTILISATION, extra)
-        for layers in method.depths(checked, depth)
-    )
-    deepest = max(rounds, key=lambda item: item.parameters)
-    memory = MemoryEstimate(
-        training=deepest.parameters * TRAINING_BYTES,
-        reference=reference * 4,
-        logits=_logits(config, settings) * (LOGITS + TEACHER_LOGITS * method.teaches),
-        activations=_activations(_with_depth(config, deepest.layers), settings),
-    )
+    teacher = _operations(source, reference, settings.length) / 3 if method.teaches else 0.0
+    rate = UTILISATION * _product_rate(config.get_text_config(decoder=True).hidden_size, settings.tokens_per_step)
+    depths = [len(target) for target in method.plans(checked, depth)]
+    targets = [target_config({"reference": config}, LayerPlan.random(layers)) for layers in depths]
+    rounds = tuple(_planned_round(target, settings, rate, teacher) for target in targets)
+    pairs = zip(targets, rounds, strict=True)
+    needs = [_memory(target, settings, item.parameters, reference, method.teaches) for target, item in pairs]
+    memory = max(needs, key=lambda need: sum(dict(need).values()))
+    on_gpu = torch.cuda.is_available()
     return PlanRecord(
         name=checked.name,
         method=checked.method,
@@ -90,27 +85,34 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
         tokens=sum(item.tokens for item in rounds),
         seconds=sum(item.seconds for item in rounds),
         memory=memory,
-        memory_bytes=memory.training + memory.reference + memory.logits + memory.activations,
-        memory_available_bytes=_available_memory(),
+        memory_bytes=sum(dict(memory).values()),
+        memory_available_bytes=torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available,
     )
 
 
-def _planned_round(config: PretrainedConfig, settings: TrainingSettings, rate: float, extra: float) -> PlannedRound:
-    """Return what one round takes at `rate` operations a second; `extra` operations a token are not the target's."""
-    tokens, parameters = settings.steps * settings.tokens_per_step, count_parameters(blueprint(config))
-    return PlannedRound(
-        layers=depth_of(config),
-        parameters=parameters,
-        tokens=tokens,
-        seconds=tokens * (_operations(config, parameters, settings.length) + extra) / rate,
-    )
+def check_recipe(recipe: Recipe) -> PretrainedConfig:
+    """Confirm that a recipe fits its reference (or that its architecture can be built), and return the configuration.
+
+    Raises:
+        ModelError: the reference cannot be read.
+        RecipeError: the architecture is wrong, or windows are longer than the model's context.
+        PlanError: the layers are not there, or the method cannot train so many, or the width leaves no whole heads.
+    """
+    config, method = recipe_config(recipe), method_of(recipe)
+    method.plans(recipe, depth_of(config))
+    method.scaled_config(recipe, config)
+    context = context_of(config)
+    longest = max(recipe.training.length or 0, recipe.evaluation.length or 0)
+    if context and longest > context:
+        raise RecipeError(f"windows of {longest} tokens: expected at most the model's context, {context}")
+    return config
 
 
 def _settings(recipe: Recipe, config: PretrainedConfig) -> TrainingSettings:
     """Return the settings of a round, what they leave to the text being taken from its size."""
-    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    train, valid = (0, 0) if recipe.training.is_resolved else _text_tokens(recipe)
-    return recipe.training.resolved(context, train, valid)
+    asked = recipe.training
+    train, valid = _text_tokens(recipe) if None in (asked.steps, asked.batch, asked.length) else (0, 0)
+    return asked.resolved(context_of(config), train, valid)
 
 
 def _text_tokens(recipe: Recipe) -> tuple[int, int]:
@@ -119,10 +121,10 @@ def _text_tokens(recipe: Recipe) -> tuple[int, int]:
     if data.folder is not None and (Path(data.folder) / MANIFEST).is_file():
         shards = open_shards(data.folder)
         return shards.tokens("train"), shards.tokens("valid")
-    sizes = [_text_bytes(source) // BYTES_PER_TOKEN for source in (data.source, data.validation) if source]
-    if len(sizes) == 2:
-        return sizes[0], sizes[1]
-    return int(sizes[0] * (1 - data.valid_fraction)), int(sizes[0] * data.valid_fraction)
+    tokens = _text_bytes(data.source) // BYTES_PER_TOKEN
+    if data.validation is not None:
+        return tokens, _text_bytes(data.validation) // BYTES_PER_TOKEN
+    return int(tokens * (1 - data.valid_fraction)), int(tokens * data.valid_fraction)
 
 
 def _text_bytes(source: str) -> int:
@@ -134,74 +136,51 @@ def _text_bytes(source: str) -> int:
     return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
-def _with_depth(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    return target_config({"reference": config}, LayerPlan.random(layers))
-
-
 def _operations(config: PretrainedConfig, parameters: int, length: int) -> float:
     """Return the operations of training on one token, forward and backward."""
     text = config.get_text_config(decoder=True)
     return 6.0 * parameters + 12.0 * text.num_hidden_layers * length * text.hidden_size
 
 
-def _micro_tokens(settings: TrainingSettings) -> int:
-    """Return the tokens that a device holds at once."""
-    return (settings.micro_batch or settings.batch) * settings.length
+def _planned_round(config: PretrainedConfig, settings: TrainingSettings, rate: float, extra: float) -> PlannedRound:
+    """Return what one round takes at `rate` operations a second; `extra` operations a token are not the target's."""
+    tokens, parameters = settings.steps * settings.tokens_per_step, count_parameters(blueprint(config))
+    seconds = tokens * (_operations(config, parameters, settings.length) + extra) / rate
+    return PlannedRound(layers=depth_of(config), parameters=parameters, tokens=tokens, seconds=seconds)
 
 
-def _logits(config: PretrainedConfig, settings: TrainingSettings) -> int:
-    """Return the bytes of one float32 array of a micro-batch's logits."""
-    return _micro_tokens(settings) * int(config.get_text_config(decoder=True).vocab_size) * 4
-
-
-def _activations(config: PretrainedConfig, settings: TrainingSettings) -> int:
-    """Return the bytes that the blocks keep of a micro-batch for the backward pass."""
+def _memory(
+    config: PretrainedConfig, settings: TrainingSettings, parameters: int, reference: int, teaches: bool
+) -> MemoryEstimate:
+    """Return what training takes: the target has `parameters` of them, the reference beside it `reference`."""
     text = config.get_text_config(decoder=True)
+    tokens = (settings.micro_batch or settings.batch) * settings.length
     hidden = int(text.hidden_size)
     units = int(getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * hidden)
     kept = HIDDEN * hidden + MLP * units
-    if _has_matrices(config):
+    # Attention is a matrix if it is `eager`, and on a CPU also with dropout.
+    dropout = getattr(text, "attn_pdrop", 0) or getattr(text, "attention_dropout", 0)
+    if blueprint(config).config._attn_implementation == "eager" or (dropout and not has_accelerator()):
         kept += ATTENTION * int(text.num_attention_heads) * settings.length
     width = 2 if has_accelerator() and settings.precision != "float32" else 4
-    return _micro_tokens(settings) * depth_of(config) * kept * width
-
-
-def _has_matrices(config: PretrainedConfig) -> bool:
-    """Return whether attention is computed as a matrix: `eager`, and on a CPU also with dropout."""
-    text = config.get_text_config(decoder=True)
-    dropout = getattr(text, "attn_pdrop", 0) or getattr(text, "attention_dropout", 0)
-    return blueprint(config).config._attn_implementation == "eager" or (bool(dropout) and not has_accelerator())
+    return MemoryEstimate(
+        training=parameters * TRAINING_BYTES,
+        reference=reference * 4,
+        logits=(LOGITS + TEACHER_LOGITS * teaches) * tokens * int(text.vocab_size) * 4,
+        activations=tokens * depth_of(config) * kept * width,
+    )
 
 
 def _product_rate(hidden: int, tokens: int) -> float:
-    """Measure the rate of a block's matrix product, tokens x hidden by hidden x 4 hidden, in operations a second."""
+    """Measure the rate of a block's matrix product, tokens x hidden by hidden x 4 hidden, in operations a second.
+
+    The shortest of several timings counts: the others shared the machine.
+    """
     import torch
+    from torch.utils.benchmark import Timer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    left = torch.randn(min(tokens, 16384), hidden, device=device, dtype=dtype)
-    right = torch.randn(hidden, 4 * hidden, device=device, dtype=dtype)
-    operations = 2.0 * left.shape[0] * right.shape[1] * hidden * PRODUCTS
-    return operations / min(_seconds(left, right) for _ in range(TRIALS))
-
-
-def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Time `PRODUCTS` matrix products, one after the other."""
-    import torch
-
-    start = time.perf_counter()
-    for _ in range(PRODUCTS):
-        left @ right
-    if left.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def _available_memory() -> int:
-    """Return the free memory of the device that would train, in bytes."""
-    import psutil
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    on_gpu = torch.cuda.is_available()
+    kind = {"device": "cuda", "dtype": torch.bfloat16} if on_gpu else {"device": "cpu", "dtype": torch.float32}
+    left, right = torch.randn(min(tokens, 16384), hidden, **kind), torch.randn(hidden, 4 * hidden, **kind)
+    timer = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
+    return 2.0 * left.numel() * 4 * hidden / min(timer.blocked_autorange(min_run_time=TIMING_SECONDS).times)

@@ -8,16 +8,14 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import types
-import typing
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from inheritune.recipes.loading import library, summary_of
-from inheritune.recipes.registry import METHODS, OWN_SETTINGS
-from inheritune.recipes.schema import Recipe
+from inheritune.recipes.loading import library, part_of, summary_of
+from inheritune.recipes.methods import METHODS
+from inheritune.recipes.schema import OWN_SETTINGS, Recipe
 
 HEAD = """# Recipes
 
@@ -28,45 +26,43 @@ says what it takes, `inheritune run RECIPE` does it, `--set training.steps=100` 
 """
 
 
+WORDS = {"string": "text", "integer": "whole number", "boolean": "true or false", "number": "number", "null": "null"}
+"""The types of JSON as a writer of YAML knows them."""
+
+
 def reference_page() -> str:
     """Return the page as Markdown."""
-    parts = [HEAD, _library(), _methods()]
-    parts.append("## Settings\n\nA setting of another method is refused. Losses are in nats a token.\n")
-    parts.append(_table(Recipe, ""))
-    for name, field in Recipe.model_fields.items():
-        if (part := _part_of(field.annotation)) is not None and name != "layers":
-            parts.append(f"### `{name}`\n\n{_lead(part)}\n\n{_table(part, f'{name}.')}")
-    return "\n".join(parts)
-
-
-def _library() -> str:
-    rows = [f"| `{name}` | {summary_of(path)} |" for name, path in library().items()]
-    return "## Shipped recipes\n\n| name | what it is |\n|---|---|\n" + "\n".join(rows) + "\n"
-
-
-def _methods() -> str:
-    rows = [
-        f"| `{name}` | {method.summary} | {', '.join(f'`{key}`' for key in OWN_SETTINGS if key in method.takes)} |"
+    recipes = [(f"`{name}`", summary_of(path)) for name, path in library().items()]
+    methods = [
+        (f"`{name}`", method.summary, ", ".join(f"`{key}`" for key in OWN_SETTINGS if key in method.takes))
         for name, method in METHODS.items()
     ]
-    return "## Methods\n\n| method | what it does | settings of its own |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+    said = "A setting of another method is refused. Losses are in nats a token."
+    sections = [
+        f"## Shipped recipes\n\n{_table(('name', 'what it is'), recipes)}",
+        f"## Methods\n\n{_table(('method', 'what it does', 'settings of its own'), methods)}",
+        f"## Settings\n\n{said}\n\n{_settings(Recipe)}",
+    ]
+    for name, field in Recipe.model_fields.items():
+        if (part := part_of(field.annotation)) is not None and name != "layers":
+            sections.append(f"### `{name}`\n\n{_lead(part)}\n\n{_settings(part, f'{name}.')}")
+    return "\n".join([HEAD, *sections])
 
 
-def _table(model: type[BaseModel], prefix: str) -> str:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |\n" for row in (columns, *rows))
+    return f"{head}|{'---|' * len(columns)}\n{''.join(body)}"
+
+
+def _settings(model: type[BaseModel], prefix: str = "") -> str:
     """Return a table of a part's plain settings: key, type, default, and what its docstring says of it."""
     said = _attributes(model)
     rows = [
-        f"| `{prefix}{name}` | {_type(field.annotation)} | {_default(field)} | {said[name]} |"
-        for name, field in model.model_fields.items()
-        if name == "layers" or _part_of(field.annotation) is None
+        (f"`{prefix}{name}`", _type(field), _default(field), said[name])
+        for name, field in model.model_json_schema()["properties"].items()
+        if name == "layers" or part_of(model.model_fields[name].annotation) is None
     ]
-    return "| key | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
-
-
-def _part_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the settings class of a part of a recipe, None for a plain value."""
-    options = [annotation, *typing.get_args(annotation)]
-    return next((kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return _table(("key", "type", "default", "meaning"), rows)
 
 
 def _lead(model: type[BaseModel]) -> str:
@@ -84,27 +80,17 @@ def _attributes(model: type[BaseModel]) -> dict[str, str]:
     return said
 
 
-def _type(annotation: Any) -> str:
-    """Return a type in words that a writer of YAML knows."""
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return " or ".join(f"`{choice}`" for choice in inner)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(_type, inner)))
-    if origin is typing.Annotated:
-        return _type(inner[0])
-    if origin in (tuple, list):
-        return f"list of {_type(inner[0])}"
-    if origin is dict:
-        return "mapping"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "mapping"
-    words = {str: "text", int: "whole number", float: "number", bool: "true or false", types.NoneType: "null"}
-    return words.get(annotation, str(annotation))
+def _type(field: dict[str, Any]) -> str:
+    """Return the type of a setting in words, from its JSON schema."""
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(map(_type, field["anyOf"])))
+    if "enum" in field:
+        return " or ".join(f"`{choice}`" for choice in field["enum"])
+    return f"list of {_type(field['items'])}" if "items" in field else WORDS.get(field.get("type", ""), "mapping")
 
 
-def _default(field: FieldInfo) -> str:
-    return "required" if field.is_required() else f"`{json.dumps(field.get_default())}`"
+def _default(field: dict[str, Any]) -> str:
+    return f"`{json.dumps(field['default'])}`" if "default" in field else "required"
 
 
 if __name__ == "__main__":

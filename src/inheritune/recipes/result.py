@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from inheritune.data import sample_windows
 from inheritune.decoder import load_model, open_decoder
-from inheritune.decoder.source import model_identity
+from inheritune.decoder.source import locate, model_identity
 from inheritune.distributed import from_main
+from inheritune.errors import ModelError
 from inheritune.evaluation import compare_speed, generate_sample, measure_speed
-from inheritune.recipes.card import add_card
-from inheritune.recipes.rounds import load_round, save_trained
-from inheritune.recipes.workspace import REFERENCE_RECORD, Workspace, save_losses
+from inheritune.progress import note
+from inheritune.recipes.workspace import Workspace, save_losses
 from inheritune.records.analysis import AnalysedText
-from inheritune.records.base import environment, now, read_record
+from inheritune.records.base import environment, now
 from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord, RunData, RunRecord
+from inheritune.records.surgery import ParameterCounts
 from inheritune.spectra import analyze_into
-from inheritune.storage import RECORD
+from inheritune.storage import RECORD, write_text
+from inheritune.surgery import LayerPlan
+from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
+from inheritune.surgery.files.carried import carry_files, fetch_files
+from inheritune.surgery.plan.row import LayerRow
+from inheritune.surgery.width import describe_width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,21 +44,22 @@ def finish_run(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord
 
 def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
     recipe, shards = workspace.recipe, workspace.shards
-    result = _result(workspace, rounds)
-    measured: dict[str, Any] = _measured(workspace, load_round(workspace, rounds[-1]), "result")
-    reference = None
+    result, reference = _result(workspace, rounds), None
+    ours = _measured(workspace, workspace.load_round(rounds[-1]), "result")
+    saved = workspace.folder / rounds[-1].model
     if recipe.reference is not None:
-        reference = read_record(workspace.folder / REFERENCE_RECORD, ReferenceRecord)
-        reference = reference.model_copy(update=_measured(workspace, workspace.reference, "reference"))
-    if recipe.evaluation.speed and reference is None:
-        measured["speed"] = measure_speed(workspace.folder / rounds[-1].model)
-    elif recipe.evaluation.speed and reference is not None:  # as `inheritune evaluate --speed` does
-        saved, level = workspace.folder / rounds[-1].model, recipe.evaluation.confidence
-        measured["speed"], speed, measured["speed_ratio"] = compare_speed(saved, reference.model, confidence=level)
-        reference = reference.model_copy(update={"speed": speed})
-    result = result.model_copy(update=measured)
+        theirs = _measured(workspace, workspace.reference, "reference")
+        if recipe.evaluation.speed:  # as `inheritune evaluate --speed` does
+            level = recipe.evaluation.confidence
+            ours["speed"], theirs["speed"], ours["speed_ratio"] = compare_speed(
+                saved, recipe.reference, confidence=level
+            )
+        reference = workspace.reference_record().model_copy(update=theirs)
+    elif recipe.evaluation.speed:
+        ours["speed"] = measure_speed(saved)
+    result = result.model_copy(update=ours)
     if reference is not None:
-        add_card(workspace, workspace.folder / rounds[-1].model, rounds, reference, result)
+        _add_card(workspace, rounds, reference, result)
     return RunRecord(
         name=recipe.name,
         method=recipe.method,
@@ -80,28 +87,26 @@ def _result(workspace: Workspace, rounds: Sequence[RoundRecord]) -> ResultRecord
     Weights of another dtype than float32 are rounded, so that model is evaluated again.
     """
     last, dtype = rounds[-1], workspace.save_dtype
-    result = ResultRecord(
+    tokens = sum(record.tokens for record in rounds)
+    losses, evaluation, comparison = last.losses, last.evaluation, last.comparison
+    if dtype != "float32":
+        folder = workspace.folder / last.model
+        workspace.save(load_model(folder, dtype=dtype), folder, tokens)
+        rounded = workspace.evaluate(workspace.load_round(last))
+        save_losses(workspace.folder / LOSSES, rounded.losses)
+        losses, evaluation, comparison = LOSSES, rounded.summary, workspace.compare(rounded)
+    return ResultRecord(
         model=last.model,
-        losses=last.losses,
+        losses=losses,
         layers=last.layers,
         parameters=last.parameters,
         dtype=dtype,
-        tokens=sum(record.tokens for record in rounds),
+        tokens=tokens,
         seconds=sum(record.seconds for record in rounds),
-        evaluation=last.evaluation,
-        comparison=last.comparison,
-        matched=None if last.comparison is None else last.comparison.matches,
+        evaluation=evaluation,
+        comparison=comparison,
+        matched=None if comparison is None else comparison.matches,
     )
-    if dtype == "float32":
-        return result
-    folder = workspace.folder / last.model
-    save_trained(workspace, load_model(folder, dtype=dtype), folder, result.tokens)
-    evaluation = workspace.evaluate_here(load_round(workspace, last))
-    save_losses(workspace.folder / LOSSES, evaluation.losses)
-    comparison = workspace.compare(evaluation)
-    matched = None if comparison is None else comparison.matches
-    update = {"evaluation": evaluation.summary, "losses": LOSSES, "comparison": comparison, "matched": matched}
-    return result.model_copy(update=update)
 
 
 def _measured(workspace: Workspace, model: PreTrainedModel, role: str) -> dict[str, Any]:
@@ -136,3 +141,52 @@ def _analysis(workspace: Workspace, model: PreTrainedModel, role: str) -> str | 
         ),
     )
     return place
+
+
+def _add_card(
+    workspace: Workspace, rounds: Sequence[RoundRecord], reference: ReferenceRecord, result: ResultRecord
+) -> None:
+    """Write the result's model card, and the licence files of its reference, into the result's folder."""
+    recipe, folder = workspace.recipe, workspace.folder / rounds[-1].model
+    try:
+        place = locate(str(recipe.reference))
+        fetch_files(place)
+    except ModelError as error:  # the training is done: a hub that cannot be reached now must not lose it
+        note(f"the result has no model card: {error}")
+        return
+    card = model_card(
+        name=recipe.name,
+        plan=_origins(rounds),
+        places={"reference": place},
+        parameters=ParameterCounts(before=reference.parameters, after=result.parameters),
+        command=environment().command or f"inheritune run {recipe.name}",
+        width="" if recipe.width is None else describe_width(workspace.config, recipe.width),
+        figures=_figures(reference, result),
+    )
+    carry_files(place.folder, folder, LICENCES)
+    write_text(folder / CARD, card)
+
+
+def _origins(rounds: Sequence[RoundRecord]) -> LayerPlan:
+    """Return where the layers of the last round were first taken from."""
+    before: tuple[LayerRow, ...] = ()
+    for record in rounds:
+        plan = LayerPlan.from_records(record.plan or ())
+        before = tuple(before[row.source or 0] if row.model == "target" else row for row in plan)
+    return LayerPlan(before)
+
+
+def _figures(reference: ReferenceRecord, result: ResultRecord) -> dict[str, str]:
+    """Return what was measured, in words."""
+    rows = {
+        f"loss on {without_paths(result.evaluation.data)}": f"{result.evaluation.loss:.4f} nats a token",
+        "the reference's loss there": f"{reference.evaluation.loss:.4f} nats a token",
+        "trained on": f"{result.tokens:,} tokens",
+    }
+    if (test := result.comparison) is not None:
+        interval = f"{test.confidence:.0%} interval {test.ci_low:+.4f} to {test.ci_high:+.4f}"
+        rows["difference"] = f"{test.difference:+.4f} nats a token ({interval}, {test.windows} windows)"
+    if (speed := result.speed_ratio) is not None:
+        times = f"{speed.ratio:.2f} times the reference's ({speed.ci_low:.2f} to {speed.ci_high:.2f})"
+        rows["speed of generation"] = times
+    return rows

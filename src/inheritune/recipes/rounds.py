@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inheritune.data import TrainingWindows, validation_windows
-from inheritune.decoder import count_parameters, open_decoder, save_model
+from inheritune.decoder import count_parameters, open_decoder
 from inheritune.distributed import from_main
-from inheritune.recipes.workspace import TRAINING_RECORD, Workspace, save_losses
+from inheritune.recipes.workspace import Workspace, save_losses
 from inheritune.records.base import read_record
 from inheritune.records.evaluation import LossSummary
-from inheritune.records.runs import RoundRecord, TrainedOn
+from inheritune.records.runs import RoundRecord
 from inheritune.surgery import LayerPlan
 from inheritune.training import TrainingOutcome, delete_checkpoints, next_token_loss, train
 from inheritune.training.collapse import COLLAPSE
@@ -27,14 +26,13 @@ if TYPE_CHECKING:
 ROUND_RECORD = "round.json"
 WATCH_LENGTH = 100
 """Tokens of a window that the attention is watched on during training, at most: the paper's T (Sec. 2)."""
-Build = Callable[[], "PreTrainedModel"]
 
 
 def run_round(
     workspace: Workspace,
     before: Sequence[RoundRecord],
-    plan: LayerPlan | None,
-    build: Build,
+    plan: LayerPlan,
+    build: Callable[[], PreTrainedModel],
     loss: Loss = next_token_loss,
 ) -> RoundRecord:
     """Do the round behind the rounds `before`, or read its record if it is done.
@@ -42,7 +40,7 @@ def run_round(
     Args:
         workspace: what the rounds share.
         before: the records of the rounds before; the data goes on where they stopped.
-        plan: where its layers come from, for the record; None for an architecture of the recipe's own.
+        plan: where its layers come from, for the record.
         build: makes the model to train; called only if the round has to be done, and gives the same weights each time.
         loss: what is minimised.
 
@@ -53,18 +51,12 @@ def run_round(
     folder = workspace.folder / f"round-{len(before) + 1}"
     if (folder / ROUND_RECORD).is_file():
         return read_record(folder / ROUND_RECORD, RoundRecord)
-    model, start = _start(workspace, build)
+    model = build().float()  # whatever its source is stored in
+    start = workspace.evaluate(model).summary  # the first point of the curve
     outcome = _train(workspace, folder, model, before, loss)
-    record = _finish(workspace, folder, model, plan, before, start, outcome)
-    del model
-    gc.collect()
-    return record
-
-
-def _start(workspace: Workspace, build: Build) -> tuple[PreTrainedModel, LossSummary]:
-    """Make the model of a round; its loss before the training is the first point of the curve."""
-    model = build()
-    return model, workspace.evaluate(model).summary
+    tokens = sum(record.tokens for record in before) + outcome.tokens
+    from_main(lambda: workspace.save(model, folder / "model", tokens))
+    return _finish(workspace, folder, model, plan, start, outcome)
 
 
 def _train(
@@ -88,29 +80,38 @@ def _train(
         seed=recipe.seed,
         loss=loss,
         validate=workspace.quick_loss,
-        watch=watched_windows(workspace),
+        watch=_watched_windows(workspace),
         description=f"{recipe.name} {open_decoder(model).layers} layers",
     )
+
+
+def _watched_windows(workspace: Workspace) -> np.ndarray | None:
+    """Return the fixed validation windows, (N, T) int64, that the attention is watched on; None to watch nothing.
+
+    They depend on the shards and the training's settings alone: the same in every round, and in runs to be compared.
+    """
+    settings, shards = workspace.training, workspace.shards
+    length = min(WATCH_LENGTH, settings.length, shards.tokens("valid"))
+    if not settings.watch_every or length < 2:
+        return None
+    return validation_windows(shards, workspace.tokenizer, length - 1, settings.watch_windows)
 
 
 def _finish(
     workspace: Workspace,
     folder: Path,
     model: PreTrainedModel,
-    plan: LayerPlan | None,
-    before: Sequence[RoundRecord],
+    plan: LayerPlan,
     start: LossSummary,
     outcome: TrainingOutcome,
 ) -> RoundRecord:
-    """Save the model, test it against the reference, and write the round's record, last."""
-    tokens = sum(record.tokens for record in before) + outcome.tokens
-    from_main(lambda: save_trained(workspace, model, folder / "model", tokens))
+    """Test the model against the reference, and write the round's record, last."""
     evaluation = workspace.evaluate(model)
     record = RoundRecord(
         name=folder.name,
         layers=open_decoder(model).layers,
         parameters=count_parameters(model),
-        plan=None if plan is None else tuple(plan.as_records()),
+        plan=None if workspace.recipe.reference is None else tuple(plan.as_records()),
         steps=outcome.steps,
         tokens=outcome.tokens,
         seconds=outcome.seconds,
@@ -130,45 +131,3 @@ def _finish(
         return record
 
     return from_main(write)
-
-
-def watched_windows(workspace: Workspace) -> np.ndarray | None:
-    """Return the fixed validation windows, (N, T) int64, that the attention is watched on; None to watch nothing.
-
-    They depend on the shards and the training's settings alone: the same in every round, and in runs to be compared.
-    """
-    settings, shards = workspace.training, workspace.shards
-    length = min(WATCH_LENGTH, settings.length, shards.tokens("valid"))
-    if not settings.watch_every or length < 2:
-        return None
-    return validation_windows(shards, workspace.tokenizer, length - 1, settings.watch_windows)
-
-
-def load_round(workspace: Workspace, record: RoundRecord) -> PreTrainedModel:
-    """Load the model that a round left behind, float32."""
-    return workspace.load(workspace.folder / record.model)
-
-
-def save_trained(
-    workspace: Workspace,
-    model: PreTrainedModel,
-    folder: Path,
-    tokens: int,
-    finish: Callable[[Path], object] = lambda folder: None,
-) -> None:
-    """Save a model with its tokenizer and the number of tokens it was trained on.
-
-    Args:
-        workspace: of the run.
-        model: what is saved, as it is.
-        folder: where; what it held is replaced.
-        tokens: predicted tokens of its training, all rounds together.
-        finish: adds files to the folder before it gets its name.
-    """
-    trained = TrainedOn(tokens=tokens, recipe=workspace.recipe.name, method=workspace.recipe.method)
-
-    def add(place: Path) -> None:
-        trained.write(place / TRAINING_RECORD)
-        finish(place)
-
-    save_model(model, folder, workspace.tokenizer, finish=add)

@@ -9,9 +9,9 @@ from typing import Any
 
 from inheritune.distributed import from_main, is_main
 from inheritune.progress import note
-from inheritune.recipes.checks import check_recipe
 from inheritune.recipes.loading import load_recipe
 from inheritune.recipes.methods import method_of
+from inheritune.recipes.preflight import check_recipe
 from inheritune.recipes.result import finish_run
 from inheritune.recipes.schema import Recipe, RecommendedLayers
 from inheritune.recipes.workspace import DATA, open_workspace
@@ -45,12 +45,13 @@ def run(
     if (folder / RECORD).is_file():
         return read_record(folder / RECORD, RunRecord)
     config = check_recipe(checked)
-    for line in method_of(checked).notes(checked, depth_of(config)) if is_main() else ():
+    method = method_of(checked)
+    for line in method.notes(checked, depth_of(config)):
         note(line)
     # The first process claims for all of them: the others only write where it has been.
     with claimed(folder, identity, preparation=(DATA,)) if is_main() else nullcontext():
         workspace = open_workspace(checked, folder, config)
-        return finish_run(workspace, method_of(checked).run(workspace))
+        return finish_run(workspace, method.run(workspace))
 
 
 def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
@@ -58,10 +59,9 @@ def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
 
     A run that goes on does not ask the analysis again, which may be gone or say something else by then.
     """
-    identity = read_identity(folder) or {}
-    settings = identity.get("recipe")
-    held = settings.get("layers") if isinstance(settings, dict) else None
+    began = (read_identity(folder) or {}).get("recipe")
+    held = began.get("layers") if isinstance(began, dict) else None
     named = recipe.layers.analysis if isinstance(recipe.layers, RecommendedLayers) else recipe.layers
     if not isinstance(held, dict) or named is None or held.get("analysis") != named:
         return recipe
-    return recipe.model_copy(update={"layers": RecommendedLayers.model_validate(held)})
+    return load_recipe({**recipe.as_json(), "layers": held})

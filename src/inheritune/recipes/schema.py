@@ -1,17 +1,20 @@
-"""The recipe: everything that decides a run's result, and nothing else."""
+"""The recipe: everything that decides a run's result, and nothing else; and the methods that it may name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from inheritune.errors import InherituneError, unknown_name
-from inheritune.recipes.registry import METHODS, OWN_SETTINGS, check_setting
+from inheritune.records.analysis import Recommendation
+from inheritune.records.base import first_problem
 from inheritune.surgery.plan.selection import recommended_layers
 from inheritune.training.settings import TrainingSettings
+
+OWN_SETTINGS = ("architecture", "layers", "parts", "width", "distill_alpha", "growth")
+"""Settings of a recipe that only some methods take; all others are common to all."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -19,6 +22,32 @@ LONGEST, SHORTEST = 512, 64
 ENOUGH_WINDOWS = 8
 FEWEST_STEPS, SMALLEST_BATCH, LARGEST_BATCH = 50, 4, 16
 """What `RecipeTraining.resolved` keeps to."""
+
+
+class MethodSettings:
+    """What a recipe may say to a method; `methods.base.Method` adds what the method does with it.
+
+    Attributes:
+        name: what a recipe calls it.
+        summary: what it does, one sentence, for the reference page.
+        takes: those of `OWN_SETTINGS` that it takes; with any other a recipe is refused.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    takes: ClassVar[frozenset[str]]
+
+    def read_setting(self, setting: str, value: Any) -> Any:
+        """Return the value that a setting of its own stands for, its default where `value` is None.
+
+        Raises:
+            ValueError: the value is wrong; the text says what is expected.
+        """
+        return value
+
+
+METHODS: dict[str, MethodSettings] = {}
+"""By name, in the order in which they are listed to a user; `methods/__init__.py` fills it."""
 
 
 class _Part(BaseModel):
@@ -73,11 +102,6 @@ class RecipeTraining(TrainingSettings):
         steps = self.steps or max(-(-windows // batch), FEWEST_STEPS)
         return TrainingSettings(**{**self.model_dump(), "steps": steps, "batch": batch, "length": length})
 
-    @property
-    def is_resolved(self) -> bool:
-        """Whether nothing is left to take from the model and the text."""
-        return None not in (self.steps, self.batch, self.length)
-
 
 class GrowthSettings(_Part):
     """How the target grows while it does not match the reference (paper, Algorithm 1, steps 3 to 5).
@@ -98,13 +122,6 @@ class GrowthSettings(_Part):
     zero_output: bool = False
     max_layers: int | None = Field(default=None, gt=0)
     max_rounds: int | None = Field(default=None, gt=0)
-
-    @field_validator("zero_output")
-    @classmethod
-    def _preserves_what_is_kept(cls, value: bool, info: ValidationInfo) -> bool:
-        if value and info.data.get("mode") == "restart":
-            raise ValueError("growth mode restart keeps no trained layers whose function could be preserved")
-        return value
 
 
 class EvaluationSettings(_Part):
@@ -148,20 +165,11 @@ class AnalysisSettings(_Part):
     eta: float = Field(default=0.9, gt=0, lt=1)
 
 
-class RecommendedLayers(_Part):
-    """The layers that an analysis recommends, as a recipe records them: a run goes on without the analysis.
+class RecommendedLayers(Recommendation):
+    """The layers that an analysis recommends, as a recipe records them: a run goes on without the analysis."""
 
-    Attributes:
-        depth: number of layers of the analysed model; the reference must have as many.
-        keep: the layers that stay.
-        reason: why, in one sentence.
-        analysis: the folder that was named; None where the recommendation itself was given.
-    """
-
-    depth: int = Field(gt=0)
-    keep: tuple[int, ...] = Field(min_length=1)
-    reason: str = ""
     analysis: str | None = None
+    """The folder that was named; None where the recommendation itself was given."""
 
 
 class Recipe(_Part):
@@ -195,7 +203,7 @@ class Recipe(_Part):
     architecture: dict[str, Any] | None = None
     layers: int | str | tuple[int, ...] | RecommendedLayers | None = None
     parts: str = "all"
-    width: str | None = Field(default=None, validate_default=True)
+    width: Annotated[str, Field(coerce_numbers_to_str=True)] | None = Field(default=None, validate_default=True)
     distill_alpha: float = Field(default=0.6, ge=0, le=1)
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
     seed: int = Field(default=0, ge=0)
@@ -215,36 +223,31 @@ class Recipe(_Part):
     @field_validator("layers", mode="before")
     @classmethod
     def _reads_the_recommendation(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return _recorded_layers(value)
         try:
+            if isinstance(value, Mapping):  # as another recipe recorded it
+                return RecommendedLayers.model_validate(dict(value))
             kept = recommended_layers(value)
+        except ValidationError as error:
+            expected = "expected a count, a range, a list, the folder of an analysis or what a recipe recorded of one"
+            raise ValueError(f"{first_problem(error)}: {expected}") from error
         except InherituneError as error:
             raise ValueError(str(error)) from error
-        if kept is None or isinstance(kept, RecommendedLayers):
+        if not isinstance(kept, Recommendation) or isinstance(kept, RecommendedLayers):
             return value
-        folder = str(value) if isinstance(value, str | Path) else None
-        return RecommendedLayers(depth=kept.depth, keep=kept.keep, reason=getattr(kept, "reason", ""), analysis=folder)
-
-    @field_validator("width", mode="before")
-    @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        return value if value is None else str(value)
+        return RecommendedLayers(**kept.as_json(), analysis=None if value is kept else str(value))
 
     @field_validator(*OWN_SETTINGS)
     @classmethod
     def _belongs_to_the_method(cls, value: Any, info: ValidationInfo) -> Any:
         if "method" not in info.data or info.field_name is None:
             return value  # the method itself is wrong, which is said
-        default = cls.model_fields[info.field_name].get_default()
-        return check_setting(info.data["method"], info.field_name, value, default)
-
-    @field_validator("architecture")
-    @classmethod
-    def _names_a_type(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and "model_type" not in value:
-            raise ValueError("architecture has no model_type: expected one, for example gpt2")
-        return value
+        method, default = METHODS[info.data["method"]], cls.model_fields[info.field_name].get_default()
+        if info.field_name in method.takes:
+            return method.read_setting(info.field_name, value)
+        if value not in (None, default):
+            takers = " or ".join(name for name, other in METHODS.items() if info.field_name in other.takes)
+            raise ValueError(f"method {method.name} takes no {info.field_name}: expected method {takers}")
+        return default
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Recipe:
@@ -261,12 +264,3 @@ class Recipe(_Part):
     def as_json(self) -> dict[str, Any]:
         """Return the settings as a record holds them."""
         return self.model_dump(mode="json")
-
-
-def _recorded_layers(settings: Mapping[str, Any]) -> RecommendedLayers:
-    """Read the layers that another recipe recorded."""
-    try:
-        return RecommendedLayers.model_validate(dict(settings))
-    except ValidationError as error:
-        names = ", ".join(RecommendedLayers.model_fields)
-        raise ValueError(f"expected a count, a range, a list, the folder of an analysis, or {names}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inheritune.data import Shards, TrainingWindows, check_same_vocabulary, open_shards, prepare, validation_windows
-from inheritune.decoder import count_parameters, load_model, load_tokenizer
+from inheritune.decoder import count_parameters, load_model, load_tokenizer, save_model
 from inheritune.decoder.device import on_accelerator
 from inheritune.decoder.source import model_identity, resolve_model
 from inheritune.distributed import from_main
@@ -19,11 +20,11 @@ from inheritune.evaluation import compare, evaluate_windows, window_losses
 from inheritune.evaluation.loss import Evaluation
 from inheritune.evaluation.paired import check_settings
 from inheritune.evaluation.windows import open_tokenizer
-from inheritune.recipes.configuration import recipe_config
+from inheritune.recipes.configuration import context_of, recipe_config
 from inheritune.recipes.schema import Recipe, RecipeTraining
 from inheritune.records.base import read_record
 from inheritune.records.evaluation import Comparison
-from inheritune.records.runs import ReferenceRecord, TrainedOn
+from inheritune.records.runs import ReferenceRecord, RoundRecord, TrainedOn
 from inheritune.surgery.config.fields import depth_of
 from inheritune.training import TrainingSettings
 
@@ -60,6 +61,15 @@ class Workspace:
         """Load a model of this run in evaluation mode, on the accelerator if there is one."""
         return on_accelerator(load_model(source, dtype=dtype))
 
+    def load_round(self, record: RoundRecord) -> PreTrainedModel:
+        """Load the model that a round left behind, float32."""
+        return self.load(self.folder / record.model)
+
+    def save(self, model: PreTrainedModel, folder: Path, tokens: int) -> None:
+        """Save a model, as it is, with its tokenizer and the number of tokens that it was trained on, in all rounds."""
+        trained = TrainedOn(tokens=tokens, recipe=self.recipe.name, method=self.recipe.method)
+        save_model(model, folder, self.tokenizer, finish=lambda place: trained.write(place / TRAINING_RECORD))
+
     @cached_property
     def reference(self) -> PreTrainedModel:
         """The reference, float32, in evaluation mode."""
@@ -85,28 +95,21 @@ class Workspace:
         """The tokenizer that made the shards."""
         return load_tokenizer(self.shards.tokenizer)
 
-    @property
-    def length(self) -> int:
-        """T, the input tokens of a validation window."""
-        return self.recipe.evaluation.length or self.training.length
-
     @cached_property
     def windows(self) -> np.ndarray:
         """The fixed validation windows, (N, T + 1) int64."""
-        return validation_windows(self.shards, self.tokenizer, self.length, self.recipe.evaluation.windows)
+        settings = self.recipe.evaluation
+        length = settings.length or self.training.length
+        return validation_windows(self.shards, self.tokenizer, length, settings.windows)
 
     @property
-    def windows_name(self) -> str:
+    def text(self) -> str:
         """What the windows are made of, in words."""
         return f"{self.recipe.data.validation or self.recipe.data.source} (validation)"
 
     def evaluate(self, model: PreTrainedModel) -> Evaluation:
         """Evaluate `model` on the fixed windows, in the first process; all processes have to call this."""
-        return from_main(lambda: self.evaluate_here(model))
-
-    def evaluate_here(self, model: PreTrainedModel) -> Evaluation:
-        """Evaluate `model` on the fixed windows, in this process."""
-        return evaluate_windows(on_accelerator(model), self.windows, self.windows_name)
+        return from_main(lambda: evaluate_windows(on_accelerator(model), self.windows, self.text))
 
     def quick_loss(self, model: PreTrainedModel) -> float:
         """Return the mean loss on a few of the fixed windows, evenly spread, for the curve during training."""
@@ -120,32 +123,30 @@ class Workspace:
         return None if self.recipe.reference is None else from_main(self._evaluate_reference)
 
     def _evaluate_reference(self) -> Evaluation:
-        """Read the reference's losses, or evaluate it and write them."""
-        losses = self._stored_losses()
-        if losses is not None:
-            return Evaluation(losses, self.length, self.windows_name)
-        evaluation = self.evaluate_here(self.reference)
-        save_losses(self.folder / REFERENCE_LOSSES, evaluation.losses)
+        """Read the reference's losses where this run has written them; else, or if they are damaged, evaluate it."""
+        name = str(self.recipe.reference)
+        identity, stored = model_identity(name), self.folder / REFERENCE_LOSSES
+        with suppress(OutputError, OSError, ValueError, EOFError):
+            record, losses = self.reference_record(), np.load(stored, allow_pickle=False)
+            if record.identity == identity and losses.shape == (len(self.windows),):
+                return Evaluation(losses, self.windows.shape[1] - 1, self.text)
+        evaluation = self.evaluate(self.reference)
+        save_losses(stored, evaluation.losses)
+        trained = Path(resolve_model(name)) / TRAINING_RECORD
         ReferenceRecord(
-            model=str(self.recipe.reference),
-            name=Path(str(self.recipe.reference)).name,
+            model=name,
+            name=Path(name).name,
             layers=self.depth,
             parameters=count_parameters(self.reference),
-            tokens=trained_tokens(str(self.recipe.reference)),
+            tokens=read_record(trained, TrainedOn).tokens if trained.is_file() else None,
             evaluation=evaluation.summary,
-            identity=model_identity(str(self.recipe.reference)),
+            identity=identity,
         ).write(self.folder / REFERENCE_RECORD)
         return evaluation
 
-    def _stored_losses(self) -> np.ndarray | None:
-        """Return the reference's losses, (N,) float64, where this run has written them; damaged ones are made anew."""
-        try:
-            record = read_record(self.folder / REFERENCE_RECORD, ReferenceRecord)
-            losses = np.load(self.folder / REFERENCE_LOSSES, allow_pickle=False)
-        except (OutputError, OSError, ValueError, EOFError):
-            return None
-        same = record.identity == model_identity(str(self.recipe.reference)) and losses.shape == (len(self.windows),)
-        return losses if same else None
+    def reference_record(self) -> ReferenceRecord:
+        """Return what `reference_evaluation` wrote of the reference; an `OutputError` where it is damaged."""
+        return read_record(self.folder / REFERENCE_RECORD, ReferenceRecord)
 
     def compare(self, evaluation: Evaluation) -> Comparison | None:
         """Test an evaluation against the reference's, window by window."""
@@ -166,17 +167,19 @@ def open_workspace(recipe: Recipe, folder: Path, config: PretrainedConfig) -> Wo
     Raises:
         InherituneError: the data cannot be used, or not with the reference; one line.
     """
-    shards = open_shards(from_main(lambda: _prepare(recipe, folder)))
+    data = recipe.data
+    place = Path(data.folder) if data.folder else folder / DATA
+    tokenizer = data.tokenizer or str(recipe.reference)
+    how = data.model_dump(exclude={"source", "tokenizer", "folder"})
+    shards = open_shards(from_main(lambda: prepare(data.source, place, tokenizer, **how).folder))
     if recipe.reference is None:
         config = recipe_config(recipe, shards.vocabulary, load_tokenizer(shards.tokenizer).eos_token_id)
     else:
-        _check_same_tokenizer(recipe.reference, shards)
-    text = config.get_text_config(decoder=True)
-    if shards.vocabulary > text.vocab_size:
-        had = f"{shards.folder} has {shards.vocabulary} token ids"
-        raise DataError(f"{had}: expected at most the model's {text.vocab_size}")
-    context = getattr(text, "max_position_embeddings", None)
-    training = recipe.training.resolved(context, shards.tokens("train"), shards.tokens("valid"))
+        tokenizers = (open_tokenizer(recipe.reference), open_tokenizer(str(shards.tokenizer)))
+        check_same_vocabulary([held for held in tokenizers if held is not None])
+    if shards.vocabulary > (known := config.get_text_config(decoder=True).vocab_size):
+        raise DataError(f"{shards.folder} has {shards.vocabulary} token ids: expected at most the model's {known}")
+    training = recipe.training.resolved(context_of(config), shards.tokens("train"), shards.tokens("valid"))
     settled = recipe.model_copy(update={"training": RecipeTraining(**training.model_dump())})
     workspace = Workspace(settled, training, folder, shards, config)
     TrainingWindows(shards, training.length, 1, recipe.seed, training.order)  # too little text is refused
@@ -185,38 +188,9 @@ def open_workspace(recipe: Recipe, folder: Path, config: PretrainedConfig) -> Wo
     return workspace
 
 
-def _prepare(recipe: Recipe, folder: Path) -> Path:
-    settings = recipe.data
-    return prepare(
-        settings.source,
-        Path(settings.folder) if settings.folder else folder / DATA,
-        settings.tokenizer or str(recipe.reference),
-        validation=settings.validation,
-        valid_fraction=settings.valid_fraction,
-        separator=settings.separator,
-        field=settings.field,
-    ).folder
-
-
-def _check_same_tokenizer(reference: str, shards: Shards) -> None:
-    """Refuse shards whose tokens the reference does not know by these numbers.
-
-    Raises:
-        DataError: the shards' tokenizer and the one beside the reference differ.
-    """
-    tokenizers = [open_tokenizer(reference), open_tokenizer(str(shards.tokenizer))]
-    check_same_vocabulary([tokenizer for tokenizer in tokenizers if tokenizer is not None])
-
-
 def save_losses(path: Path, losses: np.ndarray) -> None:
     """Write the loss of each window, (N,) float64, so that runs on the same windows can be compared in pairs."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         np.save(file, losses)
     temporary.replace(path)
-
-
-def trained_tokens(model: str) -> int | None:
-    """Return how many tokens a model was trained on, or None where nobody wrote it down."""
-    path = Path(resolve_model(model)) / TRAINING_RECORD
-    return read_record(path, TrainedOn).tokens if path.is_file() else None

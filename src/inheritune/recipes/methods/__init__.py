@@ -11,11 +11,10 @@ from inheritune.recipes.methods.half_width import HalfWidth
 from inheritune.recipes.methods.inheritune import Inheritune
 from inheritune.recipes.methods.scratch import Scratch
 from inheritune.recipes.methods.stacking import HybridStacking, Stacking
-from inheritune.recipes.registry import METHODS, register
-from inheritune.recipes.schema import Recipe
+from inheritune.recipes.schema import METHODS, Recipe
 
 for method in (Inheritune(), Scratch(), Stacking(), HybridStacking(), HalfWidth(), Distill()):
-    register(method)
+    METHODS[method.name] = method
 
 
 def method_of(recipe: Recipe) -> Method:

@@ -1,21 +1,25 @@
-"""What a method does with a recipe: the depths it trains, the configuration it scales, and its rounds."""
+"""What a method does with a recipe: the plan of each round, the model that a round trains, and what it minimises."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import gc
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from inheritune.recipes.registry import MethodSettings
-from inheritune.recipes.schema import Recipe
+from inheritune.recipes.rounds import run_round
+from inheritune.recipes.schema import MethodSettings, Recipe
 from inheritune.recipes.workspace import Workspace
 from inheritune.records.runs import RoundRecord
-from inheritune.surgery import LayerPlan
+from inheritune.surgery import LayerPlan, inherit, scratch
+from inheritune.training import next_token_loss
+from inheritune.training.losses import Loss
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
-class Method(MethodSettings, ABC):
+class Method(MethodSettings):
     """A way to get a trained target, as a short sequence of rounds over layer plans.
 
     Attributes:
@@ -33,13 +37,17 @@ class Method(MethodSettings, ABC):
         layers = recipe.layers if recipe.layers is not None else max(depth // 2, 1)
         return LayerPlan.from_layers(layers, depth, recipe.parts)
 
-    def depths(self, recipe: Recipe, depth: int) -> list[int]:
-        """Return the layers of the target in each round there may be, from a reference of `depth` layers.
+    def plans(self, recipe: Recipe, depth: int) -> list[LayerPlan]:
+        """Return the target of each round there may be, from a reference of `depth` layers.
 
         Raises:
             PlanError: the layers are not there, or the method cannot train so many.
         """
-        return [len(self.first_plan(recipe, depth))]
+        return [self.first_plan(recipe, depth)]
+
+    def is_enough(self, last: RoundRecord) -> bool:
+        """Return whether no round has to follow the round `last`, although there is another plan."""
+        return False
 
     def scaled_config(self, recipe: Recipe, config: PretrainedConfig) -> PretrainedConfig:
         """Return the reference's configuration as the targets have it, their depth apart.
@@ -53,6 +61,29 @@ class Method(MethodSettings, ABC):
         """Return what a user should know before running a recipe on a reference of `depth` layers, a line each."""
         return []
 
-    @abstractmethod
+    def build(self, workspace: Workspace, plan: LayerPlan, before: Sequence[RoundRecord]) -> PreTrainedModel:
+        """Return the model that a round trains, behind the rounds `before`; all of it random if the plan takes nothing.
+
+        It has the same weights each time.
+        """
+        recipe = workspace.recipe
+        if not plan.models:
+            source = workspace.config if recipe.reference is None else workspace.reference
+            return scratch(source, len(plan), recipe.seed)
+        target = workspace.load_round(before[-1]) if "target" in plan.models else None
+        return inherit(workspace.reference, plan=plan, target=target, seed=recipe.seed)
+
+    def loss(self, workspace: Workspace) -> Loss:
+        """Return what is minimised."""
+        return next_token_loss
+
     def run(self, workspace: Workspace) -> list[RoundRecord]:
-        """Do all rounds that are not done yet, each by `run_round`, and return their records."""
+        """Do all rounds that are not done yet, and return the records of all."""
+        rounds: list[RoundRecord] = []
+        for plan in self.plans(workspace.recipe, workspace.depth):
+            if rounds and self.is_enough(rounds[-1]):
+                break
+            build = partial(self.build, workspace, plan, rounds)
+            rounds.append(run_round(workspace, rounds, plan, build, self.loss(workspace)))
+            gc.collect()  # the trained model, which refers to itself
+        return rounds

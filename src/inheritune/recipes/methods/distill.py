@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing_extensions import override
 
-from inheritune.recipes.methods.base import Method
-from inheritune.recipes.rounds import run_round
+from inheritune.recipes.methods.scratch import Scratch
 from inheritune.recipes.workspace import Workspace
-from inheritune.records.runs import RoundRecord
-from inheritune.surgery import LayerPlan, scratch
 from inheritune.training import DistillationLoss
 
 
-class Distill(Method):
+class Distill(Scratch):
     """One round with the reference as the teacher."""
 
     name = "distill"
@@ -21,9 +18,5 @@ class Distill(Method):
     teaches = True
 
     @override
-    def run(self, workspace: Workspace) -> list[RoundRecord]:
-        recipe = workspace.recipe
-        (layers,) = self.depths(recipe, workspace.depth)
-        loss = DistillationLoss(workspace.reference, recipe.distill_alpha, workspace.shards.vocabulary)
-        plan = LayerPlan.random(layers)
-        return [run_round(workspace, [], plan, lambda: scratch(workspace.reference, layers, recipe.seed), loss)]
+    def loss(self, workspace: Workspace) -> DistillationLoss:
+        return DistillationLoss(workspace.reference, workspace.recipe.distill_alpha, workspace.shards.vocabulary)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from inheritune.errors import PlanError
 from inheritune.recipes.methods.base import Method
-from inheritune.recipes.rounds import run_round
 from inheritune.recipes.schema import Recipe
 from inheritune.recipes.workspace import Workspace
 from inheritune.records.runs import RoundRecord
@@ -16,7 +16,7 @@ from inheritune.surgery import LayerPlan
 from inheritune.surgery.width import HALF, narrow, narrow_config, parse_width
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class HalfWidth(Method):
@@ -42,6 +42,5 @@ class HalfWidth(Method):
         return narrow_config(config, recipe.width or HALF)
 
     @override
-    def run(self, workspace: Workspace) -> list[RoundRecord]:
-        plan, width = self.first_plan(workspace.recipe, workspace.depth), workspace.recipe.width or HALF
-        return [run_round(workspace, [], plan, lambda: narrow(workspace.reference, width))]
+    def build(self, workspace: Workspace, plan: LayerPlan, before: Sequence[RoundRecord]) -> PreTrainedModel:
+        return narrow(workspace.reference, workspace.recipe.width or HALF)
