@@ -36,7 +36,7 @@ HIDDEN, MLP, ATTENTION = 10, 4, 3
 attention probabilities exists, by head and position. Counted in GPT-2, Llama, GPT-NeoX and Falcon: 0.9 to 1.4 times."""
 BYTES_PER_TOKEN = 4
 """Of text that is not tokenized yet."""
-TIMING_SECONDS = 0.05
+TIMING_SECONDS = 0.2
 UTILISATION = 0.3
 """Share of the matrix product's rate that training is assumed to reach; the quickstart's rounds on a CPU do."""
 
