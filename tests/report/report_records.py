@@ -202,8 +202,15 @@ def spectra(depth: int, lazy: range = range(0), masks: tuple[str, ...] = ("causa
         "sequences": 100,
         "length": 100,
         "masks": list(masks),
-        "layers": [{"index": i, **{mask: part(i, mask) for mask in masks}} for i in range(depth)],
+        "layers": [_classed({"index": i, **{mask: part(i, mask) for mask in masks}}) for i in range(depth)],
     }
+
+
+def _classed(layer: Record) -> Record:
+    if "causal" in layer and "full" in layer:
+        pairs = zip(layer["causal"]["rank"], layer["full"]["rank"], strict=True)
+        layer["classes"] = ["sink" if a < 1.5 else "uniform" if b < 1.5 else "potent" for a, b in pairs]
+    return layer
 
 
 def attention_maps(length: int = LENGTH) -> Record:

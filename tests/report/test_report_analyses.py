@@ -23,7 +23,7 @@ from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.models import Model
 from inheritune.report.rows import measures, series
 from inheritune.report.text import findings, tables
-from inheritune.spectra import BothSpectra, Spectra, load_spectra
+from inheritune.spectra import BothSpectra, load_spectra
 from inheritune.surgery import LayerPlan
 
 Record = dict[str, Any]
@@ -47,7 +47,7 @@ def one_layer(rank: list[float], mass: list[float], **more: Any) -> Record:
 
 def test_a_layers_row_holds_its_spread_and_the_error_of_its_top_head() -> None:
     record = one_layer([1.0, 5.0, 2.0, 4.0, 3.0], [10, 20, 30, 40, 50], rank_error=[0.1, 0.2, 0.3, 0.4, 0.5])
-    [row] = series.layer_rows(model_of(record), "causal")
+    [row] = series.layer_rows("m", read(record), "causal")
     assert [row[f"rank_{key}"] for key in ("low", "q1", "median", "q3", "high")] == [1, 2, 3, 4, 5]
     assert [row[f"mass_{key}"] for key in ("low", "q1", "median", "q3", "high")] == [10, 20, 30, 40, 50]
     assert (row["top_head"], row["rank_error"], row["depth"]) == (1, 0.2, 0.5)  # layer 2 of 0 to 4: half way
@@ -56,9 +56,9 @@ def test_a_layers_row_holds_its_spread_and_the_error_of_its_top_head() -> None:
 @pytest.mark.parametrize("error", [None, [None, None]])
 def test_an_unknown_standard_error_is_left_out(error: Any) -> None:
     record = one_layer([1.0, 5.0], [10, 20], rank_error=error)
-    assert "rank_error" not in series.layer_rows(model_of(record), "causal")[0]
+    assert "rank_error" not in series.layer_rows("m", read(record), "causal")[0]
     assert "error" not in series.head_rows(read(record), "causal")[0]
-    assert series.layer_rows(model_of(record), "full") == []
+    assert series.layer_rows("m", read(record), "full") == []
 
 
 def test_the_tau_sweep_takes_the_highest_head_at_each_tau() -> None:
@@ -73,16 +73,15 @@ def test_the_tau_sweep_takes_the_highest_head_at_each_tau() -> None:
     assert len(rows) == 3 * len(TAUS)
 
 
-def test_classes_of_an_older_record_are_those_of_the_spectra() -> None:
+def test_classes_stand_beside_the_ranks_under_both_masks() -> None:
     record = spectra(12, lazy=range(4, 6))
-    tables = {mask: np.array([layer[mask]["rank"] for layer in record["layers"]]) for mask in ("causal", "full")}
-    parts = {
-        mask: Spectra(table, table, 0.9, 0.9, mask, 100, 100, tuple(range(12)))  # type: ignore[arg-type]
-        for mask, table in tables.items()
-    }
-    wanted = BothSpectra(parts["causal"], parts["full"]).head_classes.ravel().tolist()
-    assert [row["class"] for row in series.class_rows(read(record))] == wanted
-    assert set(wanted) == {"sink", "uniform", "potent"}
+    rows = series.class_rows(read(record))
+    assert [row["class"] for row in rows] == [name for layer in record["layers"] for name in layer["classes"]]
+    for mask in ("causal", "full"):
+        ranks = [rank for layer in record["layers"] for rank in layer[mask]["rank"]]
+        assert [row[f"rank_{mask}"] for row in rows] == ranks
+    assert list(series.class_counts(read(record))) == ["sink", "uniform", "potent"]
+    assert sum(series.class_counts(read(record)).values()) == len(rows) == 48
     assert series.class_rows(read(spectra(4, masks=("full",)))) == []
 
 
@@ -93,8 +92,8 @@ def test_a_model_whose_layers_differ_is_drawn_where_it_has_attention() -> None:
     assert [(row["layer"], row["head"]) for row in series.head_rows(found, "causal")] == [
         (1, 0), (1, 1), (1, 2), (1, 3), (4, 0), (4, 1),
     ]  # fmt: skip
-    assert [row["depth"] for row in series.layer_rows(model_of(record), "causal")] == [0.2, 0.8]
-    assert [row["causal"] is None for row in measures.block_rows(model_of(record))] == [
+    assert [row["depth"] for row in series.layer_rows("m", read(record), "causal")] == [0.2, 0.8]
+    assert [row["causal"] is None for row in measures.block_rows("m", read(record))] == [
         True,
         False,
         True,
@@ -109,11 +108,11 @@ def test_agreement_is_spearmans_correlation() -> None:
     for i, (rank, influence) in enumerate(zip((9, 7, 8, 3, 2, 1), (0.6, 0.5, 0.3, 0.4, 0.1, 0.2), strict=True)):
         record["layers"][i]["causal"]["max_rank"] = rank
         record["blocks"][i]["influence"] = influence
-    [found] = measures.agreements(model_of(record))
+    [found] = measures.agreements(read(record))
     # ranks 6 4 5 3 2 1 and 6 5 3 4 1 2: squared differences 0 1 4 1 1 1, rho = 1 - 6 * 8 / (6 * 35)
-    assert found.correlation == pytest.approx(1 - 6 * 8 / 210, abs=1e-12)
-    assert (found.mask, found.layers) == ("causal", 6)
-    text = findings.agreement_sentence(model_of(record))
+    assert found[:2] == ("causal", 6)
+    assert found[2] == pytest.approx(1 - 6 * 8 / 210, abs=1e-12)
+    text = findings.agreement_sentence(read(record))
     assert "no clear agreement under the causal mask (Spearman rank correlation 0.77, n = 6 layers, p = 0.072)" in text
     assert "weak evidence" in text
 
@@ -122,10 +121,10 @@ def test_agreement_is_not_claimed_where_there_is_no_order() -> None:
     record = analysis(6, 2, masks=("causal",))
     for layer in record["layers"]:
         layer["causal"]["max_rank"] = 1.0
-    [found] = measures.agreements(model_of(record))
-    assert found.correlation is None
-    assert "one of them is the same for all 6 layers" in findings.agreement_sentence(model_of(record))
-    assert measures.agreements(model_of(analysis(2, 2))) == []
+    [found] = measures.agreements(read(record))
+    assert found == ("causal", 6, None, None)
+    assert "one of them is the same for all 6 layers" in findings.agreement_sentence(read(record))
+    assert measures.agreements(read(analysis(2, 2))) == []
 
 
 def test_the_closest_span_of_each_length_is_marked() -> None:
@@ -210,12 +209,12 @@ def test_a_statement_counts_what_the_record_holds() -> None:
     record = spectra(10, lazy=range(2, 4))
     heads = [rank for layer in record["layers"] for rank in layer["full"]["rank"]]
     collapsed = sum(rank < 1.5 for rank in heads)
-    text = findings.statement(model_of(record))
+    text = findings.statement("m", read(record))
     assert text.startswith("m (τ = 0.9): under the causal mask none of 10 layers is lazy, and ")
     share = f"{collapsed} of 40 heads ({100 * collapsed / 40:.0f} %) are collapsed"
     assert text.endswith(f"; under the full mask 2 of 10 layers are lazy (layers 2–3), and {share}.")
     record["depth"] = 12
-    assert "none of 10 layers with attention is lazy" in findings.statement(model_of(record))
+    assert "none of 10 layers with attention is lazy" in findings.statement("m", read(record))
 
 
 def test_labels_are_the_ends_of_paths_and_all_differ(study: Write) -> None:
@@ -255,7 +254,7 @@ def test_numbers_that_are_not_finite_are_not_drawn(write: Write, grown: Record) 
     assert (0, 0) not in {(row["tokens"], row["layer"]) for row in rows}
     record = copy.deepcopy(analysis(3, 2))
     record["blocks"][0]["influence"] = None
-    assert [row["layer"] for row in measures.agreement_rows(model_of(record)) if row["mask"] == "full"] == [1, 2]
+    assert [row["layer"] for row in measures.agreement_rows(read(record)) if row["mask"] == "full"] == [1, 2]
 
 
 DAMAGE: list[tuple[tuple[Any, ...], Any, str]] = [
@@ -338,7 +337,7 @@ def test_equal_words_on_two_masks_are_said_once() -> None:
         for i, rank in enumerate((9, 7, 8, 3, 2, 1)):
             record["layers"][i][mask]["max_rank"] = rank
             record["blocks"][i]["influence"] = 0.1 * i
-    text = findings.agreement_sentence(model_of(record))
+    text = findings.agreement_sentence(read(record))
     # ranks 6 4 5 3 2 1 and 1 to 6: squared differences 25 4 4 1 9 25, rho = 1 - 6 * 68 / 210
     numbers = "(Spearman rank correlation −0.94, n = 6 layers, p = 0.0048)"
     assert f"Influence disagree under the causal mask {numbers} and under the full mask {numbers}." in text

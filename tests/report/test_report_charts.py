@@ -87,7 +87,9 @@ def test_profiles_hold_max_rank_and_mass_of_each_layer_under_their_mask(write: W
     shown = models(load_runs([write(grown, lazy=range(10, 13))]))
     wanted = spectra(16, range(10, 13))["layers"]
     for mask in ("causal", "full"):
-        rows = [row for model in shown for row in series.layer_rows(model, mask)]
+        rows = [
+            row for model in shown if model.analysis for row in series.layer_rows(model.label, model.analysis, mask)
+        ]
         data = chart_data(layers.profile(rows, "max_rank", PALETTE, mask, 20.0).to_dict())
         drawn = [row for row in data if row["model"] == "reference-16x64"]
         assert [row["max_rank"] for row in drawn] == [layer[mask]["max_rank"] for layer in wanted]
@@ -102,7 +104,7 @@ def test_collapsed_heads_are_red_in_the_svg(write: Write, grown: Record, tmp_pat
     rows = series.head_rows(reference.analysis, "causal")
     expected = sum(rank < 1.5 for layer in spectra(16)["layers"] for rank in layer["causal"]["rank"])
     assert len(rows) == 16 * HEADS
-    base.save_picture(base.svg_of(heads.rank_map(rows, 16.0, "reference, causal mask")), tmp_path / "heads.svg")
+    base.save_chart(heads.rank_map(rows, 16.0, "reference, causal mask"), tmp_path, "heads")
     svg = ET.parse(tmp_path / "heads.svg").getroot()
     cells = [e for e in svg.iter("{http://www.w3.org/2000/svg}path") if e.get("aria-roledescription") == "rect mark"]
     assert len(cells) == 16 * HEADS
@@ -114,15 +116,14 @@ def test_curves_are_saved_as_svg_and_png(write: Write, grown: Record, tmp_path: 
     runs = load_runs([write(grown)])
     rows, references = series.curve_rows(runs[0]), series.reference_rows(models(runs))
     chart = curves.curves(rows, references, series.round_rows(runs[0]), PALETTE, (2.5, 5.0))
-    base.save_picture(base.svg_of(chart), tmp_path / "curves.svg")
-    text = (tmp_path / "curves.svg").read_text()
+    svg, png = base.save_chart(chart, tmp_path, "curves")
+    text = svg.read_text()
     measured = sum(row["kind"] != "training" for row in rows)
     assert text.count('aria-roledescription="point"') == measured
     assert text.count('aria-roledescription="rule mark"') == 1 + 3  # the reference and three rounds
-    base.save_picture(base.svg_of(chart), tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    with pytest.raises(OutputError, match=r"expected a name that ends in \.svg or \.png"):
-        base.save_picture(base.svg_of(chart), tmp_path / "curves.pdf")
+    assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with pytest.raises(OutputError, match=r"cannot write .*gone/curves\.svg: No such file"):
+        base.save_chart(chart, tmp_path / "gone", "curves")
 
 
 def test_a_map_is_a_png_whose_pixels_are_the_square_roots_of_the_weights() -> None:

@@ -23,7 +23,7 @@ from inheritune import storage
 from inheritune.cli import report as command
 from inheritune.errors import OutputError
 from inheritune.report import load, save_figures, write_report
-from inheritune.report.charts.base import INK, save_picture, svg_of
+from inheritune.report.charts.base import INK, save_chart
 from inheritune.report.charts.layers import profile
 from inheritune.report.charts.maps import attention_picture
 from inheritune.report.page import sections
@@ -58,7 +58,14 @@ def test_a_page_of_analyses_alone_has_no_empty_sections(study: Write, page: Call
         assert absent not in text.replace("--set reference=", "")
     drawn = set(specs(made))
     assert drawn <= made.ids()
-    assert {"tau-0-causal", "classes-0", "influence-0", "angular-0", "mlp-rank", "gradient-0-query"} <= drawn
+    assert {
+        "tau-sweep-acme-medium-24-causal",
+        "classes-of-heads-acme-medium-24",
+        "block-influence-acme-medium-24",
+        "angular-distance-acme-medium-24",
+        "mlp-rank-of-each-layer",
+        "gradient-query-acme-medium-24",
+    } <= drawn
     assert not any("depth" in name for name in drawn)
 
 
@@ -68,7 +75,7 @@ def test_models_of_different_depth_are_drawn_together_over_relative_depth(
     paths = [study(analysis(n, 2, model=f"acme/m{n}"), f"s{n}") for n in (4, 6, 8)]
     made = page(*paths)
     tables, found = data(made)["tables"], specs(made)
-    for name in ("max_rank-causal", "max_rank-depth-causal"):
+    for name in ("maxrank-of-each-layer-causal", "maxrank-over-relative-depth-causal"):
         table = tables[found[name]["data"]["table"]]
         models = [row[table["fields"].index("model")] for row in table["rows"]]
         assert [models.count(f"acme/m{n}") for n in (4, 6, 8)] == [4, 6, 8]
@@ -78,8 +85,8 @@ def test_models_of_different_depth_are_drawn_together_over_relative_depth(
         for name, spec in found.items()
         if "layer" in spec
     }
-    assert bands["max_rank-causal"] == 0
-    assert bands["max_rank-2-causal"] == 2
+    assert bands["maxrank-of-each-layer-causal"] == 0
+    assert bands["maxrank-of-acme-m8-with-its-heads-causal"] == 2
 
 
 def test_a_watched_run_is_drawn_over_training(write: Write, grown: Record, page: Callable[..., Page]) -> None:
@@ -89,29 +96,31 @@ def test_a_watched_run_is_drawn_over_training(write: Write, grown: Record, page:
     made = page(folder)
     assert before == ["models", "training", "layers", "heads", "maps", "samples", "settings"]
     assert sections_of(made) == ["models", "training", "watched", *before[2:]]
-    names = {name for name in specs(made) if name.startswith("watched")}
+    names = {name for name in specs(made) if "over-training" in name}
     assert names == {
-        *(f"watched-0-{kind}-{mask}" for kind in ("max_rank", "collapsed") for mask in ("causal", "full")),
-        "watched-0-query",
-        "watched-0-key",
+        *(f"{kind}-over-training-grow-{mask}" for kind in ("maxrank", "collapsed") for mask in ("causal", "full")),
+        "gradient-query-over-training-grow",
+        "gradient-key-over-training-grow",
     }
     domains = {name: specs(made)[name]["layer"][0]["encoding"]["color"]["scale"]["domain"] for name in names}
-    assert domains["watched-0-max_rank-causal"] == domains["watched-0-max_rank-full"]  # one scale side by side
-    assert domains["watched-0-collapsed-full"] == [0, 1]
+    assert (
+        domains["maxrank-over-training-grow-causal"] == domains["maxrank-over-training-grow-full"]
+    )  # one scale side by side
+    assert domains["collapsed-over-training-grow-full"] == [0, 1]
 
 
 def test_the_page_holds_each_row_once_to_six_digits() -> None:
     rows = [{"layer": i, "max_rank": 1 / (i + 3), "lazy": i == 1, "model": "m"} for i in range(3)]
     rows[2]["extra"] = 7
     figures = Figures()
-    for name in ("a", "b"):
-        figures.add(name, profile(rows, "max_rank", {"m": "#1b7fc4"}, "t", 1.0), "same")
+    for name in ("a", "A"):
+        figures.add(profile(rows, "max_rank", {"m": "#1b7fc4"}, "t", 1.0), "same", name.upper())
     packed = page_data(figures)
     [table] = packed["tables"]
     assert table["fields"] == ["layer", "max_rank", "lazy", "model", "extra"]
     assert table["rows"] == [[0, 0.333333, False, "m", None], [1, 0.25, True, "m", None], [2, 0.2, False, "m", 7]]
     assert all(spec["data"] == {"table": 0} for spec in packed["charts"].values())
-    assert list(figures.files.values()) == ["same", "same-2"]
+    assert list(figures.charts) == ["same-a", "same-a-2"]
 
 
 def test_the_weight_under_the_pointer_is_the_records(study: Write, page: Callable[..., Page]) -> None:
@@ -141,7 +150,7 @@ def test_hostile_names_of_a_model_stay_text(study: Write, page: Callable[..., Pa
     assert "<script>alert" not in raw
     assert "<img src=x" not in raw
     assert HOSTILE in made.text("p")
-    names = sections.build(load([folder]))[0].files.values()
+    names = sections.build(load([folder]))[0].charts
     assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in names)
 
 
@@ -171,7 +180,7 @@ def test_every_chart_and_map_becomes_a_picture_on_white(study: Write, tmp_path: 
 
 def test_an_attention_map_is_a_picture_of_whole_cells(tmp_path: Path) -> None:
     values = attention_maps(30)["maps"][0]["values"]
-    save_picture(svg_of(attention_picture(values, "layer 1")), tmp_path / "map.svg")
+    save_chart(attention_picture(values, "layer 1"), tmp_path, "map")
     root = ET.parse(tmp_path / "map.svg").getroot()
     [image] = root.iter(f"{SVG}image")
     address = next(value for key, value in image.attrib.items() if key.endswith("href"))
@@ -242,7 +251,7 @@ def test_a_wrong_folder_for_figures_leaves_no_page(study: Write, tmp_path: Path)
 def test_masks_far_apart_have_a_scale_each(study: Write, page: Callable[..., Page]) -> None:
     def tops(made: Page) -> list[float]:
         found = specs(made)
-        layers = [found[f"max_rank-{mask}"]["layer"] for mask in ("causal", "full")]
+        layers = [found[f"maxrank-of-each-layer-{mask}"]["layer"] for mask in ("causal", "full")]
         encodings = [next(each for each in layer if each["mark"]["type"] == "line")["encoding"] for layer in layers]
         return [encoding["y"]["scale"]["domain"][1] for encoding in encodings]
 
@@ -277,10 +286,15 @@ def test_layers_and_influence_fit_their_axes(study: Write, page: Callable[..., P
         layer["causal"]["sink_epsilon"] = [1.0, 1.0, 0.99]
     made = page(study(record))
     found = specs(made)
-    scales = [found["influence-0"]["layer"][0]["encoding"]["y"]["scale"]["type"], found["agreement-0"]["encoding"]["y"]]
+    scales = [
+        found["block-influence-acme-medium-24"]["layer"][0]["encoding"]["y"]["scale"]["type"],
+        found["block-influence-over-maxrank-acme-medium-24"]["encoding"]["y"],
+    ]
     assert scales[0] == scales[1]["scale"]["type"] == "log"
-    assert found["agreement-0"]["encoding"]["x"]["scale"]["zero"]  # a rank is not below 0
-    gradient = found["gradient-0-query"]["layer"]
+    assert found["block-influence-over-maxrank-acme-medium-24"]["encoding"]["x"]["scale"][
+        "zero"
+    ]  # a rank is not below 0
+    gradient = found["gradient-query-acme-medium-24"]["layer"]
     assert {layer["encoding"]["x"]["field"] for layer in gradient} == {"layer"}
     assert "bound (dash)" in gradient[1]["encoding"]["color"]["scale"]["domain"]
     text = " ".join(made.text().split())

@@ -16,6 +16,7 @@ from inheritune.errors import OutputError
 from inheritune.report import load, opening
 from inheritune.report.read.logs import LoggedStep, read_log
 from inheritune.report.read.models import models, path_or_id
+from inheritune.report.text.steps import after_analysis
 
 Record = dict[str, Any]
 Write = Callable[..., Path]
@@ -130,3 +131,27 @@ def test_a_log_line_that_was_not_finite_reads_as_none_and_damage_is_one_line(tmp
         read_log(log, LoggedStep)
     with pytest.raises(OutputError, match="cannot read"):
         read_log(tmp_path, LoggedStep)
+
+
+@pytest.mark.parametrize("kind", ["quickstart", "reproduce"])
+def test_the_folder_of_a_quickstart_or_a_table_stands_for_its_runs(
+    write: Write, grown: Record, scratch: Record, tmp_path: Path, kind: str
+) -> None:
+    runs = {"grow": write(grown, "grow"), "scratch-12": write(scratch, "scratch-12")}
+    record: Record = {"kind": kind, "created": "2026-11-24T12:00:00+00:00"}
+    if kind == "quickstart":
+        record |= {"runs": list(runs), "report": "report.html", "verdict": "worse", "scratch": scratch["result"]}
+        record |= {"result": grown["result"]}
+    else:
+        record |= {"experiment": "table1", "scale": "tiny", "published": {}}
+        record |= {"ours": {"grow": grown["result"], "scratch-12": scratch["result"]}}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    assert labels(tmp_path) == labels(tmp_path, *runs.values()) == ["reference-16x64", "grow", "scratch-12"]
+    shutil.rmtree(runs["grow"])
+    with pytest.raises(OutputError, match=r"no folder .*grow: expected a finished run"):
+        load([tmp_path])
+
+
+def test_a_label_is_no_name_that_a_command_takes(study: Write) -> None:
+    [old] = load([study(analysis(6, 4, model="quickstart: reference"))]).studies
+    assert all("MODEL" in str(step.command) for step in after_analysis(old))

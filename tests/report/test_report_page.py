@@ -88,9 +88,13 @@ def test_the_page_is_well_formed_and_has_all_sections_in_order(
     assert made.open == []
     sections = [attributes["id"] for tag, attributes in made.elements if tag == "section"]
     assert sections == ["models", "training", "layers", "heads", "maps", "samples", "settings"]
-    drawn = {"curves", "max_rank-causal", "max_rank-full", "avg_mass-causal", "avg_mass-full"}
-    drawn |= {"max_rank-depth-causal", "max_rank-depth-full", "avg_mass-depth-causal", "avg_mass-depth-full"}
-    drawn |= {"heads-0-causal", "heads-0-full", "heads-1-causal", "heads-1-full", "classes-0", "classes-1"}
+    profiles = [
+        f"{name}-{place}" for name in ("maxrank", "avgmass") for place in ("of-each-layer", "over-relative-depth")
+    ]
+    models = ("reference-16x64", "grow")
+    drawn = {"training-loss", *(f"classes-of-heads-{model}" for model in models)}
+    for mask in ("causal", "full"):
+        drawn |= {*(f"{name}-{mask}" for name in profiles), *(f"rank-of-heads-{model}-{mask}" for model in models)}
     assert set(specs(made)) == drawn
     assert drawn <= made.ids()
     assert "The inherited model with 12 layers against 16" in made.text("p")
@@ -172,7 +176,7 @@ def test_a_run_without_reference_analysis_speed_or_sample_says_so(
         "its generation speed was not measured.",
     ):
         assert line in text
-    assert set(specs(made)) == {"curves"}
+    assert set(specs(made)) == {"training-loss"}
     assert "heads" not in made.ids()
 
 
@@ -182,7 +186,7 @@ def test_missing_files_and_losses_are_named(write: Write, page: Callable[..., Pa
     (run / "round-1/metrics.jsonl").unlink()
     made = page(run)
     assert "scratch-12: round-1/metrics.jsonl is named in the record but is not on the disk." in made.text()
-    assert "curves" in made.ids()  # the evaluation after the round
+    assert "training-loss" in made.ids()  # the evaluation after the round
     assert "No losses were logged in these runs." in page(write(scratch | {"rounds": []}, "b")).text()
 
 
@@ -192,7 +196,7 @@ def test_one_mask_is_enough(write: Write, page: Callable[..., Page], grown: Reco
         content = spectra(depth, masks=("full",))
         (run / f"analysis/{role}/spectra.json").write_text(json.dumps(content))
     made = page(run)
-    assert {"max_rank-full", "heads-0-full"} <= made.ids()
+    assert {"maxrank-of-each-layer-full", "rank-of-heads-reference-16x64-full"} <= made.ids()
     assert not {name for name in made.ids() if "causal" in name}
     assert "Only one mask was analysed here." in " ".join(made.text().split())
     assert "under the full mask:" in made.text("li")

@@ -132,7 +132,7 @@ def _analysis(workspace: Workspace, model: PreTrainedModel, role: str) -> str | 
         tau=settings.tau,
         eta=settings.eta,
         tokenizer=workspace.tokenizer,
-        name=f"{recipe.name}: {role}",
+        name=str(recipe.reference if role == "reference" else workspace.folder),  # what a command takes for it
         identity=model_identity(str(recipe.reference)) if role == "reference" else None,
         data=AnalysedText(
             source=recipe.data.validation or recipe.data.source,

@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import altair as alt
 import vl_convert
@@ -26,6 +26,8 @@ SAVED_WIDTH = 640
 
 INK, _LINE = "#2b3138", "#dfe3e8"
 
+Picture: TypeAlias = alt.TopLevelMixin
+
 
 def colours(references: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
     """Return a colour for each label: references in greys, runs in the palette, the same in every chart."""
@@ -33,35 +35,28 @@ def colours(references: Sequence[str], runs: Sequence[str]) -> dict[str, str]:
     return shades | {label: RUN_COLOURS[i % len(RUN_COLOURS)] for i, label in enumerate(runs)}
 
 
-def svg_of(chart: alt.TopLevelMixin) -> str:
-    """Return a chart as SVG on a white ground, without a browser or a network; one that fills the page is 640 wide."""
-    return str(vl_convert.vegalite_to_svg(on_white(with_rows(chart.to_dict()))))
+def save_chart(chart: Picture, folder: Path, name: str) -> list[Path]:
+    """Write a chart as `name`.svg and, of twice its size, `name`.png into a folder, and return both paths.
 
-
-def save_picture(svg: str, path: Path) -> None:
-    """Save an SVG as it is or as a PNG of twice its size, whichever the name of `path` ends in.
+    They have a white ground; a chart that fills the page is 640 wide. Neither a browser nor a network is needed.
 
     Raises:
-        OutputError: `path` ends in neither, or cannot be written.
+        OutputError: a file cannot be written.
     """
-    if path.suffix == ".svg":
-        data = svg.encode()
-    elif path.suffix == ".png":
-        data = vl_convert.svg_to_png(svg, scale=2)
-    else:
-        raise OutputError(f"cannot save a chart as {path.name!r}: expected a name that ends in .svg or .png")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    svg = vl_convert.vegalite_to_svg(on_white(with_rows(chart.to_dict())))
+    written = {folder / f"{name}.svg": svg.encode(), folder / f"{name}.png": vl_convert.svg_to_png(svg, scale=2)}
+    for path, content in written.items():
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    return list(written)
 
 
 def on_white(spec: dict[str, Any]) -> dict[str, Any]:
     """Return a specification that stands alone: white ground, dark text, a width of its own."""
-    width = SAVED_WIDTH if spec.get("width") == "container" else spec.get("width")
     text = {"labelColor": INK, "titleColor": INK, "titleFontWeight": 500}
     config = {
         **spec.get("config", {}),
@@ -70,7 +65,7 @@ def on_white(spec: dict[str, Any]) -> dict[str, Any]:
         "axis": {**text, "gridColor": _LINE, "domainColor": _LINE, "tickColor": _LINE},
         "legend": text,
     }
-    sized = {} if width is None else {"width": width}
+    sized = {"width": SAVED_WIDTH} if spec.get("width") == "container" else {}
     return {**spec, **sized, "background": "#ffffff", "padding": 12, "config": config}
 
 
@@ -99,27 +94,36 @@ def with_rows(spec: dict[str, Any], replace: Callable[[list[Row]], dict[str, Any
     return made
 
 
-def model_colour(palette: dict[str, str], shown: Sequence[str]) -> alt.Color:
+ACROSS = {"orient": "top", "direction": "horizontal", "title": None}
+"""A legend of one line above its chart."""
+
+
+def model_colour(palette: dict[str, str], rows: Sequence[Row]) -> alt.Color:
     """Return the colour of the field `model`; only models that are in the chart stand in its legend."""
+    shown = {row["model"] for row in rows}
     domain = [label for label in palette if label in shown]
-    legend = alt.Legend(
-        orient="top",
-        direction="horizontal",
-        columns=2,
-        symbolOpacity=1,
-        labelLimit=150,
-        symbolType="stroke",
-        symbolStrokeWidth=3,
-    )
-    return alt.Color(
-        "model:N", title=None, legend=legend, scale=alt.Scale(domain=domain, range=[palette[x] for x in domain])
-    )
+    scale = alt.Scale(domain=domain, range=[palette[label] for label in domain])
+    line = {"symbolOpacity": 1, "symbolType": "stroke", "symbolStrokeWidth": 3}
+    legend = alt.Legend(orient="top", direction="horizontal", columns=2, labelLimit=150, **line)
+    return alt.Color("model:N", title=None, legend=legend, scale=scale)
 
 
-def layer_axis(field: str = "layer:Q") -> alt.X:
+def layer_axis() -> alt.X:
     """Return the horizontal axis of charts over the layers of a model, counted from 0."""
     axis = alt.Axis(tickMinStep=1, format="d")
-    return alt.X(field, title="layer", axis=axis, scale=alt.Scale(nice=False, padding=8))
+    return alt.X("layer:Q", title="layer", axis=axis, scale=alt.Scale(nice=False, padding=8))
+
+
+def line_and_points(base: alt.Chart, size: int = 36) -> list[alt.Chart]:
+    """Return a line and a point for each of its rows."""
+    return [base.mark_line(strokeWidth=2), base.mark_point(filled=True, opacity=1, size=size)]
+
+
+def framed(title: str, height: int, *layers: alt.Chart) -> Picture:
+    """Return layers as one chart that fills the page's width; its title is cut to what a phone's width holds."""
+    chart: Picture = alt.layer(*layers) if len(layers) > 1 else layers[0]
+    params = alt.TitleParams(text=title, anchor="start", fontSize=13, limit=330)
+    return chart.properties(width="container", height=height, title=params)
 
 
 def gradient_legend(title: str, **options: Any) -> alt.Legend:
@@ -127,22 +131,19 @@ def gradient_legend(title: str, **options: Any) -> alt.Legend:
     return alt.Legend(**{"orient": "bottom", "title": title, "gradientLength": 180, "tickCount": 4} | options)
 
 
-_SPREAD = {
-    "low": "lowest head",
-    "q1": "first quartile",
-    "median": "median",
-    "q3": "third quartile",
-    "high": "highest head",
-}
 _FIELDS: dict[str, tuple[str, str | None]] = {
-    "model": ("model", None),
-    "round": ("round", None),
+    **{name: (name, None) for name in ("model", "round", "mask", "lazy", "class", "collapsed")},
+    **{name: (name, "d") for name in ("layer", "head", "heads")},
+    **{
+        f"{heads}_{point}": (title, ".2f")
+        for heads in ("rank", "mass")
+        for point, title in (
+            *(("low", "lowest head"), ("q1", "first quartile"), ("median", "median")),
+            *(("q3", "third quartile"), ("high", "highest head")),
+        )
+    },
     "step": ("step of the round", ","),
     "tokens": ("tokens, all rounds", ","),
-    "layer": ("layer", "d"),
-    "head": ("head", "d"),
-    "heads": ("heads", "d"),
-    "mask": ("mask", None),
     "tau": ("τ", None),
     "rank": ("Rank", ".2f"),
     "error": ("standard error", ".3f"),
@@ -152,9 +153,6 @@ _FIELDS: dict[str, tuple[str, str | None]] = {
     "avg_mass": ("AvgMass", ".2f"),
     "top_head": ("head of MaxRank", "d"),
     "rank_error": ("its standard error", ".3f"),
-    "lazy": ("lazy", None),
-    "class": ("class", None),
-    "collapsed": ("collapsed", None),
     "mass": ("mass m*", ".1f"),
     "entropy": ("entropy, nats", ".2f"),
     "stable_rank": ("stable rank", ".2f"),
@@ -174,7 +172,6 @@ _FIELDS: dict[str, tuple[str, str | None]] = {
     "mlp_rank": ("MLP rank", ".2f"),
     "mlp_rank_error": ("standard error", ".3f"),
     "mlp_mass": ("MLP mass, tokens", ".2f"),
-    **{f"{heads}_{point}": (title, ".2f") for heads in ("rank", "mass") for point, title in _SPREAD.items()},
 }
 """What is shown of a row under the pointer: title and number format of each field, None for a text."""
 
@@ -182,24 +179,14 @@ _FIELDS: dict[str, tuple[str, str | None]] = {
 def tips(rows: Sequence[Row], *fields: str, **others: tuple[str, str | None]) -> list[alt.Tooltip]:
     """Return hover values for those fields that some row has a value of; older records lack some.
 
-    Args:
-        rows: the rows of the chart.
-        fields: their names.
-        others: title and number format of fields that this chart alone has.
+    `others` are title and number format of fields that this chart alone has.
     """
     titles = {name: _FIELDS[name] for name in fields} | others
     return [
-        alt.Tooltip(f"{name}:N", title=title)
-        if number is None
-        else alt.Tooltip(f"{name}:Q", title=title, format=number)
+        alt.Tooltip(f"{name}:{'Q' if number else 'N'}", title=title, **({"format": number} if number else {}))
         for name, (title, number) in titles.items()
         if any(row.get(name) is not None for row in rows)
     ]
-
-
-def title_of(text: str) -> alt.TitleParams:
-    """Return what stands above a chart, cut to what a phone's width holds."""
-    return alt.TitleParams(text=text, anchor="start", fontSize=13, limit=330)
 
 
 @functools.cache

@@ -9,7 +9,12 @@ import altair as alt
 from inheritune.report.charts.base import data, model_colour
 from inheritune.report.rows.series import Row
 
-LOSS_TITLE = "loss, nats per token"
+_VALIDATION = alt.Tooltip("loss:Q", title="validation loss", format=".4f")
+
+
+def tokens_axis(field: str) -> alt.X:
+    """Return the horizontal axis of charts over training."""
+    return alt.X(field, title="tokens trained on, all rounds together", axis=alt.Axis(format="~s", tickCount=6))
 
 
 def curves(
@@ -28,10 +33,9 @@ def curves(
         palette: a colour for each model.
         losses: the range of the vertical axis, nats per token.
     """
-    shown = {row["model"] for row in [*rows, *references]}
-    x = alt.X("tokens:Q", title="tokens trained on, all rounds together", axis=alt.Axis(format="~s", tickCount=6))
-    y = alt.Y("loss:Q", title=LOSS_TITLE, scale=alt.Scale(domain=list(losses), zero=False, nice=False))
-    base = alt.Chart(data(rows)).encode(x=x, y=y, color=model_colour(palette, list(shown)), detail="round:N")
+    colour = model_colour(palette, [*rows, *references])
+    y = alt.Y("loss:Q", title="loss, nats per token", scale=alt.Scale(domain=list(losses), zero=False, nice=False))
+    base = alt.Chart(data(rows)).encode(x=tokens_axis("tokens:Q"), y=y, color=colour, detail="round:N")
     lines = [
         base.transform_filter(f"datum.kind === '{kind}'").mark_line(clip=True, strokeWidth=width, opacity=opacity)
         for kind, width, opacity in (("training", 1, 0.6), ("check", 2, 1))
@@ -39,28 +43,18 @@ def curves(
     ]
     layers = [*lines, _measured(base)]
     if references:
-        layers.insert(0, _dashed(references, palette, list(shown)))
+        rule = alt.Chart(data(references)).mark_rule(strokeDash=[7, 5], strokeWidth=2, clip=True)
+        layers.insert(0, rule.encode(y="loss:Q", color=colour, tooltip=[alt.Tooltip("model:N"), _VALIDATION]))
     if rounds:
         layers[:0] = round_marks(rounds)
     return alt.layer(*layers).properties(width="container", height=320)
 
 
-def _dashed(references: Sequence[Row], palette: dict[str, str], shown: Sequence[str]) -> alt.Chart:
-    rule = alt.Chart(data(references)).mark_rule(strokeDash=[7, 5], strokeWidth=2, clip=True)
-    tooltip = [alt.Tooltip("model:N"), alt.Tooltip("loss:Q", title="validation loss", format=".4f")]
-    return rule.encode(y="loss:Q", color=model_colour(palette, shown), tooltip=tooltip)
-
-
 def _measured(base: alt.Chart) -> alt.Chart:
     """Return the validation losses as points, evaluations on all windows large; the nearest to the pointer grows."""
     nearest = alt.selection_point(nearest=True, on="pointerover", fields=["tokens", "model", "kind"], empty=False)
-    tooltip = [
-        alt.Tooltip("model:N"),
-        alt.Tooltip("round:N"),
-        alt.Tooltip("kind:N"),
-        alt.Tooltip("tokens:Q", format=","),
-        alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
-    ]
+    names = [alt.Tooltip(f"{name}:N") for name in ("model", "round", "kind")]
+    tooltip = [*names, alt.Tooltip("tokens:Q", format=","), _VALIDATION]
     sizes = alt.Size("kind:O", scale=alt.Scale(domain=["check", "validation"], range=[16, 70]), legend=None)
     points = base.transform_filter("datum.kind !== 'training'").mark_point(filled=True, clip=True, opacity=1)
     return points.add_params(nearest).encode(size=alt.condition(nearest, alt.value(150), sizes), tooltip=tooltip)

@@ -6,39 +6,28 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from inheritune.report.charts.base import data, title_of
+from inheritune.report.charts.base import Picture, data, framed
 from inheritune.report.charts.images import ANCHORS, attention_png, data_uri
 
 SIDE = 400
 """Least width and height of the drawn map in pixels."""
 
 
-def attention_picture(values: Sequence[Sequence[float]], title: str) -> alt.LayerChart:
-    """Draw a T x T attention matrix, first token at the top left; a weight's colour is that of its square root.
-
-    Args:
-        values: the weights, row by row.
-        title: what stands above the chart.
-    """
+def attention_picture(values: Sequence[Sequence[float]], title: str) -> Picture:
+    """Draw a (T, T) attention matrix, first token at the top left; a weight's colour is that of its square root."""
     size = len(values)
     scale = max(1, -(-SIDE // size))
     side = size * scale
     row = {"url": data_uri(attention_png(values, scale)), "x": 0, "x2": size, "y": 0, "y2": size}
     span = {"domain": [0, size], "nice": False}
-    picture = (
-        alt.Chart(data([row]))
-        .mark_image(width=side, height=side, align="left", baseline="top", aria=False)
-        .encode(
-            x=alt.X("x:Q", scale=alt.Scale(**span), title="token attended to", axis=_axis()),
-            y=alt.Y("y:Q", scale=alt.Scale(**span, reverse=True), title="token that attends", axis=_axis()),
-            url="url:N",
-        )
+    axis = alt.Axis(grid=False, tickCount=5, format="d")
+    picture = alt.Chart(data([row])).mark_image(width=side, height=side, align="left", baseline="top", aria=False)
+    picture = picture.encode(
+        x=alt.X("x:Q", scale=alt.Scale(**span), title="token attended to", axis=axis),
+        y=alt.Y("y:Q", scale=alt.Scale(**span, reverse=True), title="token that attends", axis=axis),
+        url="url:N",
     )
-    return alt.layer(picture, _key()).properties(width=side, height=side, title=title_of(title))
-
-
-def _axis() -> alt.Axis:
-    return alt.Axis(grid=False, tickCount=5, format="d")
+    return framed(title, side, picture, _key()).properties(width=side)
 
 
 def _key() -> alt.Chart:
@@ -47,5 +36,5 @@ def _key() -> alt.Chart:
     legend = alt.Legend(
         title="weight", orient="right", gradientLength=180, values=[0, 0.05, 0.25, 0.5, 1], format=".2~f"
     )
-    ends = [{"weight": 0}, {"weight": 1}]
-    return alt.Chart(data(ends)).mark_point(opacity=0).encode(color=alt.Color("weight:Q", scale=scale, legend=legend))
+    ends = alt.Chart(data([{"weight": 0}, {"weight": 1}])).mark_point(opacity=0)
+    return ends.encode(color=alt.Color("weight:Q", scale=scale, legend=legend))

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import altair as alt
-
-from inheritune.report.charts.base import with_rows
+from inheritune.report.charts.base import Picture, with_rows
+from inheritune.report.rows.series import Row
 
 Context = dict[str, Any]
 """What a template shows, by name."""
 
-_LONGEST = 40
+_LONGEST = 60
 _DIGITS = 6
 """Significant digits of the numbers in the page; hover values show fewer."""
 
@@ -25,39 +24,25 @@ class Figures:
     """The charts of one page.
 
     Attributes:
-        charts: by the id of their place in the page.
-        files: the name of each chart's file, without its ending, different for each.
+        charts: by name, which is the id of the chart's place in the page and the name of its files without the ending.
     """
 
-    charts: dict[str, alt.TopLevelMixin] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
+    charts: dict[str, Picture] = field(default_factory=dict)
 
-    def add(self, identifier: str, chart: alt.TopLevelMixin, file: str) -> str:
-        """Keep a chart under its id in the page, and return the id.
-
-        Args:
-            identifier: the id of the element it is drawn in.
-            chart: the chart.
-            file: a readable name for its file; what cannot stand in one is replaced.
-        """
-        name = slug(file)
-        taken, number = set(self.files.values()), 2
-        while name in taken:
-            name, number = f"{slug(file)}-{number}", number + 1
-        self.charts[identifier] = chart
-        self.files[identifier] = name
-        return identifier
+    def add(self, chart: Picture, *parts: str) -> str:
+        """Keep a chart under a name of its own, made of these parts (what it shows, of which model), and return it."""
+        whole = "-".join(slug(part)[:_LONGEST].strip("-.") for part in parts)
+        name, number = whole, 2
+        while name in self.charts:
+            name, number = f"{whole}-{number}", number + 1
+        self.charts[name] = chart
+        return name
 
 
 def slug(text: str) -> str:
     """Return a text as a part of a file name: lower-case ASCII letters, digits, full stops and hyphens."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.") or "figure"
-
-
-def short(label: str) -> str:
-    """Return a model's label as a part of a file name, cut to forty characters."""
-    return slug(label)[:_LONGEST].strip("-.")
 
 
 def page_data(figures: Figures) -> dict[str, Any]:
@@ -67,15 +52,12 @@ def page_data(figures: Figures) -> dict[str, Any]:
     named values. The page's script puts the rows back. `$schema` is left out, so that the page names no address.
     """
     tables: list[dict[str, Any]] = []
-    known: dict[str, int] = {}
 
-    def place(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def place(rows: list[Row]) -> dict[str, Any]:
         table = _table(rows)
-        key = repr(table)
-        if key not in known:
-            known[key] = len(tables)
+        if table not in tables:
             tables.append(table)
-        return {"table": known[key]}
+        return {"table": tables.index(table)}
 
     charts = {name: with_rows(chart.to_dict(), place) for name, chart in figures.charts.items()}
     for spec in charts.values():
@@ -83,7 +65,7 @@ def page_data(figures: Figures) -> dict[str, Any]:
     return {"charts": charts, "tables": tables}
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _table(rows: Sequence[Row]) -> dict[str, Any]:
     fields = list(dict.fromkeys(key for row in rows for key in row))
     return {"fields": fields, "rows": [[_brief(row.get(name)) for name in fields] for row in rows]}
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 
 from inheritune.records.analysis import AttentionMap
 from inheritune.report.charts.images import attention_png, data_uri, quantised
-from inheritune.report.page.attention import each_analysed
+from inheritune.report.page.attention import Analysed
 from inheritune.report.page.figures import Context
-from inheritune.report.read.analyses import Analysis
-from inheritune.report.read.models import Model
 from inheritune.report.text import format as fmt
 
 _ROLES = {
@@ -20,16 +18,15 @@ _ROLES = {
 }
 
 
-def maps(shown: Sequence[Model]) -> list[Context]:
+def maps(analysed: Analysed) -> list[Context]:
     """Return the attention maps of each model that has any, with the text they are of."""
-
-    def draw(i: int, model: Model, analysis: Analysis) -> Context | None:
+    made: list[Context] = []
+    for i, (label, analysis) in enumerate(analysed.items()):
         tokens = next((each.tokens for each in analysis.maps if each.tokens), ())
         text = next((each.text for each in analysis.maps if each.text), "".join(tokens))
         pictures = [_map(f"map-{i}-{j}", each) for j, each in enumerate(analysis.maps)]
-        return {"maps": pictures, "text": text} if pictures else None
-
-    return each_analysed(shown, draw)
+        made += [{"label": label, "maps": pictures, "text": text}] if pictures else []
+    return made
 
 
 def _map(name: str, drawn: AttentionMap) -> Context:
@@ -38,7 +35,7 @@ def _map(name: str, drawn: AttentionMap) -> Context:
     return {
         "id": name,
         "picture": data_uri(attention_png(drawn.values)),
-        "bytes": base64.b64encode(quantised(drawn.values)).decode("ascii"),
+        "bytes": base64.b64encode(quantised(drawn.values).tobytes()).decode("ascii"),
         "tokens": drawn.tokens,
         "place": f"layer {drawn.layer}, head {drawn.head}",
         "role": _ROLES.get(drawn.role, drawn.role),
@@ -49,15 +46,11 @@ def _map(name: str, drawn: AttentionMap) -> Context:
 
 
 def weights(shown: Sequence[Context]) -> Context:
-    """Return what the page's script reads a map's weights from: its bytes, and its tokens, each list of tokens once.
-
-    Args:
-        shown: of `maps`.
-    """
-    tokens: list[list[str] | None] = []
-    by_id: Context = {}
-    for each in (each for model in shown for each in model["maps"]):
-        if each["tokens"] not in tokens:
-            tokens.append(each["tokens"])
-        by_id[each["id"]] = {"size": each["size"], "bytes": each["bytes"], "tokens": tokens.index(each["tokens"])}
+    """Return what the page's script reads a map's weights from: its bytes, and its tokens, each list of tokens once."""
+    drawn = [each for model in shown for each in model["maps"]]
+    tokens = list(dict.fromkeys(each["tokens"] for each in drawn))
+    by_id = {
+        each["id"]: {"size": each["size"], "bytes": each["bytes"], "tokens": tokens.index(each["tokens"])}
+        for each in drawn
+    }
     return {"maps": by_id, "tokens": tokens}

@@ -18,10 +18,10 @@ from typing import Any
 from inheritune import storage
 from inheritune.errors import OutputError
 from inheritune.records.base import now
-from inheritune.report.charts.base import save_picture, script, svg_of
+from inheritune.report.charts.base import save_chart, script
 from inheritune.report.charts.maps import attention_picture
 from inheritune.report.page import maps, sections
-from inheritune.report.page.figures import Context, Figures, page_data, short
+from inheritune.report.page.figures import Context, page_data
 from inheritune.report.read.models import Model, Sources, load, models
 from inheritune.report.text import tables
 from inheritune.report.text.findings import opening
@@ -35,11 +35,11 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     """Write the page on finished runs and analyses, one or more, and return its path.
 
     Args:
-        paths: folders with a `record.json` of kind `run`, or with a `spectra.json` of `inheritune analyze`.
+        paths: folders with a `record.json` of `run`, `quickstart` or `reproduce`, or a `spectra.json` of `analyze`.
         out: the HTML file; an earlier report there is replaced, any other file is left alone.
 
     Raises:
-        OutputError: a folder is neither, or cannot be read, or `out` is a folder or a file that is not a report.
+        OutputError: a folder is none of these, or cannot be read, or `out` is a folder or a file that is not a report.
     """
     out = Path(out)
     check_page(out)
@@ -48,11 +48,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
 
 
 def check_page(out: Path) -> None:
-    """Refuse a place where no page can be written.
-
-    Raises:
-        OutputError: it is a folder, or a file that is not a report.
-    """
+    """Refuse a folder, and a file that is not a report, with an OutputError: no page can be written there."""
     if out.is_dir():
         raise OutputError(f"{out} is a folder: expected the name of a page, such as {out / 'report.html'}")
     if out.is_file() and GENERATOR not in out.read_text(encoding="utf-8", errors="replace")[:500]:
@@ -77,26 +73,14 @@ def save_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
     Raises:
         OutputError: a path is neither a run nor an analysis, or the folder holds other files or cannot be written.
     """
-    sources = load(paths)
-    folder = Path(folder)
-    written = []
+    sources, folder = load(paths), Path(folder)
     with storage.claimed(folder, FIGURES, "--figures"):
         figures = sections.build(sources)[0]
-        _add_maps(figures, sources)
-        for name, chart in figures.charts.items():
-            svg = svg_of(chart)
-            for ending in ("svg", "png"):
-                written.append(folder / f"{figures.files[name]}.{ending}")
-                save_picture(svg, written[-1])
-    return written
-
-
-def _add_maps(figures: Figures, sources: Sources) -> None:
-    for i, model in enumerate(sources.shown):
-        for j, drawn in enumerate(model.analysis.maps if model.analysis else ()):
-            place = f"layer {drawn.layer}, head {drawn.head}, {drawn.mask} mask"
-            name = f"attention-{short(model.label)}-{drawn.mask}-{drawn.role}"
-            figures.add(f"map-{i}-{j}", attention_picture(drawn.values, f"{model.label[:24]}: {place}"), name)
+        for label, analysis in sources.analysed.items():
+            for drawn in analysis.maps:
+                title = f"{label[:24]}: layer {drawn.layer}, head {drawn.head}, {drawn.mask} mask"
+                figures.add(attention_picture(drawn.values, title), "attention", label, drawn.mask, drawn.role)
+        return [path for name, chart in figures.charts.items() for path in save_chart(chart, folder, name)]
 
 
 def render(sources: Sources) -> str:
@@ -152,9 +136,8 @@ def _template(name: str) -> str:
 def _frame(sources: Sources) -> Context:
     """Return what the template shows around the charts."""
     runs, trained = sources.runs, models(sources.runs)
-    tests = [
-        test for run in runs for test in (run.record.result.comparison, *(r.comparison for r in run.record.rounds))
-    ]
+    tests = [each.comparison for run in runs for each in run.record.rounds]
+    tests += [run.record.result.comparison for run in runs]
     labels = [run.label for run in runs] + [model.label for model in sources.studies]
     return {
         "title": f"Inheritune report: {', '.join(labels)}",
@@ -172,9 +155,8 @@ def _frame(sources: Sources) -> Context:
 
 def _samples(shown: Sequence[Model]) -> list[Context]:
     """Return the generated text of each model that has one; a text that repeats its prompt is shown without it."""
-    samples = [(model.label, model.record.sample) for model in shown if model.record is not None]
     return [
-        {"label": label, "prompt": sample.prompt, "text": sample.text.removeprefix(sample.prompt)}
-        for label, sample in samples
-        if sample is not None
+        {"label": model.label, "prompt": sample.prompt, "text": sample.text.removeprefix(sample.prompt)}
+        for model in shown
+        if model.record is not None and (sample := model.record.sample) is not None
     ]

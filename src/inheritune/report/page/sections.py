@@ -14,27 +14,27 @@ from inheritune.spectra.result import COLLAPSED_RANK
 
 def build(sources: Sources) -> tuple[Figures, Context]:
     """Return all charts of the page, and what its template shows beside them."""
-    shown, figures = sources.shown, Figures()
+    shown, analysed, figures = sources.shown, sources.analysed, Figures()
     trained = models(sources.runs)
     references = [model.label for model in trained if model.run is None]
     palette = colours(references, [model.label for model in shown if model.label not in references])
     context: Context = {
         "curves": training.loss_curves(sources.runs, trained, palette, figures),
         "watched": training.watched(sources.runs, figures),
-        "analysed": [model.label for model in shown if model.analysis is not None],
+        "analysed": list(analysed),
         "not_analysed": [model.label for model in shown if model.analysis is None],
-        "analyses": findings.analysis_table(shown),
-        "conditions": attention.conditions(shown),
-        "caution": findings.unlike_lengths(shown),
-        "profiles": attention.profiles(shown, palette, figures),
-        "taus": attention.taus(shown, figures),
-        "heads": attention.heads(shown, figures),
-        "classes": attention.classes(shown, figures),
-        "importance": blocks.importance(shown, palette, figures),
-        "mlp": blocks.mlp(shown, palette, figures),
-        "gradients": blocks.gradients(shown, figures),
+        "analyses": findings.analysis_table(analysed),
+        "conditions": attention.conditions(analysed),
+        "caution": findings.unlike_lengths(analysed),
+        "profiles": attention.profiles(analysed, palette, figures),
+        "taus": attention.taus(analysed, figures),
+        "heads": attention.heads(analysed, figures),
+        "classes": attention.classes(analysed, figures),
+        "importance": blocks.importance(analysed, palette, figures),
+        "mlp": blocks.mlp(analysed, palette, figures),
+        "gradients": blocks.gradients(analysed, figures),
         "advice": [advice for advice in map(findings.recommendation, shown) if advice is not None],
-        "maps": maps(shown),
+        "maps": maps(analysed),
         "map_colours": ", ".join(ANCHORS),
         "collapsed_below": COLLAPSED_RANK,
     }
@@ -53,8 +53,7 @@ def settings(sources: Sources) -> list[Context]:
         }
         for run in sources.runs
     ]
+    alone = {model.label: model.analysis for model in sources.studies if model.analysis}
     return runs + [
-        {"label": model.label, "pairs": tables.study_settings(model.analysis), "recipe": None}
-        for model in sources.studies
-        if model.analysis is not None
+        {"label": label, "pairs": tables.study_settings(analysis), "recipe": None} for label, analysis in alone.items()
     ]

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from inheritune.records.analysis import Mask
 from inheritune.report.charts.collapse import WATCHED, training_map
 from inheritune.report.charts.curves import curves
-from inheritune.report.page.figures import Context, Figures, short
+from inheritune.report.page.figures import Context, Figures
 from inheritune.report.read.models import Model
 from inheritune.report.read.runs import Run
 from inheritune.report.rows import measures, series
-from inheritune.report.rows.series import Row
 
 _WATCHED: tuple[list[tuple[str, Mask | None]], ...] = (
     [("max_rank", "causal"), ("max_rank", "full")],
@@ -31,8 +30,8 @@ def loss_curves(
     references = series.reference_rows(trained)
     losses = series.loss_range(rows, references)
     marks = [row for run in runs for row in series.round_rows(run)]
-    figures.add("curves", curves(rows, references, marks, palette, losses), "training-loss")
     return {
+        "chart": figures.add(curves(rows, references, marks, palette, losses), "training-loss"),
         "references": [row["model"] for row in references],
         "rounds": bool(marks),
         "kinds": sorted({row["kind"] for row in rows}),
@@ -44,26 +43,25 @@ def loss_curves(
 
 def watched(runs: Sequence[Run], figures: Figures) -> list[Context]:
     """Add the heat maps of collapse over training, for each run that was watched."""
-    shown = [(run.label, [_watched_group(run, i, each, figures) for each in _WATCHED]) for i, run in enumerate(runs)]
-    return [{"label": label, "groups": [each for each in groups if each]} for label, groups in shown if any(groups)]
+    shown = [(run.label, [ids for each in _WATCHED if (ids := _side_by_side(run, each, figures))]) for run in runs]
+    return [{"label": label, "groups": groups} for label, groups in shown if groups]
 
 
-def _watched_group(run: Run, i: int, wanted: list[tuple[str, Mask | None]], figures: Figures) -> list[str]:
+def _side_by_side(run: Run, wanted: list[tuple[str, Mask | None]], figures: Figures) -> list[str]:
     """Add the charts of one kind, which share a colour scale; nothing for what was not recorded."""
     logarithmic = WATCHED[wanted[0][0]].logarithmic
-    drawn: list[tuple[str, Mask | None, list[Row]]] = []
-    for quantity, mask in wanted:
-        rows = measures.collapse_rows(run, quantity, mask)
-        drawn.append((quantity, mask, [row for row in rows if row["value"] > 0 or not logarithmic]))
+    drawn = [
+        (quantity, mask, [row for row in rows if row["value"] > 0 or not logarithmic])
+        for quantity, mask in wanted
+        if (rows := measures.collapse_rows(run, quantity, mask))
+    ]
     ends = measures.value_range([row for _, _, rows in drawn for row in rows], logarithmic)
     marks, ids = series.round_rows(run), []
     for quantity, mask, rows in drawn:
-        if not rows:
+        if ends is None or not rows:
             continue
-        of_mask = f"-{mask}" if mask else ""
         title = f"{run.label[:20]}: {WATCHED[quantity].title}{f', {mask} mask' if mask else ''}"
-        kind = quantity.replace("_", "") if mask else f"gradient-{quantity}"
         chart = training_map(rows, WATCHED[quantity], marks, title, ends)
-        name = f"{kind}-over-training-{short(run.label)}{of_mask}"
-        ids.append(figures.add(f"watched-{i}-{quantity}{of_mask}", chart, name))
+        kind = quantity.replace("_", "") if mask else f"gradient-{quantity}"
+        ids.append(figures.add(chart, f"{kind}-over-training", run.label, *([mask] if mask else [])))
     return ids

@@ -29,15 +29,14 @@ class Analysis:
     @property
     def depth(self) -> int:
         """The number of layers of the model; of an older record, up to the last that was analysed."""
-        return self.record.depth or 1 + max(layer.index for layer in self.record.layers)
+        return self.record.depth or 1 + self.record.layers[-1].index
 
     def under(self, mask: Mask) -> list[tuple[int, LayerMeasures]]:
         """Return the index and the measures of each layer that has attention; nothing for a mask it was not made with.
 
         The lists of `LayerMeasures` have an entry for each head.
         """
-        parts = ((layer.index, layer.causal if mask == "causal" else layer.full) for layer in self.record.layers)
-        return [(index, part) for index, part in parts if part is not None]
+        return [(layer.index, part) for layer in self.record.layers if (part := layer[mask]) is not None]
 
     def lazy_layers(self, mask: Mask) -> list[int]:
         """Return the lazy layers (MaxRank = 1, Def. G.1 of the paper), numbered from 0."""
@@ -45,9 +44,9 @@ class Analysis:
 
 
 def load_analysis(folder: Path) -> Analysis:
-    """Read the folder of an analysis; maps.json may be missing.
+    """Read the folder of an analysis.
 
     Raises:
-        OutputError: a file is missing, damaged, or of a later version.
+        OutputError: a file is damaged, or of a later version, or spectra.json is missing.
     """
     return Analysis(files.read_analysis(folder), files.read_maps(folder))

@@ -22,21 +22,17 @@ from inheritune.storage import RECORD
 
 @dataclass(frozen=True)
 class Model:
-    """A row of the table and a line in the charts: a reference, the result of a run, or a model analysed alone.
-
-    Attributes:
-        label: its name on the page.
-        record: what a run's record says of it; None for an analysis alone.
-        analysis: its analysis, or None.
-        run: the run that made it; None for a reference or an analysis alone.
-        name: what a command takes for it: a folder or hub id, or None where the record does not say.
-    """
+    """A row of the table and a line in the charts: a reference, the result of a run, or a model analysed alone."""
 
     label: str
+    """Its name on the page."""
     record: ReferenceRecord | ResultRecord | None
+    """What a run's record says of it; None for an analysis alone."""
     analysis: Analysis | None
     run: Run | None = None
+    """The run that made it; None for a reference or an analysis alone."""
     name: str | None = None
+    """What a command takes for it: a folder or hub id; None where the record does not say."""
 
     @property
     def comparison(self) -> Comparison | None:
@@ -46,33 +42,33 @@ class Model:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a page is made of.
-
-    Attributes:
-        runs: finished runs.
-        studies: models that were analysed alone and are neither the reference nor the result of a run.
-    """
+    """What a page is made of."""
 
     runs: tuple[Run, ...]
     studies: tuple[Model, ...] = ()
+    """Models that were analysed alone and are neither the reference nor the result of a run."""
 
     @property
     def shown(self) -> list[Model]:
         """All models on the page: references, results, then analyses alone."""
         return [*models(self.runs), *self.studies]
 
+    @property
+    def analysed(self) -> dict[str, Analysis]:
+        """The analyses of those that were analysed, by their labels."""
+        return {model.label: model.analysis for model in self.shown if model.analysis is not None}
+
 
 def load(paths: Sequence[Path]) -> Sources:
     """Read each run and each analysis folder once, and give each model a label of its own.
 
-    An analysis of the reference or the result of a run becomes the analysis of that model, in the place of the run's
-    own.
+    An analysis of the reference or the result of a run becomes that model's, in the place of the run's own.
 
     Args:
-        paths: folders of finished runs (with a record.json) or analyses (with a spectra.json).
+        paths: as `write_report` takes them.
 
     Raises:
-        OutputError: nothing was named, a folder is neither, or one of them cannot be read.
+        OutputError: nothing was named, a folder is neither a run nor an analysis, or one of them cannot be read.
     """
     folders = unique_folders(paths)
     alone = [folder for folder in folders if not (folder / RECORD).is_file() and (folder / SPECTRA).is_file()]
@@ -112,13 +108,11 @@ def _is_reference(run: Run, folder: Path, analysis: Analysis) -> bool:
 
 
 def _is_result(run: Run, folder: Path, analysis: Analysis) -> bool:
-    result, held = run.record.result, analysis.record
-    if result.analysis is not None and folder == run.path / result.analysis:
+    """Tell whether an analysis is the result's, which a command takes by its own folder and by the run's."""
+    own = run.record.result.analysis
+    if own is not None and folder == run.path / own:
         return True
-    identity = run.result_analysis.record.identity if run.result_analysis else None
-    return _is_same(_result_folder(run), identity, held.model, held.identity) or _is_same(
-        str(run.path), None, held.model, None
-    )
+    return any(_is_same(name, None, analysis.record.model, None) for name in (str(run.path), _result_folder(run)))
 
 
 def _is_same(name: str | None, identity: str | None, other: str | None, other_identity: str | None) -> bool:
@@ -178,15 +172,11 @@ def models(runs: Sequence[Run]) -> list[Model]:
         else:
             merged.append((record, analysis))
     taken = {run.label for run in runs}
-    references = [
-        Model(
-            _distinct(record.name or record.model, "reference", taken), record, analysis, name=path_or_id(record.model)
-        )
-        for record, analysis in merged
-    ]
-    return references + [
-        Model(run.label, run.record.result, run.result_analysis, run, _result_folder(run)) for run in runs
-    ]
+    found = []
+    for record, analysis in merged:
+        label = _distinct(record.name or record.model, "reference", taken)
+        found.append(Model(label, record, analysis, name=path_or_id(record.model)))
+    return found + [Model(run.label, run.record.result, run.result_analysis, run, _result_folder(run)) for run in runs]
 
 
 def _result_folder(run: Run) -> str | None:

@@ -10,49 +10,55 @@ import numpy as np
 
 from inheritune.errors import OutputError, nearest
 from inheritune.records.base import read_record
-from inheritune.records.runs import RunRecord
+from inheritune.records.runs import QuickstartRecord, ReproductionRecord, RunRecord
 from inheritune.report.read.analyses import Analysis, load_analysis
 from inheritune.report.read.logs import AnyStep, LoggedStep, WatchedStep, read_log
 from inheritune.spectra.folder import SPECTRA
-from inheritune.storage import RECORD
+from inheritune.storage import RECORD, read_json
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run.
-
-    Attributes:
-        path: its folder.
-        label: its name on the page, different for each run on it.
-        record: the content of record.json.
-        metrics: for each round, the logged steps in their order.
-        collapse: for each round, the watched steps in their order.
-        reference_analysis: the analysis of the reference, or None.
-        result_analysis: the analysis of the result, or None.
-        losses: loss of each validation window of the result, nats per token, (N,) float64, or None.
-        absent: files the record names that are not on the disk.
-    """
+    """One finished run."""
 
     path: Path
+    """Its folder."""
     label: str
+    """Its name on the page, with its folder where another run has the same name."""
     record: RunRecord
     metrics: tuple[list[LoggedStep], ...]
+    """For each round, the logged steps in their order."""
     collapse: tuple[list[WatchedStep], ...] = ()
+    """For each round, the watched steps in their order."""
     reference_analysis: Analysis | None = None
     result_analysis: Analysis | None = None
     losses: np.ndarray | None = None
+    """Loss of each validation window of the result, nats per token, (N,) float64."""
     absent: tuple[str, ...] = ()
+    """Files the record names that are not on the disk."""
 
 
 def unique_folders(paths: Sequence[Path]) -> list[Path]:
-    """Return each folder once, as an absolute path.
+    """Return each folder once, as an absolute path; for a quickstart or a reproduced table, the folders of its runs.
 
     Raises:
         OutputError: none was named.
     """
     if not paths:
         raise OutputError(f"nothing to report on: pass one or more folders that hold a {RECORD} or a {SPECTRA}")
-    return list(dict.fromkeys(Path(path).expanduser().resolve() for path in paths))
+    folders = [Path(path).expanduser().resolve() for path in paths]
+    return list(dict.fromkeys(each for folder in folders for each in _runs_of(folder)))
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    path = folder / RECORD
+    held = read_json(path) if path.is_file() else None
+    kind = held.get("kind") if isinstance(held, dict) else None
+    if kind == QuickstartRecord.KIND:
+        return [folder / name for name in read_record(path, QuickstartRecord).runs]
+    if kind == ReproductionRecord.KIND:
+        return [folder / name for name in read_record(path, ReproductionRecord).ours]
+    return [folder]
 
 
 def load_runs(paths: Sequence[Path]) -> list[Run]:
@@ -63,16 +69,12 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     """
     folders = unique_folders(paths)
     records = [_read(folder) for folder in folders]
-    names = [record.name for record in records]
-    return [_load(folder, _label(names, folders, i), records[i]) for i, folder in enumerate(folders)]
-
-
-def _label(names: list[str], folders: list[Path], i: int) -> str:
-    """Return the run's name; its folder as well where another run has the same name."""
-    if names.count(names[i]) == 1:
-        return names[i]
-    same_folder = [folder.name for folder in folders].count(folders[i].name) > 1
-    return f"{names[i]} ({folders[i] if same_folder else folders[i].name})"
+    names, places = [record.name for record in records], [folder.name for folder in folders]
+    labels = [
+        name if names.count(name) == 1 else f"{name} ({folder.name if places.count(folder.name) == 1 else folder})"
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    return [_load(*each) for each in zip(folders, labels, records, strict=True)]
 
 
 def _read(folder: Path) -> RunRecord:
@@ -91,22 +93,19 @@ def _load(folder: Path, label: str, record: RunRecord) -> Run:
 
     def there(name: str | None, file: str = "") -> Path | None:
         """Return the place of a file that the record names; None, and a note, where it is not on the disk."""
-        if name is None:
-            return None
-        path = folder / name / file
-        if not path.is_file():
-            absent.append(f"{name}/{file}" if file else name)
-            return None
-        return path
+        path = None if name is None else folder / name / file
+        if path is None or path.is_file():
+            return path
+        absent.append(str(path.relative_to(folder)))
+        return None
 
     def log(name: str | None, kind: type[AnyStep]) -> list[AnyStep]:
-        path = there(name)
-        return [] if path is None else read_log(path, kind)
+        return [] if (path := there(name)) is None else read_log(path, kind)
 
     def analysis(name: str | None) -> Analysis | None:
-        path = there(name, SPECTRA)
-        return None if path is None else load_analysis(path.parent)
+        return None if (path := there(name, SPECTRA)) is None else load_analysis(path.parent)
 
+    losses = there(record.result.losses)
     return Run(
         path=folder,
         label=label,
@@ -115,15 +114,13 @@ def _load(folder: Path, label: str, record: RunRecord) -> Run:
         collapse=tuple(log(each.collapse, WatchedStep) for each in record.rounds),
         reference_analysis=analysis(record.reference.analysis if record.reference else None),
         result_analysis=analysis(record.result.analysis),
-        losses=_read_losses(there(record.result.losses)),
+        losses=None if losses is None else _read_losses(losses),
         absent=tuple(absent),
     )
 
 
-def _read_losses(path: Path | None) -> np.ndarray | None:
+def _read_losses(path: Path) -> np.ndarray:
     """Read the losses of validation windows, (N,) float64."""
-    if path is None:
-        return None
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from inheritune.records.analysis import Mask
 from inheritune.report.read.analyses import Analysis
-from inheritune.report.read.logs import WatchedStep
-from inheritune.report.read.models import Model
 from inheritune.report.read.runs import Run
-from inheritune.report.rows.series import Row, at, head_classes, offsets
+from inheritune.report.rows.series import Row, at, offsets
 
 _DWARFED = 3
 """A value this many times the next one leaves less than a third of a linear axis to all others."""
@@ -23,22 +20,18 @@ _APART = 1.5
 ScaleType = Literal["linear", "log", "symlog"]
 
 
-def block_rows(model: Model) -> list[Row]:
+def block_rows(label: str, analysis: Analysis) -> list[Row]:
     """Return Block Influence, MLP rank and mass of each block, with MaxRank under each mask where it has attention.
 
     `mlp_rank_low` and `mlp_rank_high` are one standard error below and above, None where the error is not known.
     """
-    if model.analysis is None:
-        return []
-    analysis = model.analysis
     ranks = {mask: {index: part.max_rank for index, part in analysis.under(mask)} for mask in analysis.masks}
     rows = []
     for block in analysis.record.blocks or ():
-        row: Row = {"model": model.label, "layer": block.index, "influence": block.influence}
-        row |= {"mlp_rank": block.mlp_rank, "mlp_rank_error": block.mlp_rank_error, "mlp_mass": block.mlp_mass}
-        low = high = None
-        if block.mlp_rank is not None and block.mlp_rank_error is not None:
-            low, high = block.mlp_rank - block.mlp_rank_error, block.mlp_rank + block.mlp_rank_error
+        rank, error = block.mlp_rank, block.mlp_rank_error
+        low, high = (None, None) if rank is None or error is None else (rank - error, rank + error)
+        row: Row = {"model": label, "layer": block.index, "influence": block.influence}
+        row |= {"mlp_rank": rank, "mlp_rank_error": error, "mlp_mass": block.mlp_mass}
         row |= {"mlp_rank_low": low, "mlp_rank_high": high}
         rows.append(row | {mask: each.get(block.index) for mask, each in ranks.items()})
     return rows
@@ -61,52 +54,35 @@ def gradient_axis(rows: Sequence[Row]) -> Literal["epsilon", "layer"]:
     return "epsilon" if known and max(known) > _APART * min(known) else "layer"
 
 
-def agreement_rows(model: Model) -> list[Row]:
+def agreement_rows(analysis: Analysis) -> list[Row]:
     """Return a row for each mask and layer that has both a MaxRank and a Block Influence."""
-    if model.analysis is None:
-        return []
     return [
         {"mask": mask, "layer": row["layer"], "max_rank": row[mask], "influence": row["influence"]}
-        for mask in model.analysis.masks
-        for row in block_rows(model)
+        for mask in analysis.masks
+        for row in block_rows("", analysis)
         if row[mask] is not None and row["influence"] is not None
     ]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far two orders of the layers agree.
+def agreements(analysis: Analysis) -> list[tuple[Mask, int, float | None, float | None]]:
+    """Return how far MaxRank and Block Influence order the layers alike, under each mask; from three layers on.
 
-    Attributes:
-        mask: of the MaxRank.
-        correlation: Spearman's rank correlation of MaxRank and Block Influence, -1 to 1; None where one of them is the
-            same for all layers, so that it has no order.
-        p_value: two-sided, of no correlation.
-        layers: how many were compared.
+    Returns:
+        The mask, the number of layers, Spearman's rank correlation (-1 to 1) and its two-sided p value; None for both
+        where MaxRank or Block Influence is the same for all layers, so that it has no order.
     """
-
-    mask: str
-    correlation: float | None
-    p_value: float | None
-    layers: int
-
-
-def agreements(model: Model) -> list[Agreement]:
-    """Return the agreement of MaxRank and Block Influence under each mask; nothing for fewer than three layers."""
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    for row in agreement_rows(model):
-        pairs.setdefault(row["mask"], []).append((row["max_rank"], row["influence"]))
-    return [Agreement(mask, *_spearman(each), len(each)) for mask, each in pairs.items() if len(each) > 2]
-
-
-def _spearman(pairs: list[tuple[float, float]]) -> tuple[float | None, float | None]:
     from scipy.stats import spearmanr
 
-    ranks, influences = zip(*pairs, strict=True)
-    if len(set(ranks)) < 2 or len(set(influences)) < 2:
-        return None, None
-    done = spearmanr(ranks, influences)
-    return float(done.statistic), float(done.pvalue)
+    made: list[tuple[Mask, int, float | None, float | None]] = []
+    for mask in analysis.masks:
+        pairs = [(row["max_rank"], row["influence"]) for row in agreement_rows(analysis) if row["mask"] == mask]
+        if len(pairs) < 3:
+            continue
+        ranks, influences = zip(*pairs, strict=True)
+        ordered = len(set(ranks)) > 1 and len(set(influences)) > 1
+        correlation, p_value = map(float, spearmanr(ranks, influences)) if ordered else (None, None)
+        made.append((mask, len(pairs), correlation, p_value))
+    return made
 
 
 def angular_rows(analysis: Analysis) -> list[Row]:
@@ -121,11 +97,9 @@ def angular_rows(analysis: Analysis) -> list[Row]:
         for n, distance in enumerate(distances, start=1)
         if distance is not None
     ]
-    least: dict[int, Row] = {}
-    for row in rows:
-        if row["span"] not in least or row["distance"] < least[row["span"]]["distance"]:
-            least[row["span"]] = row
-    return [row | {"best": least[row["span"]] is row} for row in rows]
+    # Of several as close, the first: the last that stays in the dict.
+    closest = {row["span"]: row for row in sorted(rows, key=lambda row: (-row["distance"], -row["start"]))}
+    return [row | {"best": row is closest[row["span"]]} for row in rows]
 
 
 def gradient_rows(analysis: Analysis, weight: Literal["query", "key"]) -> list[Row]:
@@ -140,7 +114,7 @@ def gradient_rows(analysis: Analysis, weight: Literal["query", "key"]) -> list[R
         if probe is None:
             continue
         norms, bounds = (probe.query, probe.query_bound) if weight == "query" else (probe.key, probe.key_bound)
-        epsilons, classes = layer.causal.sink_epsilon if layer.causal else None, head_classes(layer)
+        epsilons, classes = layer.causal.sink_epsilon if layer.causal else None, layer.classes
         for head, norm in enumerate(norms):
             row = {"layer": layer.index, "head": head, "gradient": _positive(norm)}
             row |= {"bound": _positive(at(bounds, head)), "epsilon": _positive(at(epsilons, head))}
@@ -166,7 +140,7 @@ def collapse_rows(run: Run, quantity: str, mask: Mask | None) -> list[Row]:
     """
     rows: list[Row] = []
     for each, lines, offset in zip(run.record.rounds, run.collapse, offsets(run), strict=True):
-        watched = [(line, values) for line in lines if (values := _watched(line, quantity, mask)) is not None]
+        watched = [(line, part[quantity]) for line in lines if (part := line[mask or "gradients"]) is not None]
         edges = _edges([line.tokens for line, _ in watched], each.tokens)
         for (line, values), (start, end) in zip(watched, edges, strict=True):
             place = {"round": each.name, "step": line.step, "tokens": offset + line.tokens}
@@ -174,12 +148,6 @@ def collapse_rows(run: Run, quantity: str, mask: Mask | None) -> list[Row]:
             pairs = zip(line.layers, values, strict=False)
             rows += [place | {"layer": layer, "value": value} for layer, value in pairs if value is not None]
     return rows
-
-
-def _watched(line: WatchedStep, quantity: str, mask: Mask | None) -> tuple[float | None, ...] | None:
-    """Return a quantity of each layer at a watched step, None where it was not recorded."""
-    part = line.gradients if mask is None else line.causal if mask == "causal" else line.full
-    return None if part is None else part[quantity]
 
 
 def _edges(tokens: list[int], last: int) -> list[tuple[float, float]]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from inheritune.records.analysis import HeadClass, LayerAnalysis, LayerMeasures, Mask
-from inheritune.records.runs import ReferenceRecord, RoundRecord
+from inheritune.records.analysis import Mask
+from inheritune.records.runs import ReferenceRecord
 from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.logs import LoggedStep
 from inheritune.report.read.models import Model
 from inheritune.report.read.runs import Run
-from inheritune.spectra.result import COLLAPSED_RANK, classes_of
+from inheritune.spectra.result import COLLAPSED_RANK
 
 Value = TypeVar("Value")
 
@@ -48,7 +48,9 @@ def curve_rows(run: Run) -> list[Row]:
     for each, lines, start in zip(run.record.rounds, run.metrics, offsets(run), strict=True):
         points = [("training", tokens, loss) for tokens, loss in _binned(lines, bin_size(run))]
         points += [("check", line.tokens, line.valid_loss) for line in lines if line.valid_loss is not None]
-        points += [("validation", tokens, loss) for tokens, loss in _evaluations(each)]
+        if each.start_evaluation is not None:
+            points.append(("validation", 0, each.start_evaluation.loss))
+        points.append(("validation", each.tokens, each.evaluation.loss))
         rows += [
             {"model": run.label, "round": each.name, "kind": kind, "tokens": start + tokens, "loss": loss}
             for kind, tokens, loss in points
@@ -64,17 +66,9 @@ def _binned(lines: Sequence[LoggedStep], size: int) -> Iterator[tuple[int, float
             yield part[-1].tokens, sum(losses) / len(losses)
 
 
-def _evaluations(each: RoundRecord) -> list[tuple[int, float]]:
-    """Return tokens within the round and loss of the evaluations before and after it."""
-    before = [] if each.start_evaluation is None else [(0, each.start_evaluation.loss)]
-    return [*before, (each.tokens, each.evaluation.loss)]
-
-
 def round_rows(run: Run) -> list[Row]:
     """Return where the rounds of a run begin; nothing for a run of one round, which has no growth to mark."""
-    rounds = run.record.rounds
-    if len(rounds) < 2:
-        return []
+    rounds = run.record.rounds if len(run.record.rounds) > 1 else ()
     return [
         {
             "model": run.label,
@@ -82,7 +76,7 @@ def round_rows(run: Run) -> list[Row]:
             "label": f"{each.layers} layer{'s'[: each.layers != 1]}",
             "tokens": start,
         }
-        for each, start in zip(rounds, offsets(run), strict=True)
+        for each, start in zip(rounds, offsets(run), strict=False)
     ]
 
 
@@ -109,42 +103,29 @@ def loss_range(rows: Sequence[Row], references: Sequence[Row]) -> tuple[float, f
     return low - pad, high + pad
 
 
-def layer_rows(model: Model, mask: Mask) -> list[Row]:
-    """Return MaxRank, AvgMass and laziness of each layer of an analysed model under one mask, with the heads' spread.
+def layer_rows(label: str, analysis: Analysis, mask: Mask) -> list[Row]:
+    """Return MaxRank, AvgMass and laziness of each layer of a model under one mask, with the heads' spread.
 
     `depth` is the place among the model's layers, 0 for the first and 1 for the last. `rank_low`, `rank_q1`,
     `rank_median`, `rank_q3`, `rank_high` are over the heads (quartiles interpolated linearly), and so for `mass`.
     `top_head` is the head of MaxRank (the first of several) and `rank_error` the standard error of its Rank, where the
     record has it. A model that was not analysed under this mask has no rows.
     """
-    if model.analysis is None:
-        return []
-    last = model.analysis.depth - 1
-    return [
-        {
-            "model": model.label,
-            "layer": index,
-            "depth": index / max(last, 1),
-            "max_rank": part.max_rank,
-            "avg_mass": part.avg_mass,
-            "lazy": part.lazy,
-            **_top_head(part),
-            **_spread("rank", part.rank),
-            **_spread("mass", part.mass),
-        }
-        for index, part in model.analysis.under(mask)
-    ]
-
-
-def _top_head(part: LayerMeasures) -> Row:
-    head = max(range(len(part.rank)), key=part.rank.__getitem__)
-    error = at(part.rank_error, head)
-    return {"heads": len(part.rank), "top_head": head} | ({} if error is None else {"rank_error": error})
+    rows: list[Row] = []
+    for index, part in analysis.under(mask):
+        head = part.rank.index(max(part.rank))
+        row: Row = {"model": label, "layer": index, "depth": index / max(analysis.depth - 1, 1)}
+        row |= {"max_rank": part.max_rank, "avg_mass": part.avg_mass, "lazy": part.lazy}
+        row |= {"heads": len(part.rank), "top_head": head}
+        error = at(part.rank_error, head)
+        row |= {} if error is None else {"rank_error": error}
+        rows.append(row | _spread("rank", part.rank) | _spread("mass", part.mass))
+    return rows
 
 
 def at(values: Sequence[Value] | None, place: int) -> Value | None:
     """Return a value of an optional list of a record, None where the record lacks it."""
-    return None if values is None or place >= len(values) else values[place]
+    return None if values is None else values[place]
 
 
 def _spread(name: str, values: Sequence[float]) -> Row:
@@ -168,12 +149,11 @@ def head_rows(analysis: Analysis, mask: Mask) -> list[Row]:
     Beside them what the record has of `error` (the standard error of Rank), `mass`, `entropy`, `stable_rank`,
     `sink_column`, `sink_epsilon` and, where both masks were analysed, `class`.
     """
-    classes = {layer.index: head_classes(layer) for layer in analysis.record.layers}
+    classes = {layer.index: layer.classes for layer in analysis.record.layers}
     rows: list[Row] = []
     for index, part in analysis.under(mask):
-        more: dict[str, Sequence[float | str | None] | None]
-        more = {"error": part.rank_error, "class": classes[index], "mass": part.mass, "entropy": part.entropy}
-        more |= {"stable_rank": part.stable_rank, "sink_column": part.sink_column, "sink_epsilon": part.sink_epsilon}
+        more: dict[str, Sequence[float | str | None] | None] = {"error": part.rank_error, "class": classes[index]}
+        more |= {name: part[name] for name in ("mass", "entropy", "stable_rank", "sink_column", "sink_epsilon")}
         for head, rank in enumerate(part.rank):
             row = {"layer": index, "head": head, "rank": rank, "collapsed": rank < COLLAPSED_RANK}
             known = {key: at(values, head) for key, values in more.items()}
@@ -181,35 +161,23 @@ def head_rows(analysis: Analysis, mask: Mask) -> list[Row]:
     return rows
 
 
-def head_classes(layer: LayerAnalysis) -> Sequence[HeadClass] | None:
-    """Return the class of each head of a layer: `sink`, `uniform` or `potent`; None unless both masks were analysed."""
-    if layer.classes is not None or layer.causal is None or layer.full is None:
-        return layer.classes
-    names: list[HeadClass] = classes_of(np.array(layer.causal.rank), np.array(layer.full.rank)).tolist()
-    return names
-
-
 def class_rows(analysis: Analysis) -> list[Row]:
     """Return the class of each head with its Rank under both masks; nothing unless both were analysed."""
     return [
         {"layer": layer.index, "head": head, "class": name, "rank_causal": causal, "rank_full": full}
         for layer in analysis.record.layers
-        if layer.causal and layer.full
-        for head, (name, causal, full) in enumerate(
-            zip(head_classes(layer) or (), layer.causal.rank, layer.full.rank, strict=True)
-        )
+        if layer.classes and layer.causal and layer.full
+        for head, (name, causal, full) in enumerate(zip(layer.classes, layer.causal.rank, layer.full.rank, strict=True))
     ]
 
 
-def highest_rank(models: Sequence[Model]) -> float:
+def class_counts(analysis: Analysis) -> dict[str, int]:
+    """Return how many heads are of each class; nothing unless both masks were analysed."""
+    names = [row["class"] for row in class_rows(analysis)]
+    return {name: names.count(name) for name in ("sink", "uniform", "potent")} if names else {}
+
+
+def highest_rank(analyses: Iterable[Analysis]) -> float:
     """Return the highest Rank of any head on the page, so that all heat maps share one colour scale."""
-    return max(
-        (
-            row["rank"]
-            for model in models
-            if model.analysis is not None
-            for mask in model.analysis.masks
-            for row in head_rows(model.analysis, mask)
-        ),
-        default=1.0,
-    )
+    parts = (part for analysis in analyses for mask in analysis.masks for _, part in analysis.under(mask))
+    return max((max(part.rank) for part in parts), default=1.0)

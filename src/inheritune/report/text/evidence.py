@@ -25,21 +25,18 @@ def of_runs(main: Run, others: Sequence[Run]) -> list[str]:
     few = _few(record.result.evaluation.windows, FEW_WINDOWS, "validation window")
     few += _few(steps, FEW_STEPS, "training step")
     notes = [f"Weak evidence: {' and '.join(few)}."] if few else []
-    alike = [run for run in others if (run.record.method, run.record.result.layers) == _kind(main)]
-    if all(run.record.seed == record.seed for run in alike):
+    kind = record.method, record.result.layers
+    seeds = {run.record.seed for run in others if (run.record.method, run.record.result.layers) == kind}
+    if seeds <= {record.seed}:
         notes.append(f"One seed ({record.seed}): how far another seed's result would differ is not known.")
     return notes
 
 
-def of_analysis(analysis: Analysis | None) -> list[str]:
+def of_analysis(analysis: Analysis) -> list[str]:
     """Say that an analysis rests on few sequences; nothing otherwise."""
-    few = [] if analysis is None else _few(analysis.record.sequences, FEW_SEQUENCES, "analysed sequence")
+    few = _few(analysis.record.sequences, FEW_SEQUENCES, "analysed sequence")
     return [f"Weak evidence: {few[0]}, so other text may give other ranks."] if few else []
 
 
 def _few(number: int, enough: int, noun: str) -> list[str]:
     return [f"{fmt.plural(number, noun)} (fewer than {enough})"] if number < enough else []
-
-
-def _kind(run: Run) -> tuple[str, int]:
-    return run.record.method, run.record.result.layers

@@ -5,14 +5,14 @@ Every function takes records and returns text; nothing is said of a quantity tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from inheritune.records.analysis import Mask
 from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.models import Model, Sources
-from inheritune.report.rows.measures import Agreement, agreements
-from inheritune.report.rows.series import Row, class_rows, head_rows
+from inheritune.report.rows.measures import agreements
+from inheritune.report.rows.series import Row, class_counts, head_rows
 from inheritune.report.text import evidence
 from inheritune.report.text import format as fmt
 from inheritune.report.text.steps import Step, after_analysis
@@ -24,34 +24,30 @@ _SIGNIFICANT = 0.05
 
 def opening(sources: Sources) -> Verdict:
     """Return what the page opens with: the verdict on runs, or what analyses alone show."""
-    studies = sources.studies
-    weak = list(dict.fromkeys(line for model in sources.shown for line in evidence.of_analysis(model.analysis)))
+    studies, analysed = sources.studies, sources.analysed
+    weak = list(dict.fromkeys(line for analysis in analysed.values() for line in evidence.of_analysis(analysis)))
+    said = [statement(model.label, analysed[model.label]) for model in studies]
     if sources.runs:
         opened = verdict(sources.runs)
-        notes = [*opened.notes, *map(statement, studies)]
-        return Verdict(opened.outcome, opened.sentence, opened.steps, opened.cautions + weak, notes)
-    advised = [(model, recommendation(model)) for model in studies]
+        return replace(opened, cautions=opened.cautions + weak, notes=opened.notes + said)
+    advised = [recommendation(model) for model in studies]
     if len(studies) == 1:
-        advice = advised[0][1]
-        return Verdict("alone", statement(studies[0]), advice.steps if advice else [], weak, [])
-    caution = unlike_lengths(studies)
+        return Verdict("alone", said[0], advised[0].steps if advised[0] else [], weak, [])
+    caution = unlike_lengths(analysed)
     notes = [
-        f"{statement(model)} Recommended: {advice.summary} {advice.reason}" if advice else statement(model)
-        for model, advice in advised
+        f"{text} Recommended: {advice.summary} {advice.reason}" if advice else text
+        for text, advice in zip(said, advised, strict=True)
     ]
-    title = f"Attention of {len(studies)} models: {', '.join(model.label for model in studies)}."
+    title = f"Attention of {len(studies)} models: {', '.join(analysed)}."
     return Verdict("alone", title, [], weak + ([caution] if caution else []), notes)
 
 
-def statement(model: Model) -> str:
+def statement(label: str, analysis: Analysis) -> str:
     """Say how many layers are lazy and what share of the heads is collapsed, mask by mask."""
-    if model.analysis is None:
-        return f"{model.label} was not analysed."
-    analysis = model.analysis
     parts = [
         f"under the {mask} mask {_lazy(analysis, mask)}, and {_collapsed(analysis, mask)}" for mask in analysis.masks
     ]
-    return f"{model.label} (τ = {analysis.record.tau:g}): {'; '.join(parts)}."
+    return f"{label} (τ = {analysis.record.tau:g}): {'; '.join(parts)}."
 
 
 def _lazy(analysis: Analysis, mask: Mask) -> str:
@@ -65,15 +61,19 @@ def _lazy(analysis: Analysis, mask: Mask) -> str:
 
 
 def _collapsed(analysis: Analysis, mask: Mask) -> str:
-    rows = head_rows(analysis, mask)
-    count = sum(row["collapsed"] for row in rows)
-    share = f"({100 * count / len(rows):.0f} %)"
-    return f"{count} of {fmt.plural(len(rows), 'head')} {share} {'is' if count == 1 else 'are'} collapsed"
+    count, heads, share = _share(analysis, mask)
+    return f"{count} of {fmt.plural(heads, 'head')} ({share}) {'is' if count == 1 else 'are'} collapsed"
 
 
-def unlike_lengths(models: Sequence[Model]) -> str | None:
+def _share(analysis: Analysis, mask: Mask) -> tuple[int, int, str]:
+    """Return the numbers of collapsed heads and of all heads, and the share of the former."""
+    collapsed = [row["collapsed"] for row in head_rows(analysis, mask)]
+    return sum(collapsed), len(collapsed), f"{100 * sum(collapsed) / len(collapsed):.0f} %"
+
+
+def unlike_lengths(analysed: Mapping[str, Analysis]) -> str | None:
     """Say that models were analysed on sequences of different length, whose ranks have no one scale, or None."""
-    lengths = sorted({model.analysis.record.length for model in models if model.analysis is not None})
+    lengths = sorted({analysis.record.length for analysis in analysed.values()})
     if len(lengths) < 2:
         return None
     return (
@@ -84,21 +84,14 @@ def unlike_lengths(models: Sequence[Model]) -> str | None:
 
 @dataclass(frozen=True)
 class Advice:
-    """What the recommendation of one model says.
-
-    Attributes:
-        label: the model's name on the page.
-        summary: one sentence; ranges of layers have both ends in them.
-        reason: why, one sentence of the record.
-        facts: names and values: the layers to start with, to cut, to keep where they are others, and what the
-            neighbours' measures would cut.
-        steps: what to do with it.
-    """
+    """What the recommendation of one model says."""
 
     label: str
     summary: str
+    """One sentence; ranges of layers have both ends in them."""
     reason: str
     facts: list[tuple[str, str]]
+    """The layers to start with, to cut, to keep where they are others, and what other papers' measures would cut."""
     steps: list[Step]
 
 
@@ -123,14 +116,13 @@ def _layers(layers: Sequence[int], depth: int) -> str:
     return f"layers {fmt.ranges(layers)} ({len(layers)} of {depth})" if layers else "none"
 
 
-def analysis_table(models: Sequence[Model]) -> Table:
+def analysis_table(analysed: Mapping[str, Analysis]) -> Table:
     """Return a row for each analysed model: its lazy layers, collapsed heads and recommended start."""
-    analysed = [(model, model.analysis) for model in models if model.analysis is not None]
-    shown = sorted({mask for _, analysis in analysed for mask in analysis.masks})
+    shown = sorted({mask for analysis in analysed.values() for mask in analysis.masks})
     columns = ["model", "layers", "heads", *(f"lazy layers, {mask}" for mask in shown)]
     columns += [*(f"collapsed heads, {mask}" for mask in shown), "sink / uniform / potent"]
-    rows = [_analysis_row(model, analysis, shown) for model, analysis in analysed]
-    advised = [analysis.record.recommendation for _, analysis in analysed]
+    rows = [_analysis_row(label, analysis, shown) for label, analysis in analysed.items()]
+    advised = [analysis.record.recommendation for analysis in analysed.values()]
     if any(advised):
         columns.append("start with")
         for row, advice in zip(rows, advised, strict=True):
@@ -138,38 +130,34 @@ def analysis_table(models: Sequence[Model]) -> Table:
     return Table(columns, rows)
 
 
-def _analysis_row(model: Model, analysis: Analysis, shown: Sequence[Mask]) -> list[str]:
-    own = analysis.masks
-    lazy = {mask: analysis.lazy_layers(mask) for mask in own}
-    classes = [row["class"] for row in class_rows(analysis)]
-    counts = " / ".join(str(classes.count(name)) for name in ("sink", "uniform", "potent"))
-    return [
-        model.label,
-        str(analysis.depth),
-        str(len(head_rows(analysis, own[0]))),
-        *((fmt.ranges(lazy[mask]) if lazy[mask] else "none") if mask in own else fmt.NOTHING for mask in shown),
-        *(_share(analysis, mask) if mask in own else fmt.NOTHING for mask in shown),
-        counts if classes else fmt.NOTHING,
-    ]
+def _analysis_row(label: str, analysis: Analysis, shown: Sequence[Mask]) -> list[str]:
+    lazy, collapsed = dict.fromkeys(shown, fmt.NOTHING), dict.fromkeys(shown, fmt.NOTHING)
+    for mask in analysis.masks:
+        lazy[mask] = fmt.ranges(layers) if (layers := analysis.lazy_layers(mask)) else "none"
+        count, heads, share = _share(analysis, mask)
+        collapsed[mask] = f"{count} ({share})"
+    counts = " / ".join(map(str, class_counts(analysis).values())) or fmt.NOTHING
+    return [label, str(analysis.depth), str(heads), *lazy.values(), *collapsed.values(), counts]
 
 
-def _share(analysis: Analysis, mask: Mask) -> str:
-    rows = head_rows(analysis, mask)
-    count = sum(row["collapsed"] for row in rows)
-    return f"{count} ({100 * count / len(rows):.0f} %)"
-
-
-def agreement_sentence(model: Model) -> str:
+def agreement_sentence(analysis: Analysis) -> str:
     """Say whether MaxRank and Block Influence order the layers alike, with the number of layers."""
-    measured = agreements(model)
+    measured = agreements(analysis)
     if not measured:
         return "Too few layers have both measures to compare their orders."
-    few = any(each.layers < evidence.FEW_LAYERS for each in measured)
-    caution = "Correlation over so few layers is weak evidence" if few else "This is weak evidence"
     said: dict[str, list[str]] = {}
-    for each in measured:
-        words, numbers = _agreement(each)
-        said.setdefault(words, []).append(numbers)
+    for mask, layers, correlation, p_value in measured:
+        if correlation is None or p_value is None:
+            words, numbers = "cannot be compared", f", since one of them is the same for all {layers} layers"
+        else:
+            words = "agree" if correlation > 0 else "disagree"
+            words = words if p_value < _SIGNIFICANT else "show no clear agreement"
+            p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+            rho = f"{correlation:.2f}".replace("-", "−")
+            numbers = f" (Spearman rank correlation {rho}, n = {layers} layers, {p})"
+        said.setdefault(words, []).append(f"under the {mask} mask{numbers}")
+    few = any(layers < evidence.FEW_LAYERS for _, layers, *_ in measured)
+    caution = "Correlation over so few layers is weak evidence" if few else "This is weak evidence"
     sentence = "; ".join(f"{words} {' and '.join(numbers)}" for words, numbers in said.items())
     return (
         f"MaxRank and Block Influence {sentence}. {caution}: neighbouring layers are alike, "
@@ -177,25 +165,12 @@ def agreement_sentence(model: Model) -> str:
     )
 
 
-def _agreement(each: Agreement) -> tuple[str, str]:
-    """Return what to say of two orders, and under which mask with which numbers."""
-    where = f"under the {each.mask} mask"
-    if each.correlation is None or each.p_value is None:
-        return "cannot be compared", f"{where}, since one of them is the same for all {each.layers} layers"
-    clear = each.p_value < _SIGNIFICANT
-    words = "show no clear agreement" if not clear else "agree" if each.correlation > 0 else "disagree"
-    rho = f"{each.correlation:.2f}".replace("-", "−")
-    p = "p < 0.001" if each.p_value < 0.001 else f"p = {each.p_value:.2g}"
-    return words, f"{where} (Spearman rank correlation {rho}, n = {each.layers} layers, {p})"
-
-
 def best_spans(rows: Sequence[Row], lengths: Sequence[int]) -> str:
     """Say which span of each of some lengths is the closest: `n = 4: layers 8–11 (0.1234)`; rows of `angular_rows`."""
     best = {row["span"]: row for row in rows if row["best"]}
-    return "; ".join(
-        f"n = {n}: {_named(best[n]['start'], best[n]['end'])} ({best[n]['distance']:.3f})" for n in lengths if n in best
-    )
-
-
-def _named(first: int, last: int) -> str:
-    return f"layer {first}" if first == last else f"layers {first}–{last}"
+    parts = []
+    for n in lengths:
+        if n in best:
+            layers = range(best[n]["start"], best[n]["end"] + 1)
+            parts.append(f"n = {n}: layer{'s'[: n > 1]} {fmt.ranges(layers)} ({best[n]['distance']:.3f})")
+    return "; ".join(parts)

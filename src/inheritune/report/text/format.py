@@ -19,17 +19,8 @@ def count(number: float | None) -> str:
         return NOTHING
     if number < 1000:
         return f"{number:.0f}"
-    for unit in ("K", "M", "B"):
-        number /= 1000
-        if number < 999.5:
-            return _three_digits(number) + unit
-    return _three_digits(number / 1000) + "T"
-
-
-def _three_digits(number: float) -> str:
-    """Write a number from 1 up with three significant digits; all digits before the point are kept."""
-    decimals = 2 if number < 9.995 else 1 if number < 99.95 else 0
-    return f"{number:.{decimals}f}"
+    power = next((power for power in (1, 2, 3) if number < 999.5 * 1000**power), 4)
+    return f"{number / 1000**power:#.3g}".rstrip(".") + " KMBT"[power]
 
 
 def loss(value: float | None) -> str:
@@ -52,18 +43,16 @@ def interval(ci_low: float, ci_high: float, confidence: float) -> str:
     return f"{percent(confidence)} CI {signed(ci_low)} to {signed(ci_high)}"
 
 
-def difference(comparison: Comparison | None) -> str:
-    """Write a comparison's difference and, on a second line, its confidence interval for a table cell."""
+def tested(comparison: Comparison | None) -> list[str]:
+    """Write a comparison for two table cells: its difference, the interval on a second line; whether it matches."""
     if comparison is None:
-        return NOTHING
+        return [NOTHING, NOTHING]
     bounds = interval(comparison.ci_low, comparison.ci_high, comparison.confidence)
-    return f"{signed(comparison.difference)}\n{bounds}"
+    return [f"{signed(comparison.difference)}\n{bounds}", "yes" if comparison.matches else "no"]
 
 
-def rate(per_second: float | None) -> str:
+def rate(per_second: float) -> str:
     """Write tokens per second: whole numbers with thousands separated, one decimal below 100."""
-    if per_second is None:
-        return NOTHING
     return f"{per_second:,.0f}" if per_second >= 99.95 else f"{per_second:.1f}"
 
 
@@ -78,11 +67,6 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def yes_no(value: bool | None) -> str:
-    """Write a tested fact: `yes`, `no`, or a dash where it was not tested."""
-    return NOTHING if value is None else "yes" if value else "no"
 
 
 ranges = functools.partial(layers.ranges, dash=NOTHING)

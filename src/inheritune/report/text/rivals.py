@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from inheritune.evaluation import compare
 from inheritune.records.runs import ResultRecord
-from inheritune.report.read.models import is_same_reference
 from inheritune.report.read.runs import Run
 from inheritune.report.text import format as fmt
 
@@ -13,47 +12,24 @@ _ABOUT_EQUAL = 0.01
 
 
 def note(main: Run, other: Run) -> str:
-    """Compare the primary run with another by validation loss.
-
-    Where both kept the loss of each window, their difference is tested in pairs, as against the reference. Else the
-    records hold each run's paired interval against the reference: whatever the correlation of the two differences, the
-    standard error of their difference is at most the sum of theirs, so the sum of the half-widths bounds the half-width
-    of the interval between the runs, a cautious interval.
-    """
+    """Compare the primary run with another by loss: with a paired test where both kept the loss of each window."""
     own, rival = main.record.result.evaluation, other.record.result.evaluation
     who = f"{other.label} ({other.record.method}, {_budget(main.record.result, other.record.result)})"
-    windows = [(each.record.data and each.record.data.digest) for each in (main, other)]
+    windows = [each.record.data and each.record.data.digest for each in (main, other)]
     if windows[0] != windows[1] or (own.windows, own.length) != (rival.windows, rival.length):
         return f"{who} was measured on other data or windows: the losses are not comparable."
-    text = f"{who} reaches validation loss {fmt.loss(rival.loss)}: "
-    if main.losses is not None and other.losses is not None:
-        test = compare(main.losses, other.losses)
-        bounds = fmt.interval(test.ci_low, test.ci_high, test.confidence)
-        sure = not test.ci_low <= 0 <= test.ci_high
-        return text + _outcome(main, test.difference, sure, f"{bounds}, paired over {test.windows:,} windows")
-    gap, bound = own.loss - rival.loss, _bound(main.record.result, other.record.result)
-    if bound is None or not is_same_reference(main.record.reference, other.record.reference):
+    text, gap = f"{who} reaches validation loss {fmt.loss(rival.loss)}: ", own.loss - rival.loss
+    if main.losses is None or other.losses is None:
         side = "lower" if gap < 0 else "higher"
         return (
             f"{text}that of {main.label} is {abs(gap):.4f} nats {side}; no interval can be given for this difference."
         )
-    half, level = bound
-    evidence = f"{fmt.percent(level)} CI at most ±{half:.4f}, a bound from both runs' paired intervals"
-    return text + _outcome(main, gap, abs(gap) > half, evidence)
-
-
-def _outcome(main: Run, gap: float, sure: bool, evidence: str) -> str:
-    if not sure:
-        return f"the two cannot be told apart, {fmt.signed(gap)} nats for {main.label} ({evidence})."
-    return f"{main.label} is {'better' if gap < 0 else 'worse'} by {abs(gap):.4f} nats ({evidence})."
-
-
-def _bound(own: ResultRecord, rival: ResultRecord) -> tuple[float, float] | None:
-    """Return the sum of the half-widths of two intervals against one reference and their level; None without both."""
-    one, two = own.comparison, rival.comparison
-    if one is None or two is None or one.confidence != two.confidence:
-        return None
-    return (one.ci_high - one.ci_low + two.ci_high - two.ci_low) / 2, one.confidence
+    test = compare(main.losses, other.losses)
+    evidence = f"{fmt.interval(test.ci_low, test.ci_high, test.confidence)}, paired over {test.windows:,} windows"
+    if test.ci_low <= 0 <= test.ci_high:
+        return f"{text}the two cannot be told apart, {fmt.signed(test.difference)} nats for {main.label} ({evidence})."
+    side = "better" if test.difference < 0 else "worse"
+    return f"{text}{main.label} is {side} by {abs(test.difference):.4f} nats ({evidence})."
 
 
 def _budget(own: ResultRecord, rival: ResultRecord) -> str:

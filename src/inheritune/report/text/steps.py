@@ -19,15 +19,12 @@ _MORE = 4
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do.
-
-    Attributes:
-        purpose: what it is for, a sentence without its full stop.
-        command: what to run, quoted for a shell; None where there is no one command.
-    """
+    """One thing to do."""
 
     purpose: str
+    """What it is for, a sentence without its full stop."""
     command: str | None = None
+    """What to run, quoted for a shell; None where there is no one command."""
 
     def __str__(self) -> str:
         return self.purpose if self.command is None else f"{self.purpose}: {self.command}"
@@ -39,7 +36,9 @@ def after_analysis(model: Model) -> list[Step]:
     advice = record.recommendation if record else None
     if record is None or advice is None:
         return []
-    name, short, steps = model.name or "MODEL", Path(model.label).name or "model", []
+    # In version 0.1 the analysis that a run made has a label, which no command takes.
+    named = model.name is not None and not model.name.endswith((": reference", ": result"))
+    name, short, steps = (model.name if named else None) or "MODEL", Path(model.label).name or "model", []
     if advice.cut:
         # A list, since the end of a range is excluded in a command and included on the page.
         keep, prefix = advice.keep, list(advice.keep) == list(range(len(advice.keep)))

@@ -32,21 +32,17 @@ _CLAIMS: dict[Outcome, str] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the page opens with.
-
-    Attributes:
-        outcome: the outcome of the paired test against the reference.
-        sentence: the verdict.
-        steps: what to do next.
-        cautions: how little it rests on, where that is little.
-        notes: what a reader must know beside it, a sentence or two each.
-    """
+    """What the page opens with."""
 
     outcome: Outcome
+    """Of the paired test against the reference."""
     sentence: str
     steps: list[Step]
+    """What to do next."""
     cautions: list[str]
+    """How little it rests on, where that is little."""
     notes: list[str]
+    """What a reader must know beside it, a sentence or two each."""
 
 
 def verdict(runs: Sequence[Run]) -> Verdict:
