@@ -44,6 +44,16 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert [file.name for file in tmp_path.iterdir()] == ["record.json"]
 
 
+def test_a_file_on_a_read_only_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OutputError, match=r"cannot write .*record\.json: Read-only file system"):
+        write_json(tmp_path / "record.json", {})
+
+
 class Point(Record):
     at: tuple[float, ...]
     lazy: bool = False
@@ -70,6 +80,7 @@ def test_a_document_goes_to_a_file_and_back(tmp_path: Path) -> None:
     path.write_text(json.dumps({"name": "older", "count": 1, "what is new": [1], "points": [{"at": [1], "b": 2}]}))
     held = read_record(path, Notes)  # no kind, no schema; fields of a later version are passed over
     assert (held.name, held.points, held.note) == ("older", (Point(at=(1.0,)),), None)
+    assert (held["kind"], held.get("schema"), "kind" in held, {**held} == held.as_json()) == ("notes", 2, True, False)
     assert (held["count"], held.get("count"), held.get("other", 3), dict(held)["name"]) == (1, 1, 3, "older")
     assert "name" in held and "other" not in held
     with pytest.raises(KeyError, match="other"):

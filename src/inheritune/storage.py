@@ -59,7 +59,8 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk nothing can be removed, not even what is not there
+            temporary.unlink()
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 

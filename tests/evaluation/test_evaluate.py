@@ -56,7 +56,8 @@ def test_record_of_two_models_on_an_array(
     assert record["against"]["evaluation"]["loss"] == reference.mean()
     assert record["comparison"] == compare(target, reference, margin=0.5)
     assert (record["layers"], record["model"], record["against"]["model"]) == (4, "GPT2LMHeadModel", "LlamaForCausalLM")
-    assert record.as_json()["kind"] == "evaluate"
+    assert record["kind"] == record.as_json()["kind"] == "evaluate"
+    assert evaluate(tiny_gpt2, torch.from_numpy(windows), batch=4)["data"] == record["data"]
     assert EvaluationRecord.model_validate(json.loads(json.dumps(record.as_json(), allow_nan=False))) == record
 
 

@@ -98,6 +98,10 @@ def test_a_malformed_set_is_one_line(change: str, message: str) -> None:
 
 
 def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="the recipe is a NoneType: expected a file, a name, a dict or a Recipe"):
+        load_recipe(None)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=r"cannot read .* as YAML: .*Is a directory"):
+        load_recipe(tmp_path)
     (tmp_path / "heal.yaml").write_text("a: [")
     with pytest.raises(
         RecipeError, match=r"no recipe .*hael\.yaml: expected a YAML file or one of .*; did you mean .*heal\.yaml"

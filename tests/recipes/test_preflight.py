@@ -93,7 +93,7 @@ def test_the_plan_of_the_shipped_reference_is_the_shipped_reference() -> None:
         ({"model_type": "t5"}, "'t5' is no decoder"),
         ({"model_type": None}, "architecture.model_type .* expected gpt2"),
         ({"n_layr": 2}, r"'n_layr' is no field of a gpt2 configuration; did you mean 'n_layer'\?"),
-        ({"n_head": 5}, "architecture: .*divisible"),
+        ({"n_head": 5}, "architecture: cannot build the gpt2: .*divisible"),
         ({"n_embd": "wide"}, "architecture: "),
         ({"n_embd": -1}, "architecture: "),
         ({"n_positions": 8}, "windows of 32 tokens: expected at most the model's context, 8"),

@@ -13,7 +13,7 @@ from report_records import taken
 from inheritune.errors import OutputError
 from inheritune.records.surgery import PlanRow
 from inheritune.report.read.models import models
-from inheritune.report.read.runs import load_runs
+from inheritune.report.read.runs import load_runs, unique_folders
 from inheritune.report.text import format as fmt
 from inheritune.report.text import tables
 
@@ -98,6 +98,11 @@ def test_runs_of_one_name_are_told_apart_and_a_run_is_read_once(write: Write, gr
     assert [run.label for run in load_runs([a, b, a])] == ["grow (first)", "grow (second)"]
 
 
+def test_one_folder_may_be_named(write: Write, grown: Record) -> None:
+    a = write(grown, "first")
+    assert unique_folders(str(a)) == unique_folders(a) == [a.resolve()]
+
+
 def test_a_folder_that_is_not_a_finished_run_is_one_line(tmp_path: Path, write: Write, grown: Record) -> None:
     with pytest.raises(OutputError, match=r"is neither a finished run nor an analysis: it has no record\.json"):
         load_runs([tmp_path])
@@ -107,11 +112,10 @@ def test_a_folder_that_is_not_a_finished_run_is_one_line(tmp_path: Path, write: 
     with pytest.raises(OutputError, match="has schema 2: this version reads schema 1; update inheritune"):
         load_runs([write(grown | {"schema": 2}, "new")])
     del grown["result"]["tokens"], grown["method"]
-    (tmp_path / "record.json").write_text(json.dumps(grown))
     with pytest.raises(
         OutputError, match=r"damaged or was changed by hand \(method is missing\): run the recipe again"
     ):
-        load_runs([tmp_path])
+        load_runs([write(grown, "damaged")])
 
 
 def test_a_line_that_is_no_step_is_named(write: Write, grown: Record) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from inheritune.data.readers import BLANK_LINE
 from inheritune.decoder import count_parameters, open_decoder
@@ -35,7 +36,7 @@ class TasksFailedError(InherituneError):
 
 def evaluate(
     model: Source,
-    data: str | Path | np.ndarray,
+    data: str | Path | np.ndarray | torch.Tensor,
     against: Source | None = None,
     *,
     separator: str = BLANK_LINE,
@@ -82,6 +83,8 @@ def evaluate(
         MissingHarnessError: tasks are asked for and the harness is not installed.
     """
     sources = [model] if against is None else [model, against]
+    if isinstance(data, torch.Tensor):
+        data = data.numpy(force=True)
     if tasks:
         check_tasks(tasks, task_limit)
     tokens = common_windows(sources, data, length, windows, separator, field)

@@ -39,6 +39,8 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
     Raises:
         RecipeError: the file cannot be read, or the settings are wrong; the line names every problem.
     """
+    if not isinstance(source, Recipe | Mapping | str | Path):
+        raise RecipeError(f"the recipe is a {type(source).__name__}: expected a file, a name, a dict or a Recipe")
     if isinstance(source, Recipe):
         settings: dict[str, Any] = source.model_dump(mode="json")
     else:

@@ -181,6 +181,7 @@ def _product_rate(hidden: int, tokens: int) -> float:
 
     on_gpu = torch.cuda.is_available()
     kind = {"device": "cuda", "dtype": torch.bfloat16} if on_gpu else {"device": "cpu", "dtype": torch.float32}
-    left, right = torch.randn(min(tokens, 16384), hidden, **kind), torch.randn(hidden, 4 * hidden, **kind)
+    rows = 16384 if on_gpu else max(256, 2**29 // hidden**2)  # more are no faster there, and take minutes
+    left, right = torch.randn(min(tokens, rows), hidden, **kind), torch.randn(hidden, 4 * hidden, **kind)
     timer = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
     return 2.0 * left.numel() * 4 * hidden / min(timer.blocked_autorange(min_run_time=TIMING_SECONDS).times)

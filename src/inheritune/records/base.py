@@ -53,7 +53,7 @@ class Record(BaseModel):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a field by its name, `default` where there is none."""
-        return getattr(self, name) if name in self.keys() else default
+        return self[name] if name in self.keys() else default
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as JSON holds it."""
@@ -68,6 +68,14 @@ class Document(Record):
     SCHEMA: ClassVar[int] = 1  # the version of its fields that this version writes; older ones are read as well
     AGAIN: ClassVar[str] = ""  # how to get a whole one, where it is not the command of its kind run again
     INDENT: ClassVar[int | None] = 2  # spaces of a level in the file; None for one line
+
+    def __getitem__(self, name: str) -> Any:
+        stamp = {"kind": self.KIND, "schema": self.SCHEMA}
+        return stamp[name] if name in stamp else super().__getitem__(name)
+
+    def keys(self) -> Collection[str]:
+        """Return the names of the fields, as the file has them."""
+        return {"kind": None, "schema": None, **dict.fromkeys(super().keys())}.keys()
 
     def as_json(self) -> dict[str, Any]:
         """Return the file's content."""

@@ -31,7 +31,7 @@ FIGURES = {"kind": "figures"}
 """What a folder of figures says of itself."""
 
 
-def write_report(paths: Sequence[Path], out: Path) -> Path:
+def write_report(paths: Sequence[str | Path] | str | Path, out: str | Path) -> Path:
     """Write the page on finished runs and analyses, one or more, and return its path.
 
     Args:

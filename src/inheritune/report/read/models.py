@@ -59,7 +59,7 @@ class Sources:
         return {model.label: model.analysis for model in self.shown if model.analysis is not None}
 
 
-def load(paths: Sequence[Path]) -> Sources:
+def load(paths: Sequence[str | Path] | str | Path) -> Sources:
     """Read each run and each analysis folder once, and give each model a label of its own.
 
     An analysis of the reference or the result of a run becomes that model's, in the place of the run's own.

@@ -38,7 +38,7 @@ class Run:
     """Files the record names that are not on the disk."""
 
 
-def unique_folders(paths: Sequence[Path]) -> list[Path]:
+def unique_folders(paths: Sequence[str | Path] | str | Path) -> list[Path]:
     """Return each folder once, as an absolute path; for a quickstart or a reproduced table, the folders of its runs.
 
     Raises:
@@ -46,7 +46,8 @@ def unique_folders(paths: Sequence[Path]) -> list[Path]:
     """
     if not paths:
         raise OutputError(f"nothing to report on: pass one or more folders that hold a {RECORD} or a {SPECTRA}")
-    folders = [Path(path).expanduser().resolve() for path in paths]
+    named = [paths] if isinstance(paths, str | Path) else paths
+    folders = [Path(path).expanduser().resolve() for path in named]
     return list(dict.fromkeys(each for folder in folders for each in _runs_of(folder)))
 
 

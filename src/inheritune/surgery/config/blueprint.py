@@ -47,7 +47,8 @@ def blueprint(config: PretrainedConfig) -> PreTrainedModel:
     Raises:
         PlanError: transformers cannot build it.
     """
-    with library_errors(f"cannot build the {config.model_type} of {config.name_or_path}/config.json", kind=PlanError):
+    origin = f" of {config.name_or_path}/config.json" if config.name_or_path else ""  # a recipe's has no file
+    with library_errors(f"cannot build the {config.model_type}{origin}", kind=PlanError):
         return build_empty(config)
 
 
