@@ -171,6 +171,11 @@ def test_a_name_that_is_no_text_can_be_written(tmp_path: Path, monkeypatch: pyte
     assert shlex.split(environment.__wrapped__().command) == command, "it can be copied"
 
 
+def test_the_command_is_named_as_a_user_types_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/lib/inheritune/__main__.py", "run", "a b.yaml"])
+    assert environment.__wrapped__().command == "inheritune run 'a b.yaml'"
+
+
 def test_an_analysis_of_version_01_is_read() -> None:
     folder = Path(__file__).parent / "records" / "v01" / "analysis"
     raw, record = json.loads((folder / "spectra.json").read_text()), read_analysis(folder)

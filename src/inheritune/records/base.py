@@ -168,13 +168,19 @@ def environment() -> Environment:
         torch_threads=torch.get_num_threads(),
         accelerators=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         commit=_commit(),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]).encode("utf-8", "replace").decode(),
+        command=shlex.join([_program(), *sys.argv[1:]]).encode("utf-8", "replace").decode(),
     )
 
 
 def now() -> str:
     """Return the present time, UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _program() -> str:
+    """Return the name of the running command; `python -m inheritune`, as torchrun starts it, is `inheritune`."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def _commit() -> str | None:
