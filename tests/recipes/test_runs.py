@@ -426,6 +426,8 @@ def test_the_result_has_a_card_with_the_figures_of_the_run(setting: Path, tmp_pa
     growth = {"by": 2, "max_rounds": 2}
     record = it.run(recipe(setting, reference=str(reference), growth=growth), tmp_path / "r")
     card = (tmp_path / "r" / record.result.model / "README.md").read_text()
+    config = json.loads((tmp_path / "r" / record.result.model / "config.json").read_text())
+    assert config["torch_dtype"] == config["dtype"]  # what transformers 4 reads
     assert f"{record.result.evaluation.loss:.4f} nats a token" in card
     assert f"{record.reference.evaluation.loss:.4f} nats a token" in card
     assert f"{record.result.tokens:,} tokens" in card

@@ -21,7 +21,7 @@ from inheritune.spectra import analyze_into
 from inheritune.storage import RECORD, write_text
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
-from inheritune.surgery.files.carried import carry_files, fetch_files
+from inheritune.surgery.files.carried import add_older_names, carry_files, fetch_files
 from inheritune.surgery.plan.row import LayerRow
 from inheritune.surgery.width import describe_width
 
@@ -58,6 +58,7 @@ def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
     elif recipe.evaluation.speed:
         ours["speed"] = measure_speed(saved)
     result = result.model_copy(update=ours)
+    add_older_names(saved / "config.json")
     if reference is not None:
         _add_card(workspace, rounds, reference, result)
     return RunRecord(

@@ -13,6 +13,7 @@ from typing import Any
 
 from inheritune.checkpoints.stored import refuse_pointer
 from inheritune.decoder.source import Place
+from inheritune.storage import write_json
 from inheritune.surgery.card import CARD, LICENCES
 
 TOKENIZER = (
@@ -60,7 +61,7 @@ def finish_folder(folder: Path, source: Path, card: str) -> None:
     Raises:
         ModelError: see `carry_files`.
     """
-    _add_older_names(folder / "config.json")
+    add_older_names(folder / "config.json")
     carry_files(source, folder, (*CARRIED, *code_files(source)))
     (folder / CARD).write_text(card, encoding="utf-8")
 
@@ -91,7 +92,7 @@ def _auto_map(path: Path) -> Iterator[str]:
         yield from (name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str))
 
 
-def _add_older_names(path: Path) -> None:
+def add_older_names(path: Path) -> None:
     """Write beside the names of transformers 5 in a config.json those that transformers 4 and other programs read.
 
     `dtype` was `torch_dtype`; `rope_parameters` were `rope_theta`, `partial_rotary_factor` and, for any other type than
@@ -100,7 +101,7 @@ def _add_older_names(path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     for part in (config, *(value for value in config.values() if isinstance(value, dict) and "model_type" in value)):
         part |= {name: value for name, value in _older_names(part).items() if name not in part}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(path, dict(sorted(config.items())))
 
 
 def _older_names(config: dict[str, Any]) -> dict[str, Any]:
