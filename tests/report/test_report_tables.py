@@ -113,7 +113,7 @@ def test_a_folder_that_is_not_a_finished_run_is_one_line(tmp_path: Path, write: 
         load_runs([write(grown | {"schema": 2}, "new")])
     del grown["result"]["tokens"], grown["method"]
     with pytest.raises(
-        OutputError, match=r"damaged or was changed by hand \(method is missing\): run the recipe again"
+        OutputError, match=r"damaged or was changed by hand \(method is missing\): delete it and run the recipe again"
     ):
         load_runs([write(grown, "damaged")])
 

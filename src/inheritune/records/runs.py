@@ -112,7 +112,7 @@ class RunRecord(Document):
     """`record.json` of a finished run."""
 
     KIND = "run"
-    AGAIN = "run the recipe again"
+    AGAIN = "delete it and run the recipe again"
 
     name: str
     method: str
