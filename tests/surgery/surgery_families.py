@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -322,3 +323,13 @@ def own_blocks_outputs(model: PreTrainedModel, layers: Sequence[int], entering: 
         with hidden_states(model, {i: give(hidden) for i, hidden in given.items()}, {layer: record}):
             logits(model)
     return outputs
+
+
+def load(folder: Path) -> PreTrainedModel:
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    return model
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from surgery_families import DEPTH, assert_same_weights, source
+from surgery_families import DEPTH, assert_same_weights, contents, load, source
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import inheritune.surgery as surgery
@@ -20,23 +20,6 @@ from inheritune.checkpoints import copying
 from inheritune.checkpoints.folder import read_folder
 from inheritune.errors import ModelError, PlanError
 from inheritune.surgery import LayerPlan
-
-
-def load(folder: Path) -> PreTrainedModel:
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    return model
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def folder(tiny_llama: PreTrainedModel, tmp_path: Path) -> Path:
-    tiny_llama.save_pretrained(tmp_path / "source")
-    return tmp_path / "source"
-
 
 NAMES = [
     "gpt2",

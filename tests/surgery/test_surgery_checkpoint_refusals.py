@@ -14,8 +14,8 @@ import pytest
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file
-from surgery_families import source
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from surgery_families import contents, load, source
+from transformers import PreTrainedModel
 
 import inheritune.surgery as surgery
 from inheritune.checkpoints.copying import write_file
@@ -23,22 +23,6 @@ from inheritune.errors import ModelError, OutputError, PlanError
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.files.checkpoint import check_shard_size
 from mounting import mounted
-
-
-def load(folder: Path) -> PreTrainedModel:
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    return model
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def folder(tiny_llama: PreTrainedModel, tmp_path: Path) -> Path:
-    tiny_llama.save_pretrained(tmp_path / "source")
-    return tmp_path / "source"
 
 
 def _missing_shard(folder: Path) -> None:
