@@ -15,6 +15,7 @@ import glob
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -216,7 +217,7 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
         place.parent.mkdir(parents=True, exist_ok=True)
         _restore(place)
         _clear_leftovers(place)
-        with _locked_folder(place) as temporary:
+        with _locked_folder(place) as temporary, system_errors():
             yield temporary
             if sync:
                 sync_folder(temporary)
@@ -225,6 +226,25 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
                 _sync_path(place.parent)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turn what a library says when the system refuses to write (no space, say) into the OSError that it was.
+
+    safetensors and tokenizers put its number into their text; PyTorch's archives and NumPy only tell how far they came.
+    """
+    try:
+        yield
+    except InherituneError:
+        raise
+    except Exception as error:
+        numbered = re.search(r"\(os error (\d+)\)", str(error))
+        cut_short = re.search(r"PytorchStreamWriter|unexpected pos|requested and \d+ written", str(error))
+        if getattr(error, "errno", None) or not (numbered or cut_short):
+            raise
+        number = int(numbered[1]) if numbered else errno.ENOSPC
+        raise OSError(number, os.strerror(number)) from error
 
 
 def is_being_filled(destination: Path) -> bool:

@@ -34,6 +34,7 @@ from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, ModelError, OutputError
 from inheritune.records.data import Manifest
 from inheritune.storage import whole_folder
+from mounting import mounted
 
 TEXTS = [f"document {i}: " + " ".join(str((i * 89 + j * j * 31) % 997) for j in range(10 + i % 7)) for i in range(40)]
 
@@ -213,6 +214,15 @@ def test_what_a_killed_preparation_left_is_cleared(corpus: Path, tmp_path: Path)
     (left / "train-00000.bin").write_bytes(b"half")
     prepare(corpus, tmp_path / "new", "train:300")
     assert not left.exists()
+
+
+@pytest.mark.parametrize("size", ["8k", "36k"], ids=["tokenizer", "shards"])
+def test_a_full_disk_is_one_line(size: str, corpus: Path, shards: Shards, tmp_path: Path) -> None:
+    corpus.write_text("\n\n".join(TEXTS * 10))
+    with mounted(tmp_path / "disk", f"size={size}") as disk:
+        with pytest.raises(OutputError, match=r"^cannot write .*new: No space left on device$"):
+            prepare(corpus, disk / "new", shards.tokenizer)
+        assert not [*disk.iterdir()]
 
 
 def test_prepare_never_touches_a_folder_of_something_else(corpus: Path, tmp_path: Path) -> None:

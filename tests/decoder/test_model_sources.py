@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import inheritune.surgery as surgery
 from inheritune.decoder import load_config, load_model, load_tokenizer
-from inheritune.decoder.device import on_accelerator
 from inheritune.decoder.source import model_identity, resolve_model
+from inheritune.decoder.view import on_accelerator
 from inheritune.errors import InherituneError, ModelError
 from tiny import make_gpt2, make_llama
 

@@ -434,4 +434,6 @@ def test_the_result_has_a_card_with_the_figures_of_the_run(setting: Path, tmp_pa
     assert "reference 0-3" in card  # the layers of both rounds, where they first came from
     assert "Train it before use" not in card
     assert str(tmp_path.parent) not in card
+    place = f"r/{record.result.model}"
+    assert f"AutoModelForCausalLM.from_pretrained('{place}')" in card and (tmp_path / place).is_dir()
     assert (tmp_path / "r" / record.result.model / "LICENSE").read_text() == "do as you like"

@@ -252,6 +252,7 @@ def test_a_pushed_model_comes_back_from_the_hub(
     assert address == f"{constants.ENDPOINT}/me/new"
     held = hub.repositories["me/new"]
     assert held.private and held.files["README.md"] == (out / "README.md").read_bytes()
+    assert b"AutoTokenizer.from_pretrained('me/new')" in held.files["README.md"]
     assert held.files.keys() - {".gitattributes"} == {path.name for path in out.iterdir()} - {"inherit.json"}
     back = AutoModelForCausalLM.from_pretrained("me/new")
     assert_same_weights(back.state_dict(), surgery.inherit(tiny_llama, 2).state_dict())

@@ -14,9 +14,10 @@ from surgery_families import assert_same_weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import inheritune.surgery as surgery
-from inheritune.checkpoints import pickled
+from inheritune.checkpoints import stored
 from inheritune.decoder import load_model
-from inheritune.errors import ModelError
+from inheritune.errors import ModelError, OutputError
+from mounting import mounted
 from tiny import make_gpt2, make_llama
 
 KEEP = [3, 1]
@@ -122,8 +123,16 @@ def test_where_pytorch_does_not_say_the_place_the_result_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_pickled(make_gpt2(), tmp_path / "source")
-    monkeypatch.setattr(pickled, "_offset", lambda tensor: None)  # as before PyTorch 2.7
+    monkeypatch.setattr(stored, "_offset", lambda tensor: None)  # as before PyTorch 2.7
     assert_right(folder, surgery.inherit_checkpoint(folder, tmp_path / "out", KEEP))
+
+
+def test_a_disk_that_is_full_of_the_copy_is_one_line(tmp_path: Path) -> None:
+    folder = save_pickled(make_llama(), tmp_path / "source", _use_new_zipfile_serialization=False)
+    with mounted(tmp_path / "disk", "size=20k") as disk:
+        with pytest.raises(OutputError, match=r"^cannot write .*out: No space left on device$"):
+            surgery.inherit_checkpoint(folder, disk / "out", KEEP)
+        assert not [*disk.iterdir()]
 
 
 class Attack:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from inheritune import surgery
 from inheritune.decoder import Decoder, open_decoder
 from inheritune.errors import PlanError
-from inheritune.surgery.zero_output import check_identity, zero_output, zero_outputs
+from inheritune.surgery.build import check_identity, zero_output, zero_outputs
 
 NEVER = {"deepseek_v4", "doge", "gemma3n_text", "minimax", "openai-gpt"}
 """Families that do not add their branches to an untouched stream: after-norms, scaled or several streams."""

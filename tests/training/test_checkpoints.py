@@ -14,8 +14,10 @@ from training_data import make_shards
 from transformers import PreTrainedModel
 
 from inheritune.data import Shards, TrainingWindows
+from inheritune.errors import OutputError
 from inheritune.training import TrainingSettings, train
 from inheritune.training.checkpoints import newest_checkpoint
+from mounting import mounted
 from tiny import make_gpt2
 
 SETTINGS = TrainingSettings(
@@ -64,6 +66,14 @@ def cut(interrupted: Path, tmp_path: Path) -> Path:
 def go_on(model: PreTrainedModel, shards: Shards, folder: Path, data: type[TrainingWindows] = TrainingWindows) -> None:
     windows = data(shards, SETTINGS.length, SETTINGS.steps * SETTINGS.batch, seed=5)
     train(model, windows, SETTINGS, folder, seed=0)
+
+
+@pytest.mark.parametrize("size", ["20k", "150k"], ids=["weights", "optimizer"])
+def test_a_full_disk_is_one_line(size: str, shards: Shards, tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", f"size={size}") as disk:
+        with pytest.raises(OutputError, match=r"^cannot save a checkpoint into .*: No space left on device$"):
+            go_on(make_gpt2(2), shards, disk)
+        assert [*disk.rglob("*.pt")] == [] if size == "20k" else [*disk.rglob("optimizer.pt")]
 
 
 def losses(folder: Path) -> list[float]:

@@ -1,4 +1,4 @@
-"""Write safetensors files by copying bytes out of other files.
+"""Read and write the bytes of stored tensors in blocks: compare them, look through them, copy them into new files.
 
 Copying byte ranges takes no memory to speak of whatever the size of a tensor or a shard, and cannot change a bit,
 whatever the type; `safetensors.torch.save_file` would hold a shard. Where the system copies between files by itself
@@ -12,13 +12,21 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from inheritune.checkpoints.stored import StoredTensor, bits
 from inheritune.errors import ModelError
+from inheritune.layers import runs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 
 _STEP = 64 << 20
 """Bytes the system copies in one call, whose ends are multiples of it; small enough for a Ctrl-C and progress."""
@@ -33,10 +41,7 @@ _NOT_BY_SYSTEM = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, err
 def write_file(path: Path, tensors: Mapping[str, StoredTensor], done: Callable[[int], object] | None = None) -> None:
     """Write a safetensors file whose tensor `name` is a copy of `tensors[name]`.
 
-    Args:
-        path: the new file.
-        tensors: what to copy, by the names in the new file.
-        done: called with the number of bytes after every few that were copied.
+    `done` is called with the number of bytes after every few that were copied.
 
     Raises:
         ModelError: a source file ends early or cannot be read.
@@ -45,11 +50,11 @@ def write_file(path: Path, tensors: Mapping[str, StoredTensor], done: Callable[[
     # Widest types first, as safetensors does, so that every tensor is aligned for its type; then as they lie in the
     # source, so that neighbours are copied in one go.
     order = sorted(tensors, key=lambda n: (-bits(tensors[n].kind), str(tensors[n].path), tensors[n].start, n))
-    ranges = list(_merged(tensors[name] for name in order))
     with path.open("wb", buffering=0) as file:
         _write_all(file, memoryview(_header({name: tensors[name] for name in order})))
-        for source, start, size in ranges:
-            _copy(source, start, size, file, done or (lambda count: None))
+        for run in runs((tensors[name] for name in order), _follows):
+            size = sum(tensor.size for tensor in run)
+            _copy(run[0].path, run[0].start, size, file, done or (lambda count: None))
 
 
 def _header(tensors: Mapping[str, StoredTensor]) -> bytes:
@@ -64,18 +69,8 @@ def _header(tensors: Mapping[str, StoredTensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _merged(tensors: Iterable[StoredTensor]) -> Iterator[tuple[Path, int, int]]:
-    """Yield (file, start, size) of the ranges that hold these tensors, neighbours as one range."""
-    path, start, size = Path(), 0, 0
-    for tensor in tensors:
-        if (tensor.path, tensor.start) == (path, start + size):
-            size += tensor.size
-            continue
-        if size:
-            yield path, start, size
-        path, start, size = tensor.path, tensor.start, tensor.size
-    if size:
-        yield path, start, size
+def _follows(one: StoredTensor, two: StoredTensor) -> bool:
+    return (two.path, two.start) == (one.path, one.start + one.size)
 
 
 def _copy(path: Path, start: int, size: int, target: FileIO, done: Callable[[int], object]) -> None:
@@ -118,3 +113,56 @@ def _copy_block(source: FileIO, target: FileIO, start: int, size: int) -> int:
 def _write_all(file: FileIO, data: memoryview) -> None:
     while data:
         data = data[file.write(data) :]
+
+
+_INFINITY = {
+    "F64": (np.uint64, 0x7FF << 52),
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+"""For each type with NaN and infinity, whole numbers as wide, and the bits of its exponent."""
+
+_LOOK = 1 << 20
+"""Bytes read at once, a multiple of every type's; what stays in the processor's cache is fast to look through."""
+
+
+def same_bytes(one: StoredTensor, two: StoredTensor) -> bool:
+    """Return whether two tensors are of one kind and shape and hold the same values, to the bit."""
+    if (one.kind, one.shape) != (two.kind, two.shape):
+        return False
+    if (one.path, one.start) == (two.path, two.start):
+        return True
+    return all(bool((a == b).all()) for a, b in zip(_blocks(one), _blocks(two), strict=True))
+
+
+def not_finite(tensors: Mapping[str, StoredTensor], stop: Event | None = None) -> list[str]:
+    """Return the names of the tensors that hold NaN or infinity; every byte of floating-point tensors is read.
+
+    When `stop` is set, the search ends with what is known so far.
+    """
+    order = sorted(tensors, key=lambda name: (str(tensors[name].path), tensors[name].start))
+    return [name for name in order if tensors[name].kind in _INFINITY and _holds_infinity(tensors[name], stop)]
+
+
+def _holds_infinity(tensor: StoredTensor, stop: Event | None) -> bool:
+    unsigned, infinity = _INFINITY[tensor.kind]
+    for block in _blocks(tensor):
+        if stop is not None and stop.is_set():
+            return False
+        # All bits of the exponent are set in NaN and infinity alone. NumPy uses one thread, beside the copying.
+        if int((block.view(unsigned) & infinity).max()) == infinity:
+            return True
+    return False
+
+
+def _blocks(tensor: StoredTensor) -> Iterator[NDArray[np.uint8]]:
+    """Yield the tensor's bytes, (n,) uint8 with n at most `_LOOK`; the next block takes the place of the last."""
+    data = np.empty(min(_LOOK, tensor.size), dtype=np.uint8)
+    with tensor.path.open("rb", buffering=0) as file:
+        file.seek(tensor.start)
+        for done in range(0, tensor.size, _LOOK):
+            size = min(_LOOK, tensor.size - done)
+            if file.readinto(data.data[:size]) != size:
+                raise ModelError(f"{tensor.path} ends early: it changed while it was read")
+            yield data[:size]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from inheritune.checkpoints.pickled import read_pickle
-from inheritune.checkpoints.stored import StoredTensor, read_object, read_safetensors, refuse_pointer
+from inheritune.checkpoints.stored import StoredTensor, read_object, read_pickle, read_safetensors, refuse_pointer
 from inheritune.errors import ModelError
 
 SINGLE = "model.safetensors"
@@ -56,10 +55,7 @@ def read_folder(
 ) -> dict[str, StoredTensor]:
     """Return tensors of the checkpoint in `folder` by name, from the headers of the files that hold them.
 
-    Args:
-        folder: a checkpoint of safetensors or PyTorch files.
-        names: the tensors that are wanted; files that hold none of them are not looked at. None for all.
-        scratch: see `read_file`.
+    Files that hold none of the `names` that are wanted (None for all) are not looked at. See `read_file` for `scratch`.
 
     Raises:
         ModelError: there are no weights, a file is missing or damaged, or the index is wrong.
@@ -95,16 +91,10 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def read_file(path: Path, scratch: Path | None = None) -> dict[str, StoredTensor]:
-    """Return the tensors of one file by name, and confirm that it is whole.
-
-    Args:
-        path: a safetensors or a PyTorch file.
-        scratch: a folder for copies of PyTorch files in which the tensors' bytes do not lie plainly.
+    """Return the tensors of one file by name, and confirm that it is whole; see `read_pickle` for `scratch`.
 
     Raises:
         ModelError: the file is cut short, damaged, or neither; or it is a git-lfs pointer.
     """
     refuse_pointer(path)
-    if path.suffix == ".bin":
-        return read_pickle(path, scratch)
-    return read_safetensors(path)
+    return read_pickle(path, scratch) if path.suffix == ".bin" else read_safetensors(path)

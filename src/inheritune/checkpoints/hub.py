@@ -71,34 +71,25 @@ class Repository:
                 return None
 
 
-def open_repository(name: str, revision: str | None = None) -> Repository:
-    """Find a model on the hub, or in the cache where the hub cannot be asked; only config.json is downloaded.
+def open_repository(name: str, revision: str | None = None, patterns: Iterable[str] = ()) -> Repository:
+    """Find a model or a tokenizer on the hub, or in the cache where the hub cannot be asked.
 
     Args:
-        name: the model's id.
+        name: its id.
         revision: a branch, tag or commit; None for the main branch.
+        patterns: which files to download; none for config.json alone, which must be there then.
 
     Raises:
         ModelError: there is no such model or revision, it is gated, or it is neither cached nor reachable.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
+    where = {"revision": revision, "local_files_only": not hub_can_answer()}
     with _getting(name, revision):
-        path = Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=not hub_can_answer()))
-    return Repository(name, path.parent.name, path.parent)
-
-
-def fetch_repository(name: str, revision: str | None, patterns: Iterable[str]) -> Repository:
-    """Find a model or tokenizer on the hub, or in the cache, and bring the files that fit `patterns` here.
-
-    Raises:
-        ModelError: as `open_repository`.
-    """
-    from huggingface_hub import snapshot_download
-
-    offline = not hub_can_answer()
-    with _getting(name, revision):
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns], local_files_only=offline))
+        if patterns := [*patterns]:
+            folder = Path(snapshot_download(name, allow_patterns=patterns, **where))
+        else:
+            folder = Path(hf_hub_download(name, "config.json", **where)).parent
     return Repository(name, folder.name, folder)
 
 
@@ -192,11 +183,7 @@ def _reason(error: Exception, name: str, revision: str | None) -> str:
 
 
 def check_push(repo_id: str, token: str | None = None) -> None:
-    """Confirm before the work begins that an upload to `repo_id` may succeed: its name, the network, a login.
-
-    Raises:
-        OutputError: it cannot.
-    """
+    """Refuse, by an OutputError, an upload to `repo_id` that cannot succeed: by its name, the network, a login."""
     from huggingface_hub import HfApi
 
     if not HUB_ID.match(repo_id):
@@ -214,7 +201,7 @@ def push(
     token: str | None = None,
     leave_out: Iterable[str] = (),
 ) -> str:
-    """Upload a model's folder to the hub, with its card; the repository is made if it does not exist.
+    """Upload a model's folder to a repository, made if it does not exist, which its card names from now on.
 
     Args:
         folder: the model, as `save_model` or `inherit_checkpoint` write it.
@@ -242,6 +229,9 @@ def push(
             raise OutputError(f"{url.repo_id} exists on the hub and is public: pass another name, or allow it")
         if revision is not None:
             api.create_branch(url.repo_id, branch=revision, exist_ok=True)
+        if (card := folder / "README.md").is_file():
+            loads = f"from_pretrained({url.repo_id!r})".encode()
+            card.write_bytes(re.sub(rb"\bfrom_pretrained\('[^'\n]*'\)", loads, card.read_bytes()))
         api.upload_folder(
             repo_id=url.repo_id,
             folder_path=folder,

@@ -94,11 +94,10 @@ def inherit(
     from inheritune.checkpoints import hub
     from inheritune.cli.console import console
     from inheritune.decoder import load_config
-    from inheritune.surgery.config.fields import depth_of
+    from inheritune.surgery.config.target import depth_of
     from inheritune.surgery.files.checkpoint import check_destination, check_shard_size
-    from inheritune.surgery.origin import RECORD, check_same_model, start_of
     from inheritune.surgery.plan.selection import recommended_layers
-    from inheritune.surgery.request import SurgeryRequest
+    from inheritune.surgery.request import RECORD, SurgeryRequest, check_same_model, start_of
     from inheritune.surgery.revive import heads_to_revive
 
     check_shard_size(max_shard_size)
@@ -158,8 +157,7 @@ def _plan(
 ) -> LayerPlan:
     """Return the plan that the options stand for, which may contradict each other."""
     from inheritune.surgery import LayerPlan
-    from inheritune.surgery.config.fields import depth_of
-    from inheritune.surgery.config.target import check_families
+    from inheritune.surgery.config.target import check_families, depth_of
 
     depth = depth_of(config)
     if layers is None:

@@ -1,4 +1,4 @@
-"""Load and save models, with every user's mistake said in one line.
+"""Load and save models and tokenizers, with every mistake of a user said in one line.
 
 Code that a checkpoint brings along (`auto_map` in its config.json) is run only if `trust_remote_code` is True.
 """
@@ -6,24 +6,24 @@ Code that a checkpoint brings along (`auto_map` in its config.json) is run only 
 from __future__ import annotations
 
 import copy
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.checkpoints.folder import WEIGHTS, checkpoint_bytes, read_folder
-from inheritune.checkpoints.stored import read_object
+from inheritune.checkpoints.stored import read_object, refuse_pointer
 from inheritune.decoder.source import CONFIG, Place, locate
 from inheritune.decoder.view import count_parameters
 from inheritune.errors import ModelError, library_errors
 from inheritune.progress import note
-from inheritune.storage import whole_folder
+from inheritune.storage import user_path, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """Files of weights that are added to a model's own when it is run; nothing that reads the model's files sees them."""
@@ -43,14 +43,14 @@ _LANGUAGE_MODEL = re.compile(r"For(CausalLM|ConditionalGeneration)\w*$|LMHead|^(
 
 
 def load_config(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+    source: str | Path | PreTrainedModel, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """Read the configuration of the decoder at `source`; no weights are read.
+    """Read the configuration of the decoder at `source`; no weights are read. A model's own comes back as it is.
 
     Attention that this machine cannot run is left out of it: transformers then takes PyTorch's own, or plain matrices.
 
     Args:
-        source: a local folder, the folder of a finished run, a hub id, or `stdlib`.
+        source: a model, a local folder, the folder of a finished run, a hub id, or `stdlib`.
         revision: the branch, tag or commit of a model on the hub; None for its main branch.
         trust_remote_code: run the code that the checkpoint brings along, if it needs any.
 
@@ -58,6 +58,12 @@ def load_config(
         ModelError: there is no such model, its config.json is missing or wrong, it is not a decoder language model, it
             is an adapter, or it needs code that is not trusted.
     """
+    from transformers import PreTrainedModel
+
+    if isinstance(source, PreTrainedModel):
+        return source.config
+    if not isinstance(source, str | Path):
+        raise ModelError(f"the model is a {type(source).__name__}: expected a PreTrainedModel, a folder or a hub id")
     return _read_config(locate(source, revision), trust_remote_code)
 
 
@@ -70,11 +76,7 @@ def load_model(
 ) -> PreTrainedModel:
     """Load the decoder at `source` in evaluation mode, on the CPU; a model that is passed in comes back as it is.
 
-    Args:
-        source: a model, a local folder, the folder of a finished run, a hub id, or `stdlib`.
-        dtype: `"auto"` (as saved), `"float32"`, `"bfloat16"` or `"float16"`.
-        revision: the branch, tag or commit of a model on the hub; None for its main branch.
-        trust_remote_code: run the code that the checkpoint brings along, if it needs any.
+    `dtype` is `"auto"` (as saved), `"float32"`, `"bfloat16"` or `"float16"`; all else is as in `load_config`.
 
     Raises:
         ModelError: there is no such model, it is not a decoder, a file is missing or corrupt, or weights are missing.
@@ -111,40 +113,21 @@ def save_model(
 ) -> None:
     """Save `model` (and `tokenizer`) in Hugging Face format, by default in the place of what `folder` held.
 
-    `folder` appears only when it is whole, and what it held is lost only then.
-
-    Args:
-        model: what to save.
-        folder: where.
-        tokenizer: is saved with it.
-        max_shard_size: of a file of weights.
-        finish: called with the folder before it gets its name, to add files of its own (a model card).
-        replace: put it in the place of what `folder` holds; if False, `folder` must be new or empty in the end.
+    `folder` appears only when it is whole, and what it held is lost only then; without `replace` it must be new or
+    empty in the end. `finish` is called with the folder before it gets its name, to add files of its own (a model
+    card). `max_shard_size` is that of a file of weights.
 
     Raises:
         OutputError: the folder cannot be written, or holds something and is not to be replaced.
     """
     with whole_folder(folder, replace=replace) as temporary:
-        _write_model(model, temporary, max_shard_size)
+        model.save_pretrained(temporary, max_shard_size=max_shard_size)
+        for path in temporary.glob("*.safetensors"):  # safetensors keeps them to the user, whatever the umask
+            shutil.copymode(temporary / CONFIG, path)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if finish is not None:
             finish(temporary)
-
-
-def _write_model(model: PreTrainedModel, folder: Path, max_shard_size: int | str) -> None:
-    """Save `model`; what the system refuses is an OSError, and every file may be read by whom the umask lets."""
-    from safetensors import SafetensorError
-
-    try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-    except SafetensorError as error:  # safetensors puts the system's error into its text
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    for path in folder.glob("*.safetensors"):  # safetensors keeps them to the user
-        shutil.copymode(folder / "config.json", path)
 
 
 def _read_config(place: Place, trust_remote_code: bool) -> PretrainedConfig:
@@ -215,10 +198,9 @@ def use_available_attention(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _refuse_adapter(place: Place) -> None:
-    held = [name for name in ADAPTERS if (place.folder / name).exists()]
-    if place.repository is not None and place.repository.fetch_if_there(ADAPTERS[0]):
-        held = [ADAPTERS[0]]
-    if held:
+    if place.repository is not None:
+        place.repository.fetch_if_there(ADAPTERS[0])
+    if held := [name for name in ADAPTERS if (place.folder / name).exists()]:
         raise ModelError(
             f"{place.name} holds an adapter ({held[0]}), whose weights are not in the model's own: merge it first "
             "(peft: merge_and_unload(), then save_pretrained()) and pass the merged model"
@@ -324,3 +306,68 @@ def _check_is_decoder(config: Any, place: Place, trust_remote_code: bool) -> Non
         raise ModelError(
             f"{place.name} is not a decoder language model ({described}): expected a ...ForCausalLM checkpoint"
         )
+
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+"""One of these holds the tokens."""
+
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+
+
+class NoTokenizerError(ModelError):
+    """There is a model but no tokenizer beside it; one that is there and damaged is another ModelError."""
+
+
+def load_tokenizer(
+    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, or one whose folder or `tokenizer.json` file `source` is; see `load_config`.
+
+    Raises:
+        NoTokenizerError: there is no tokenizer there.
+        ModelError: there is no such folder or model, or its tokenizer is damaged, needs a package that is not
+            installed, or code that is not trusted.
+    """
+    from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
+
+    path = user_path(source, ModelError)
+    if path.suffix == ".json" and path.is_file():
+        return _load(path, [path], lambda: PreTrainedTokenizerFast(tokenizer_file=str(path)))
+    place = locate(source, revision, TOKENIZER_FILES)
+    files = sorted(file for pattern in TOKENIZER_FILES for file in place.folder.glob(pattern))
+    if not files:
+        # transformers would make an empty tokenizer of the model's class.
+        raise NoTokenizerError(f"no tokenizer in {source}: expected one of {', '.join(TOKENIZER_FILES)} there")
+    held = {file.name for file in place.folder.iterdir()}
+    # A bare vocab.json and merges.txt name no class; GPT-2's byte-level BPE is the one that has these files.
+    bare = place.repository is None and "merges.txt" in held and not held & {"tokenizer_config.json", "tokenizer.json"}
+    kind = GPT2TokenizerFast if bare else AutoTokenizer
+    with untrusted_code(place):
+        return _load(
+            place.folder / files[0].name,
+            [*files, *(place.folder / name for name in _SETTINGS if name in held)],
+            lambda: kind.from_pretrained(place.address, **place.arguments(trust_remote_code)),
+        )
+
+
+def _load(path: Path, files: Sequence[Path], load: Callable[[], PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
+    """Load a tokenizer whose tokens are in `path`, with the damaged one of `files` named where that fails."""
+    for file in files:
+        refuse_pointer(file)
+        if not file.is_file() or not file.stat().st_size:
+            raise ModelError(f"{file} is {'empty' if file.is_file() else 'a folder'}: expected a tokenizer's file")
+
+    def check() -> None:
+        for file in files:
+            if file.suffix == ".json":
+                read_object(file)
+
+    with library_errors(f"cannot load the tokenizer {path}", check):
+        tokenizer = load()
+    # Without these files transformers makes a tokenizer of this class that has no tokens, or no merges.
+    names = tokenizer.vocab_files_names
+    needed = [names[use] for use in ("vocab_file", "merges_file") if use in names]
+    missing = [name for name in needed if not (path.parent / name).is_file()]
+    if missing and not (path.parent / names.get("tokenizer_file", "tokenizer.json")).is_file():
+        raise ModelError(f"cannot load the tokenizer {path}: a {type(tokenizer).__name__} needs {missing[0]} beside it")
+    return tokenizer

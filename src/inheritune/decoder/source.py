@@ -83,12 +83,9 @@ def resolve_model(source: str | Path) -> str:
 
 
 def locate(source: str | Path, revision: str | None = None, files: Iterable[str] = ()) -> Place:
-    """Find a model or a tokenizer before any library is asked.
+    """Find what a user calls MODEL, or a tokenizer, before any library is asked.
 
-    Args:
-        source: what a user calls MODEL.
-        revision: a branch, tag or commit of a model on the hub; None for its main branch.
-        files: patterns of the files to download of one on the hub; none for its config.json, which must be there.
+    For one on the hub, `revision` and `files` are those of `open_repository`.
 
     Raises:
         ModelError: there is no such model; or it is a folder, of which there is no `revision`.
@@ -103,7 +100,7 @@ def locate(source: str | Path, revision: str | None = None, files: Iterable[str]
         raise ModelError(f"{source} is a file: {_EXPECTED}")
     if isinstance(source, Path) or not hub.HUB_ID.match(name) or (path.parent.is_dir() and "/" in name):
         raise ModelError(f"no folder {source}: {_EXPECTED}{nearest_path(path, BUNDLED)}")
-    repository = hub.fetch_repository(name, revision, files) if files else hub.open_repository(name, revision)
+    repository = hub.open_repository(name, revision, files)
     return Place(name, repository.folder, repository)
 
 
@@ -132,14 +129,8 @@ def model_identity(source: str | Path) -> str | None:
     """Return what a model is, wherever it lies: a digest of its configuration and its weights.
 
     Of the weights it takes names, types, shapes and 64 bytes of each, so that models of tens of gigabytes cost little
-    more than small ones.
-
-    Args:
-        source: what a user calls MODEL.
-
-    Returns:
-        16 hexadecimal digits for a folder; NAME@COMMIT for a model in the hub's cache; None for what is neither, or
-        cannot be read.
+    more than small ones. It is 16 hexadecimal digits for a folder; NAME@COMMIT for a model in the hub's cache; None for
+    what is neither, or cannot be read.
     """
     try:
         folder = Path(resolve_model(source))

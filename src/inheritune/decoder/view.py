@@ -94,7 +94,7 @@ def _find_blocks(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str,
     lists = _lists_of_modules(model)
     paths = [path for path, blocks in lists.items() if len(blocks) == depth]
     if not paths:
-        counts = {count for field, count in _layer_counts(config) if count > 0 and depth % count == 0}
+        counts = {count for _, count in _layer_counts(config) if count > 0 and depth % count == 0}
         paths = _outermost([path for path, blocks in lists.items() if len(blocks) in counts])
         if len(paths) > 1:
             raise ModelError(
@@ -163,22 +163,23 @@ def count_parameters(model: torch.nn.Module) -> int:
 
 
 def check_finite(place: str, weight: torch.Tensor) -> None:
-    """Refuse a weight that holds NaN or infinity; whole numbers and packed formats cannot.
-
-    Args:
-        place: what to call it in the error.
-        weight: any shape, any dtype.
+    """Refuse a weight of any shape and type that is not `is_finite`.
 
     Raises:
         ModelError: naming `place`.
     """
+    if not is_finite(weight):
+        raise ModelError(f"{place} holds NaN or infinity: the checkpoint is damaged")
+
+
+def is_finite(weight: torch.Tensor) -> bool:
+    """Return whether no element of a weight is NaN or infinite; whole numbers and packed formats cannot be."""
     import torch
 
     if weight.numel() == 0 or not weight.is_floating_point() or weight.element_size() < 2:
-        return
+        return True
     least, most = torch.aminmax(weight.detach())
-    if not (least.isfinite() and most.isfinite()):
-        raise ModelError(f"{place} holds NaN or infinity: the checkpoint is damaged")
+    return bool(least.isfinite() and most.isfinite())
 
 
 @contextmanager
@@ -191,3 +192,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def on_accelerator(model: PreTrainedModel) -> PreTrainedModel:
+    """Move `model` to the accelerator if there is one, and return it.
+
+    Raises:
+        ModelError: it is larger than the accelerator's free memory; the model is on the CPU then.
+    """
+    import torch
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is None:
+        return model
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError as error:
+        model.to("cpu")
+        size = model.get_memory_footprint() / 1e9
+        raise ModelError(
+            f"the model needs {size:.1f} GB, more than is free on the accelerator ({device.type}): free some, or hide "
+            "the accelerator to run on the CPU (CUDA_VISIBLE_DEVICES=)"
+        ) from error
+    return model

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from inheritune.decoder import count_parameters, evaluating, load_model, open_decoder
-from inheritune.decoder.device import on_accelerator
+from inheritune.decoder.view import on_accelerator
 from inheritune.errors import DataError
 from inheritune.evaluation.paired import CONFIDENCE, mean_interval
 from inheritune.records.evaluation import Speed, SpeedRatio

@@ -18,8 +18,7 @@ from inheritune.recipes.methods import method_of
 from inheritune.recipes.schema import Recipe
 from inheritune.records.runs import MemoryEstimate, PlannedRound, PlanRecord
 from inheritune.surgery import LayerPlan, blueprint
-from inheritune.surgery.config.fields import depth_of
-from inheritune.surgery.config.target import target_config
+from inheritune.surgery.config.target import depth_of, target_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -18,7 +18,7 @@ from inheritune.recipes.workspace import DATA, open_workspace
 from inheritune.records.base import read_record
 from inheritune.records.runs import RunRecord
 from inheritune.storage import RECORD, check_folder, claimed, read_identity
-from inheritune.surgery.config.fields import depth_of
+from inheritune.surgery.config.target import depth_of
 
 
 def run(

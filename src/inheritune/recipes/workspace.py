@@ -12,8 +12,8 @@ import numpy as np
 
 from inheritune.data import Shards, TrainingWindows, check_same_vocabulary, open_shards, prepare, validation_windows
 from inheritune.decoder import count_parameters, load_model, load_tokenizer, save_model
-from inheritune.decoder.device import on_accelerator
 from inheritune.decoder.source import model_identity, resolve_model
+from inheritune.decoder.view import on_accelerator
 from inheritune.distributed import from_main
 from inheritune.errors import DataError, OutputError
 from inheritune.evaluation import compare, evaluate_windows, window_losses
@@ -25,7 +25,7 @@ from inheritune.recipes.schema import Recipe, RecipeTraining
 from inheritune.records.base import read_record
 from inheritune.records.evaluation import Comparison
 from inheritune.records.runs import ReferenceRecord, RoundRecord, TrainedOn
-from inheritune.surgery.config.fields import depth_of
+from inheritune.surgery.config.target import depth_of
 from inheritune.training import TrainingSettings
 
 if TYPE_CHECKING:

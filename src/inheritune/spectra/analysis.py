@@ -49,17 +49,7 @@ class Options(Work, total=False):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `analyze` was given, checked and opened.
-
-    Attributes:
-        decoder: the model.
-        tokens: (N, T) int64, on the CPU.
-        taus: shares of the squared singular values; the first is the one of `Spectra.rank`.
-        eta: share of the squared column norms.
-        masks: which softmaxes are analysed.
-        memory: bytes that the work on attention may take.
-        gradients: number of sequences of the gradient probe.
-    """
+    """What `analyze` was given, checked and opened; `tokens` are (N, T) int64, on the CPU."""
 
     decoder: Decoder
     tokens: Tensor

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_mask(mask: str) -> tuple[Mask, ...]:
-    """Return the softmaxes that `mask` asks for: `"causal"`, `"full"` or `"both"`.
-
-    Raises:
-        InherituneError: it is another word.
-    """
+    """Return the softmaxes that `mask` asks for: `"causal"`, `"full"` or `"both"`; another word is an error."""
     known: tuple[Mask, ...] = get_args(Mask)
     if mask == "both":
         return known
@@ -71,11 +67,7 @@ def check_fit(decoder: Decoder, tokens: Tensor) -> None:
 
 
 def check_weights(decoder: Decoder) -> None:
-    """Refuse weights that are NaN, infinite or not loaded.
-
-    Raises:
-        ModelError: naming the first such weight, and its layer where it has one.
-    """
+    """Refuse, by a ModelError with the first one's name and layer, weights that are NaN, infinite or not loaded."""
     prefix = f"{decoder.blocks_path}."
     for name, weight in decoder.model.named_parameters():
         if weight.is_meta:

@@ -70,11 +70,9 @@ def load_recommendation(folder: str | Path) -> Recommendation:
     Raises:
         OutputError: there is no such file, it is not as an analysis wrote it, or it holds no recommendation.
     """
-    held = read_analysis(folder).recommendation
+    held, path = read_analysis(folder).recommendation, Path(folder) / SPECTRA
     if held is None:
-        raise OutputError(
-            f"{Path(folder) / SPECTRA} holds no recommendation (an older analysis?): {AnalysisRecord.AGAIN}"
-        )
+        raise OutputError(f"{path} holds no recommendation (an older analysis?): {AnalysisRecord.AGAIN}")
     return held
 
 
@@ -105,13 +103,10 @@ def save_maps(maps: Iterable[AttentionMap], folder: str | Path) -> MapsRecord:
 def to_record(
     result: Spectra | BothSpectra, model: str, data: AnalysedText | None = None, identity: str | None = None
 ) -> AnalysisRecord:
-    """Return the record of an analysis; what is not defined (NaN) is null there.
+    """Return the record of what `analyze` returned, in which null is what is not defined (NaN).
 
-    Args:
-        result: what `analyze` returned.
-        model: what to call the model, a folder or hub id.
-        data: where the tokens are from.
-        identity: what the model is, wherever it lies (`model_identity`).
+    `model` is what to call the model, a folder or hub id; `data` where the tokens are from; `identity` what the model
+    is, wherever it lies (`model_identity`).
     """
     first, advice = result.parts[0], recommend(result)
     probe = first.gradients
@@ -143,25 +138,25 @@ def from_record(record: AnalysisRecord) -> Spectra | BothSpectra:
 
 def _layer(result: Spectra | BothSpectra, row: int) -> LayerAnalysis:
     """Return one layer; the places of heads that it lacks are left out."""
-    first = result.parts[0]
-    classes = [name for name in result.head_classes[row].tolist() if name] if isinstance(result, BothSpectra) else None
+    first, classes = result.parts[0], None
+    if isinstance(result, BothSpectra):
+        classes = tuple(name for name in result.head_classes[row].tolist() if name)
     return LayerAnalysis(
         index=first.layers_index[row],
-        classes=None if classes is None else tuple(classes),
+        classes=classes,
         gradients=None if first.gradients is None else _gradients(first.gradients, row),
         **{part.mask: _measures(part, row) for part in result.parts},
     )
 
 
 def _measures(part: Spectra, row: int) -> LayerMeasures:
-    heads = ~np.isnan(part.rank[row])
-    tables = {name: table for name in _MEASURES if (table := getattr(part, name)) is not None}
+    heads, tables = ~np.isnan(part.rank[row]), {name: getattr(part, name) for name in _MEASURES}
     return LayerMeasures(
         max_rank=part.max_rank[row],
         avg_mass=part.avg_mass[row],
         lazy=part.layers_index[row] in part.lazy_layers,
         ranks={f"{tau:g}": _plain(table[row][heads]) for tau, table in part.ranks.items()},
-        **{name: _plain(table[row][heads]) for name, table in tables.items()},
+        **{name: _plain(table[row][heads]) for name, table in tables.items() if table is not None},
     )
 
 
@@ -211,11 +206,8 @@ def _blocks(measures: BlockMeasures | None) -> dict[str, Any]:
 def _block_measures(record: AnalysisRecord) -> BlockMeasures | None:
     if record.blocks is None or record.angular_distance is None:
         return None
-    distance = np.full((len(record.blocks), len(record.blocks) + 1), np.nan)
-    for row, values in zip(distance, record.angular_distance, strict=True):
-        row[1 : len(values) + 1] = np.array(values, dtype=np.float64)  # null is NaN
     columns = {name: np.array([block[name] for block in record.blocks], dtype=np.float64) for name in _OF_BLOCKS}
-    return BlockMeasures(angular_distance=distance, **columns)
+    return BlockMeasures(angular_distance=_padded([(None, *row) for row in record.angular_distance]), **columns)
 
 
 def _padded(rows: Sequence[Sequence[float | None]]) -> np.ndarray[Any, Any]:

@@ -25,7 +25,7 @@ from inheritune.decoder.streaming import load_decoder
 from inheritune.errors import ModelError
 from inheritune.spectra.checks import check_fit, check_tokens, check_weights
 from inheritune.spectra.measure.rank import sink_collapse
-from inheritune.spectra.watch.recording import SIDES, Call, Side, as_float64, run_with_gradients
+from inheritune.spectra.watch.recording import SIDES, Call, Side, as_float64, reached, run_with_gradients
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -119,11 +119,8 @@ def gradient_probe(model: PreTrainedModel | Decoder | str | Path, tokens: Any) -
 def layer_gradients(decoder: Decoder, tokens: Tensor) -> LayerGradients:
     """Measure the gradient of each layer's query and key weights: one forward and one backward pass.
 
-    The weights are as `GradientProbe` defines them, all heads of a layer together.
-
-    Args:
-        decoder: the model; it is not changed.
-        tokens: (N, T) int64, valid for the model, T >= 2.
+    The weights are as `GradientProbe` defines them, all heads of a layer together. The tokens are (N, T) int64, valid
+    for the model, T >= 2; the model is not changed.
 
     Raises:
         ModelError: the model's attention cannot be followed.
@@ -219,7 +216,7 @@ class _Way:
 
         direction = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
         pulled = call.pull(vectors, direction)
-        columns = {source.number: _nonzero(part) for source, part in pulled if source.is_product}
+        columns = {source.number: reached(part).nonzero().flatten() for source, part in pulled if source.is_product}
         if len(pulled) != 1 or len(columns) != 1:
             return cls(columns, math.nan)
         lengths = as_float64(pulled[0][1]).reshape(*vectors.shape[:2], -1).norm(dim=-1)
@@ -245,8 +242,3 @@ def _sum_squares(sums: dict[Any, Tensor]) -> dict[Any, float]:
     for name, total in sums.items():
         squares[name[:-1]] = squares.get(name[:-1], 0.0) + float(total.double().square().sum())
     return squares
-
-
-def _nonzero(part: Tensor) -> Tensor:
-    """Return the places (m,) int64 of the last dimension of `part` (..., d) that hold anything but zero."""
-    return part.flatten(0, -2).abs().amax(dim=0).nonzero().flatten()

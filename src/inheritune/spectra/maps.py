@@ -58,11 +58,7 @@ def draw_maps(
     tokenizer: PreTrainedTokenizerBase | None,
     heads: Sequence[tuple[int, int]],
 ) -> tuple[AttentionMap, ...]:
-    """Return the maps of `attention_maps` of a model and tokens that are prepared already.
-
-    Raises:
-        PlanError: a layer or head of `heads` was not analysed.
-    """
+    """Return the maps of `attention_maps` of a model and tokens that are prepared already."""
     tokens = prepared.tokens[:1, :MAP_TOKENS]
     first, more = spectra.parts[0], check_heads(heads, spectra.parts[0])
     shown = [(part, *item) for part in spectra.parts for item in (choose_heads(part) | more).items()]
@@ -89,7 +85,7 @@ def draw_maps(
             mean_rank=float(part.rank[row, head]),
             tokens=names,
             text=text,
-            values=_rounded(matrices[part.mask, layer, head]),
+            values=tuple(tuple(round(value, 4) for value in row) for row in matrices[part.mask, layer, head].tolist()),
         )
         for part, role, (row, head) in shown
     )
@@ -97,30 +93,22 @@ def draw_maps(
 
 def choose_heads(spectra: Spectra) -> dict[str, tuple[int, int]]:
     """Return (row of `spectra.rank`, head) of the `potent`, the `laziest` and perhaps a `collapsed` head."""
-    row = int(np.argmin(spectra.max_rank))
-    potent, lowest = (
-        tuple(map(int, np.unravel_index(int(place), spectra.rank.shape)))
-        for place in (np.nanargmax(spectra.rank), np.nanargmin(spectra.rank))
-    )
-    laziest = (row, int(np.nanargmin(spectra.rank[row])))
-    chosen = {"potent": (potent[0], potent[1]), "laziest": laziest}
-    if spectra.collapsed_heads[lowest] and spectra.rank[lowest] < spectra.rank[laziest]:
-        chosen["collapsed"] = (lowest[0], lowest[1])
+    row, heads = int(np.argmin(spectra.max_rank)), spectra.rank.shape[1]
+    potent, lowest = divmod(int(np.nanargmax(spectra.rank)), heads), divmod(int(np.nanargmin(spectra.rank)), heads)
+    chosen = {"potent": potent, "laziest": (row, int(np.nanargmin(spectra.rank[row])))}
+    if spectra.collapsed_heads[lowest] and spectra.rank[lowest] < spectra.rank[chosen["laziest"]]:
+        chosen["collapsed"] = lowest
     return chosen
 
 
 def check_heads(heads: Sequence[tuple[int, int]], spectra: Spectra) -> dict[str, tuple[int, int]]:
-    """Return (row of `spectra.rank`, head) of each (layer, head) that was asked for, by its name.
-
-    Raises:
-        PlanError: there is no such layer or head.
-    """
+    """Return (row of `spectra.rank`, head) of each (layer, head) asked for, by its name; PlanError if there is none."""
     chosen, known = {}, spectra.layers_index
     for layer, head in heads:
         if layer not in known:
-            wanted = f"expected a layer that has attention, one of {', '.join(map(str, known))}"
-            raise PlanError(f"a map of layer {layer}: {wanted}")
-        row = spectra.layers_index.index(layer)
+            attending = ", ".join(map(str, known))
+            raise PlanError(f"a map of layer {layer}: expected a layer that has attention, one of {attending}")
+        row = known.index(layer)
         count = int((~np.isnan(spectra.rank[row])).sum())
         if not 0 <= head < count:
             raise PlanError(f"a map of head {head} of layer {layer}: expected 0 to {count - 1}")
@@ -129,12 +117,9 @@ def check_heads(heads: Sequence[tuple[int, int]], spectra: Spectra) -> dict[str,
 
 
 def check_heads_of(heads: Sequence[tuple[int, int]], decoder: Decoder) -> None:
-    """Refuse, before an analysis, a (layer, head) that the model does not have.
+    """Refuse by a PlanError, before an analysis, a (layer, head) that the model does not have.
 
     Where the heads differ from layer to layer, the configuration has no one number: `check_heads` refuses them later.
-
-    Raises:
-        PlanError: naming it.
     """
     count = getattr(decoder.config, "num_attention_heads", None)
     for layer, head in heads:
@@ -143,8 +128,3 @@ def check_heads_of(heads: Sequence[tuple[int, int]], decoder: Decoder) -> None:
             raise PlanError(f"a map of layer {layer} (--maps): the model has {depth}")
         if isinstance(count, int) and head >= count:
             raise PlanError(f"a map of head {head} of layer {layer} (--maps): it has {count} (0-{count - 1})")
-
-
-def _rounded(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
-    """Return a (T, T) matrix as numbers with 4 decimals."""
-    return tuple(tuple(round(value, 4) for value in row) for row in matrix.tolist())

@@ -4,8 +4,8 @@ from inheritune.surgery.config.blueprint import blueprint
 from inheritune.surgery.files.checkpoint import inherit_checkpoint
 from inheritune.surgery.inherit import inherit, scratch
 from inheritune.surgery.plan.layer_plan import LayerPlan
-from inheritune.surgery.plan.parts import PARTS, parse_parts, part_of
 from inheritune.surgery.plan.row import LayerRow
+from inheritune.surgery.plan.selection import PARTS, parse_parts, part_of
 from inheritune.surgery.width import narrow, narrow_config
 
 __all__ = [

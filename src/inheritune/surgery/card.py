@@ -37,19 +37,15 @@ def model_card(
     command: str,
     width: str = "",
     figures: Mapping[str, str] | None = None,
+    address: str = "",
 ) -> str:
     """Return a model card: metadata as YAML, then what there is to know, as Markdown.
 
-    Args:
-        name: the new model's name.
-        plan: where each of its layers came from.
-        places: where the reference is, and the target if the plan grows or stacks one. The licence is carried over from
-            the card or the licence file of the first that has one.
-        parameters: those of the reference (of the target, where one grew) and of the new model.
-        command: what made it.
-        width: what was done to the width, in words (`describe_width`); empty for nothing.
-        figures: of a model that was trained since: what was measured and how much it is, a row of a table each, for
-            example `{"loss on the validation text": "3.21 nats a token"}`. None for one that was not trained.
+    The licence is carried over from the card or the licence file of the first of the `places` that has one: where the
+    reference is, and the target if the plan grows or stacks one. `width` says what was done to it (`describe_width`),
+    empty for nothing. `figures` are what was measured of a model that was trained since and how much it is, a row of a
+    table each, for example `{"loss on the validation text": "3.21 nats a token"}`; None for one that was not trained.
+    `address` is what `from_pretrained` takes to load the model, empty for its name.
     """
     from huggingface_hub import ModelCardData
 
@@ -71,7 +67,7 @@ def model_card(
         *([f"## Figures\n\n| | |\n|---|---|\n{rows}"] if rows else []),
         f"## Where each layer comes from\n\n```\n{plan}\n```\n\n{_outside(plan, origins)}",
         *([f"Of the width, the first part was kept: {width}."] if width else []),
-        f"## How to load it\n\n```python\n{_loading(name)}\n```",
+        f"## How to load it\n\n```python\n{_loading(address or name)}\n```",
         f"## How it was made\n\n```\n{made_by}\n```\n\nVersions: {_versions()}.",
         f"## Licence\n\n{_licence_line(licence)}",
     ]
@@ -80,8 +76,7 @@ def model_card(
 
 def describe_call(source: str | Path, destination: Path, plan: LayerPlan, target: str | Path | None = None) -> str:
     """Return the Python call that makes this checkpoint, as a card shows it below the plan."""
-    plain = plan.models == {"reference"}
-    layers = f"layers={[row.source for row in plan]}" if plain else "plan=plan"
+    layers = f"layers={[row.source for row in plan]}" if plan.models == {"reference"} else "plan=plan"
     grown = "" if target is None else f', target="{target}"'
     return f'inheritune.inherit_checkpoint("{source}", "{destination.name}", {layers}{grown})'
 
@@ -135,11 +130,11 @@ def _outside(plan: LayerPlan, origins: list[_Origin]) -> str:
     return f"{names} Embeddings, final norm and head come from {rest}."
 
 
-def _loading(name: str) -> str:
+def _loading(address: str) -> str:
     return (
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({name!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({name!r})"
+        f"model = AutoModelForCausalLM.from_pretrained({address!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({address!r})"
     )
 
 

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from inheritune.decoder import Decoder, load_config, load_model, open_decoder
-from inheritune.errors import ModelError, PlanError
-from inheritune.surgery.build import build_random, copy_weights, take_after
+from inheritune.errors import PlanError
+from inheritune.surgery.build import build_random, copy_weights, take_after, zero_outputs
 from inheritune.surgery.config.blueprint import check_fit, packed_weights
-from inheritune.surgery.config.fields import depth_of
-from inheritune.surgery.config.target import target_config
+from inheritune.surgery.config.target import depth_of, target_config
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.revive import Revived, heads_to_revive, revived_entries
 from inheritune.surgery.width import Width, narrow, narrow_sizes
-from inheritune.surgery.zero_output import zero_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +72,10 @@ def inherit(
     if plan is not None and plan.models == {"target"} and target is None:
         sources["target"] = model
     revisions = {name: revision if source is model else None for name, source in sources.items()}
-    configs = {name: _config(source, revisions[name], trust_remote_code) for name, source in sources.items()}
+    configs = {
+        name: load_config(source, revision=revisions[name], trust_remote_code=trust_remote_code)
+        for name, source in sources.items()
+    }
     depth = depth_of(configs["reference"])
     if target is not None and plan is None and width is None:
         raise PlanError("got target= and no plan that takes layers from it: pass plan=LayerPlan.append(...), say")
@@ -98,17 +99,13 @@ def inherit(
 def scratch(source: PretrainedConfig | Source, layers: int | None = None, seed: int = 0) -> PreTrainedModel:
     """Return a randomly initialised model of the same architecture (the paper's baseline `scratch`).
 
-    Args:
-        source: a configuration, a model, a local folder or a hub id; of a folder only the configuration is read.
-        layers: the number of layers; the source's own if None. More than it has continues its layers' pattern.
-        seed: seed of the initialisation; the global random state is left as it was.
-
-    Returns:
-        A model in evaluation mode, in the dtype that the source has.
+    It is in evaluation mode, in the dtype of the source, of which only the configuration is read. `layers` is their
+    number, the source's own if None; more than it has continues its layers' pattern. The global random state is left
+    as it was.
     """
     from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-    config = source if isinstance(source, PretrainedConfig) else _config(source)
+    config = source if isinstance(source, PretrainedConfig) else load_config(source)
     config = target_config({"reference": config}, LayerPlan.random(depth_of(config) if layers is None else layers))
     if isinstance(source, PreTrainedModel):
         return build_random(type(source)._from_config, config, source.dtype, seed).to(source.device)
@@ -135,16 +132,6 @@ def resolve_plan(
     if parts != "all":
         raise PlanError("a plan says the parts of each layer itself: pass parts= only with layers=")
     return plan
-
-
-def _config(source: Source, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
-    from transformers import PreTrainedModel
-
-    if isinstance(source, PreTrainedModel):
-        return source.config
-    if not isinstance(source, str | Path):
-        raise ModelError(f"the model is a {type(source).__name__}: expected a PreTrainedModel, a folder or a hub id")
-    return load_config(source, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def _assemble(plan: LayerPlan, config: PretrainedConfig, decoders: Mapping[str, Decoder], seed: int) -> PreTrainedModel:
@@ -191,12 +178,8 @@ def _join_slices(
 ) -> torch.Tensor:
     """Return a weight that holds a slice for each layer, the slices those of the plan; random layers keep `place`'s.
 
-    Args:
-        place: the weight as the target has it, as long as the plan along `dimension`, in slices of one size.
-        weights: the same of the sources, as long as they are deep.
-        plan: which slices.
-        decoders: the sources.
-        dimension: along which the slices lie, 0 or 1.
+    Along `dimension` (0 or 1) `place` is as long as the plan in slices of one size, and the sources' `weights` as long
+    as they are deep.
     """
     import torch
 

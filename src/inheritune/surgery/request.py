@@ -1,4 +1,8 @@
-"""A model to be made and saved: its plan checked on configurations alone, then its folder, card and record."""
+"""A model to be made and saved: its plan checked on configurations alone, then its folder, card and record.
+
+What the files of earlier commands say of its sources is read here too: which model an analysis is of, and what a target
+was made of.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,15 @@ from typing import TYPE_CHECKING
 from inheritune.decoder import count_parameters, save_model
 from inheritune.decoder.source import Place, model_identity
 from inheritune.errors import InherituneWarning, PlanError
-from inheritune.records.base import environment, now
+from inheritune.records.base import environment, now, read_record
 from inheritune.records.surgery import ParameterCounts, SurgeryRecord
+from inheritune.spectra.folder import read_analysis
 from inheritune.surgery.card import model_card
 from inheritune.surgery.config.blueprint import Draft, blueprint
-from inheritune.surgery.config.fields import has_attention
+from inheritune.surgery.config.target import has_attention
 from inheritune.surgery.files.carried import TOKENIZER, fetch_files, finish_folder
 from inheritune.surgery.files.checkpoint import copy_checkpoint, locate_sources
 from inheritune.surgery.inherit import inherit
-from inheritune.surgery.origin import RECORD
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.width import describe_width, narrow_config
 
@@ -28,21 +32,47 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+RECORD = "inherit.json"
+"""What a model's folder says of the surgery that made it."""
+
+
+def check_same_model(analysis: str | Path, model: str) -> None:
+    """Refuse an analysis of another model than `model`, by what both are; warn where only their names can be compared.
+
+    Raises:
+        PlanError: it is of another model.
+        OutputError: the folder holds no analysis.
+    """
+    record = read_analysis(Path(analysis).expanduser())
+    identity, analysed = model_identity(model), record.model
+    if record.identity is not None and identity is not None:
+        if record.identity != identity:
+            raise PlanError(f"{analysis} is the analysis of another model ({analysed}) than {model}: analyse {model}")
+        return
+    if analysed not in (None, model) and Path(str(analysed)).resolve() != Path(model).resolve():
+        warnings.warn(f"{analysis} is the analysis of {analysed}, not of {model}", InherituneWarning, stacklevel=2)
+
+
+def start_of(target: str | Path, reference: str) -> LayerPlan | None:
+    """Return the plan by which a target was cut from `reference`; None where its folder does not say so.
+
+    Raises:
+        OutputError: its record is damaged.
+    """
+    path = Path(target).expanduser() / RECORD
+    if not path.is_file():
+        return None
+    record = read_record(path, SurgeryRecord)
+    same = record.identity == model_identity(reference) if record.identity else record.source == reference
+    return LayerPlan.from_records(record.plan) if same and record.target is None else None
+
+
 @dataclass(frozen=True)
 class SurgeryRequest:
     """What is to be made; nothing but configurations is read until it is written.
 
-    Attributes:
-        model: the reference, a folder or a hub id.
-        target: the model that grows, likewise, or None.
-        config: the reference's configuration.
-        target_config: the target's, or None.
-        plan: where each layer comes from.
-        width: the share of the width that stays, or None for all.
-        seed: of what is random.
-        max_shard_size: of the files that are written.
-        revision: of the reference on the hub.
-        trust_remote_code: whether a model may bring its own code.
+    The fields are as `inherit` and `inherit_checkpoint` take them; `config` is that of `model`, the reference, and
+    `target_config` that of the target, where there is one.
     """
 
     model: str
@@ -58,17 +88,12 @@ class SurgeryRequest:
 
     @cached_property
     def draft(self) -> Draft:
-        """The new model on the meta device, at full width; what does not fit is found here.
-
-        Raises:
-            PlanError: the plan does not fit.
-            ModelError: a model is quantised.
-        """
+        """The new model on the meta device, at full width; what does not fit is found here, see `Draft.of`."""
         return Draft.of(self.plan, self.config, self.target_config)
 
     @cached_property
     def parameters(self) -> ParameterCounts:
-        """The numbers of parameters before and after: before is the target where one grows, else the reference.
+        """As `Draft.parameters`, at the width that stays.
 
         Raises:
             PlanError: the plan or the width does not fit.
@@ -77,7 +102,7 @@ class SurgeryRequest:
         if self.width is None:
             return counts
         narrow = count_parameters(blueprint(narrow_config(self.draft.config, self.width)))
-        return counts.model_copy(update={"after": narrow})
+        return ParameterCounts(before=counts.before, after=narrow)
 
     def describe(self) -> str:
         """Return the plan as text, with the number of parameters and what the user should know before it is made."""
@@ -102,21 +127,29 @@ class SurgeryRequest:
     def write(self, out: Path, command: str) -> None:
         """Write the model's folder and the record: from file to file where that can be, else through memory.
 
-        What the user should know of the result (NaN in it, no tokenizer, an unreadable licence) is a warning.
-
-        Args:
-            out: a new or empty folder.
-            command: what the card says made it.
+        What the user should know of the result (NaN in it, no tokenizer, an unreadable licence) is a warning. `out` is
+        a new or empty folder, and `command` what the card says made it.
         """
         places = locate_sources(self.model, self.target, self.revision)
+        rest = places.get(self.plan.rest, places["reference"])
         if self._is_copy():
             copy_checkpoint(self.draft, places, out, max_shard_size=self.max_shard_size, command=command)
         else:
-            self._build(places, out, command)
+            self._build(places, out, command, rest.folder)
         if not any(path for pattern in TOKENIZER for path in out.glob(pattern)):
-            source = places.get(self.plan.rest, places["reference"])
-            warnings.warn(f"saved without a tokenizer: {source.name} has none", InherituneWarning, stacklevel=2)
-        self._record().write(out / RECORD)
+            warnings.warn(f"saved without a tokenizer: {rest.name} has none", InherituneWarning, stacklevel=2)
+        SurgeryRecord(
+            source=self.model,
+            identity=model_identity(self.model),
+            target=self.target,
+            layers=len(self.plan),
+            plan=tuple(self.plan.as_records()),
+            width=self.width,
+            seed=self.seed,
+            parameters=self.parameters,
+            created=now(),
+            environment=environment(),
+        ).write(out / RECORD)
 
     def _is_copy(self) -> bool:
         """Return whether the files of the sources hold all there is to write, bit for bit."""
@@ -128,7 +161,7 @@ class SurgeryRequest:
             return False
         return True
 
-    def _build(self, places: Mapping[str, Place], out: Path, command: str) -> None:
+    def _build(self, places: Mapping[str, Place], out: Path, command: str, rest: Path) -> None:
         built = inherit(
             self.model,
             plan=self.plan,
@@ -142,20 +175,5 @@ class SurgeryRequest:
             fetch_files(place)
         width = "" if self.width is None else describe_width(self.config, self.width)
         card = model_card(out.name, self.plan, places, self.parameters, command, width)
-        rest = places.get(self.plan.rest, places["reference"]).folder
         finish = partial(finish_folder, source=rest, card=card)
         save_model(built, out, max_shard_size=self.max_shard_size, replace=False, finish=finish)
-
-    def _record(self) -> SurgeryRecord:
-        return SurgeryRecord(
-            source=self.model,
-            identity=model_identity(self.model),
-            target=self.target,
-            layers=len(self.plan),
-            plan=tuple(self.plan.as_records()),
-            width=self.width,
-            seed=self.seed,
-            parameters=self.parameters,
-            created=now(),
-            environment=environment(),
-        )

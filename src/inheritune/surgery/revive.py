@@ -21,6 +21,7 @@ from inheritune.errors import PlanError
 from inheritune.spectra.folder import from_record, read_analysis
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.interface import attention_implementation
+from inheritune.spectra.watch.recording import pull_back, reached
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,11 +39,8 @@ def heads_to_revive(revive: Revived, depth: int) -> dict[int, tuple[int, ...]]:
     """Return the heads to revive by layer of the model that was analysed, layers without any left out.
 
     A spectra result names its collapsed heads (`Spectra.collapsed_heads`); of both masks the causal one is asked, which
-    is what the model computes and what Theorem H.1 speaks of.
-
-    Args:
-        revive: an analysis or a mapping from layers to query heads, all 0-based.
-        depth: number of layers of the model the heads belong to.
+    is what the model computes and what Theorem H.1 speaks of. A mapping is from layers to query heads, all 0-based, of
+    a model of `depth` layers.
 
     Raises:
         PlanError: it names layers that the model does not have, or no head at all.
@@ -86,7 +84,10 @@ def revived_entries(decoder: Decoder, plan: LayerPlan) -> dict[int, Tensor]:
     entries: dict[int, Tensor] = {}
     for layer, reads in (_reads(decoder, wanted) if wanted else {}).items():
         place = f"layer {layer} of {type(decoder.model).__name__}"
-        _check_heads(wanted[layer], len(reads), place)
+        if not reads:
+            raise PlanError(f"cannot revive heads of {place}: it has no attention whose logits can be followed")
+        if beyond := sorted(head for head in wanted[layer] if head >= len(reads)):
+            raise PlanError(f"asked to revive head {beyond[0]}, {place} has {len(reads)} (0 to {len(reads) - 1})")
         own = {module: _read_by_no_other(wanted[layer], reads, module) for h in wanted[layer] for module in reads[h]}
         for head in sorted(wanted[layer]):
             if not any((own[module] & read).any() for module, read in reads[head].items()):
@@ -98,13 +99,6 @@ def revived_entries(decoder: Decoder, plan: LayerPlan) -> dict[int, Tensor]:
             entries[id(weight)] = outputs if isinstance(module, Conv1D) else outputs[:, None]
             entries |= {} if bias is None else {id(bias): outputs}
     return entries
-
-
-def _check_heads(wanted: Iterable[int], heads: int, place: str) -> None:
-    if not heads:
-        raise PlanError(f"cannot revive heads of {place}: it has no attention whose logits can be followed")
-    if beyond := sorted(head for head in wanted if head >= heads):
-        raise PlanError(f"asked to revive head {beyond[0]}, {place} has {heads} (0 to {heads - 1})")
 
 
 # -- Which outputs of which projections reach a head's logits ----------------------------------------------------------
@@ -124,11 +118,7 @@ def _read_by_no_other(heads: Container[int], reads: Reads, projection: nn.Module
 
 
 def _reads(decoder: Decoder, layers: Iterable[int]) -> dict[int, Reads]:
-    """Run a few tokens through the model and return what the heads of some layers read.
-
-    Raises:
-        PlanError: the model's attention takes its softmax where it cannot be seen.
-    """
+    """Run a few tokens through the model and return what the heads of some layers read; none where it is not seen."""
     import torch
 
     reads: dict[int, Reads] = {layer: [] for layer in layers}
@@ -147,13 +137,8 @@ def _read_by_each(logits: Tensor, outputs: Mapping[nn.Module, Tensor]) -> Reads:
 
     # Random factors, so that no sum over tokens can cancel out.
     factors = torch.randn(logits.shape[2:], generator=torch.Generator().manual_seed(0)).to(logits)
-    reads: Reads = []
-    for head in logits[0]:
-        score = (head.nan_to_num(neginf=0.0) * factors).sum()
-        parts = torch.autograd.grad(score, [*outputs.values()], retain_graph=True, allow_unused=True)
-        found = {module: part for module, part in zip(outputs, parts, strict=True) if part is not None}
-        reads.append({module: part.flatten(0, -2).ne(0).any(dim=0) for module, part in found.items()})
-    return reads
+    pulled = (pull_back(head.nan_to_num(neginf=0.0), factors, outputs) for head in logits[0])
+    return [{module: reached(part) for module, part in parts} for parts in pulled]
 
 
 @contextmanager

@@ -48,23 +48,15 @@ def narrow(model: PreTrainedModel | str | Path, width: Width = HALF) -> PreTrain
 
     What the architecture ties to the width follows it: norms over all hidden units, or over all heads as OLMo-2's, take
     their statistics over fewer, and Gemma multiplies its embeddings by the root of the smaller hidden size. The result
-    is a start for training, not a model that works.
-
-    Args:
-        model: the trained reference: a model, a local folder or a hub id. It is only read.
-        width: the share that stays, between 0 and 1: `"1/2"`, `0.5` or a `Fraction`.
-
-    Returns:
-        A model of the same class, dtype and device as `model`, in evaluation mode, that shares no memory with it.
+    is a start for training, not a model that works. It is of the same class, dtype and device as `model`, which may be
+    a folder or a hub id and is only read, in evaluation mode, and shares no memory with it.
 
     Raises:
-        PlanError: the family is not one of `FAMILIES`, or the width leaves no whole heads, groups or units; said before
-            any weights are loaded from a folder or the hub. Or the model's weights are not as its configuration says.
+        PlanError: as `narrow_sizes`, said before any weights are loaded from a folder or the hub; or the model's
+            weights are not as its configuration says.
         ModelError: the model cannot be loaded, is not a decoder or is quantised.
     """
-    from transformers import PreTrainedModel
-
-    config = model.config if isinstance(model, PreTrainedModel) else load_config(model)
+    config = load_config(model)
     new_config = narrow_config(config, width)
     source = load_model(model)
     _check_weights(source)
@@ -83,8 +75,7 @@ def narrow_config(config: PretrainedConfig, width: Width = HALF) -> PretrainedCo
     """Return the configuration of `narrow`'s result; `config` is only read, and no weights are needed.
 
     Raises:
-        PlanError: the family is not one of `FAMILIES`, or the width leaves no whole heads, groups or units.
-        ModelError: the model is quantised.
+        PlanError, ModelError: as `narrow_sizes`.
     """
     new = copy.deepcopy(config)
     for name, size in narrow_sizes(config, width).items():
@@ -173,13 +164,7 @@ def _check_weights(source: PreTrainedModel) -> None:
 
 
 def _first_part(weight: torch.Tensor, shape: torch.Size, matrices: int) -> torch.Tensor:
-    """Return the first entries along each axis, of as many as `shape` has.
-
-    Args:
-        weight: any number of axes; the last holds `matrices` matrices side by side.
-        shape: of the result.
-        matrices: how many; of each the first part is taken.
-    """
+    """Return the first entries along each axis, as many as `shape` has, of each of the matrices side by side."""
     kept = (*shape[:-1], matrices, shape[-1] // matrices)
     part = weight.detach().unflatten(-1, (matrices, -1))[tuple(slice(size) for size in kept)]
     return part.flatten(-2)

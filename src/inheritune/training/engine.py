@@ -23,6 +23,7 @@ from typing_extensions import override
 from inheritune.data import TrainingWindows
 from inheritune.distributed import WAIT, any_process, from_main, has_accelerator
 from inheritune.errors import OutputError, RecipeError, library_errors
+from inheritune.storage import system_errors
 from inheritune.training.callbacks import METRICS, RoundLog, StopAtSignal, Validate
 from inheritune.training.checkpoints import FOLDER, mark_complete, newest_checkpoint
 from inheritune.training.collapse import COLLAPSE, WatchCollapse
@@ -123,7 +124,8 @@ class _RoundTrainer(Trainer):
         return self.loss(model, inputs["tokens"])
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        with library_errors(f"cannot save a checkpoint into {self.args.output_dir}", kind=OutputError):
+        failure = f"cannot save a checkpoint into {self.args.output_dir}"
+        with library_errors(failure, kind=OutputError), system_errors():
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:

@@ -73,8 +73,7 @@ class BlockMeasures:
 
     def nearest_span(self, count: int) -> list[int]:
         """Return the `count` contiguous blocks that Gromov et al. would cut: the least angular distance across them."""
-        distance = self.angular_distance[: self.depth - count + 1, count]
-        start = int(np.nanargmin(distance))
+        start = int(np.nanargmin(self.angular_distance[: self.depth - count + 1, count]))
         return list(range(start, start + count))
 
 
@@ -114,11 +113,7 @@ class BlockObserver:
             yield
 
     def measures(self) -> BlockMeasures:
-        """Return the measures over all sequences that were seen.
-
-        Raises:
-            ValueError: no forward pass was observed.
-        """
+        """Return the measures over all sequences that were seen; a ValueError where there were none."""
         if not any(block.calls for block in self._blocks):
             raise ValueError("no forward pass was observed")
         ranks, errors = zip(*(_mean_and_error(block.ranks) for block in self._blocks), strict=True)

@@ -71,12 +71,7 @@ def rounding(length: int) -> float:
 
 
 def certify(gram: Tensor, taus: Sequence[float]) -> Certified:
-    """Prove k* for as many of the matrices as a small subspace can.
-
-    Args:
-        gram: (n, T, T) float32 Gram matrices, each divided by its trace.
-        taus: the shares, each between 0 and 1.
-    """
+    """Prove k*(taus) for as many as a small subspace can of (n, T, T) float32 Gram matrices, each of trace 1."""
     import torch
 
     rank = torch.zeros(len(gram), len(taus), dtype=torch.int64, device=gram.device)

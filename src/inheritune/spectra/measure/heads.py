@@ -51,19 +51,11 @@ def measure_heads(matrices: Tensor, taus: Sequence[float], eta: float) -> HeadMe
     Raises:
         ValueError: a matrix holds NaN or infinity.
     """
-    piece = matrices.reshape(-1, *matrices.shape[-2:])
+    piece, shape = matrices.reshape(-1, *matrices.shape[-2:]), matrices.shape[:2]
     columns = columns_of(piece)
     rank, top = piece_rank(piece, columns, taus)
-    sink = sink_collapse(piece)
-    numbers = (
-        rank,
-        piece_mass(piece, columns, eta),
-        row_entropy(piece),
-        piece_stable_rank(piece, top),
-        sink.column,
-        sink.epsilon,
-    )
-    shape = matrices.shape[:2]
+    mass, entropy, stable = piece_mass(piece, columns, eta), row_entropy(piece), piece_stable_rank(piece, top)
+    numbers = (rank, mass, entropy, stable, *sink_collapse(piece))
     return HeadMeasures(*(each.reshape(*shape, *each.shape[1:]).double().cpu().numpy() for each in numbers))
 
 
@@ -82,12 +74,7 @@ def row_entropy(matrices: Tensor) -> Tensor:
 
 
 class HeadTable:
-    """The measures of every head and sequence, filled in piece by piece, also by several threads at once.
-
-    Attributes:
-        sequences: number of sequences N.
-        taus: the tau of the ranks.
-    """
+    """The measures of every head and of N `sequences`, filled in piece by piece, also by several threads at once."""
 
     def __init__(self, sequences: int, taus: Sequence[float]) -> None:
         self.sequences, self.taus = sequences, tuple(taus)
@@ -113,7 +100,7 @@ class HeadTable:
         The sink's column is the most frequent one, the leftmost of several; -1 where a layer has no such head, where
         everything else is NaN.
         """
-        means = HeadMeasures(*(self._over(mask, name, _mean) for name in _NAMES))
+        means = HeadMeasures(*(self._over(mask, name, _mean) for name in HeadMeasures._fields))
         columns = np.nan_to_num(self._over(mask, "sink_column", _most_frequent), nan=-1)
         return means._replace(sink_column=columns)
 
@@ -147,6 +134,3 @@ def _most_frequent(columns: Values) -> float:
     """Return the most frequent of (N,) columns, the leftmost of several."""
     values, counts = np.unique(columns, return_counts=True)
     return float(values[counts.argmax()])
-
-
-_NAMES = HeadMeasures._fields

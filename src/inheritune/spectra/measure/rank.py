@@ -77,24 +77,18 @@ def squared_singular_values(matrices: Tensor) -> Tensor:
 
 
 def approximate_rank(matrices: Tensor, tau: float | Sequence[float] = 0.9) -> Tensor:
-    """Return the approximate rank k*(tau) of each matrix, int64 (paper, section 2, eq. 2).
+    """Return the approximate rank k*(tau) of (..., T, T) matrices, int64 (paper, section 2, eq. 2).
 
-    k* is the least k for which the k largest squared singular values reach `tau` of the sum of all.
-
-    Args:
-        matrices: (..., T, T).
-        tau: one share, or several at once.
-
-    Returns:
-        (...,) for one tau, (taus, ...) for several.
+    k* is the least k for which the k largest squared singular values reach `tau` of the sum of all. It is (...,) for
+    one tau, (taus, ...) for several.
 
     Raises:
         InherituneError: a tau is not between 0 and 1.
         ValueError: a matrix holds NaN or infinity.
     """
     taus = check_taus(tau)
-    ranks = in_pieces(lambda piece: (piece_rank(piece, columns_of(piece), taus)[0],), matrices)[0].movedim(-1, 0)
-    return ranks[0] if isinstance(tau, Real) else ranks
+    (ranks,) = in_pieces(lambda piece: (piece_rank(piece, columns_of(piece), taus)[0],), matrices)
+    return ranks[..., 0] if isinstance(tau, Real) else ranks.movedim(-1, 0)
 
 
 def column_mass(matrices: Tensor, eta: float = 0.9) -> Tensor:
@@ -125,8 +119,7 @@ def rank_and_mass(matrices: Tensor, tau: float | Sequence[float] = 0.9, eta: flo
         return piece_rank(piece, columns, taus)[0], piece_mass(piece, columns, eta)
 
     ranks, mass = in_pieces(both, matrices)
-    ranks = ranks.movedim(-1, 0)
-    return RankAndMass(ranks[0] if isinstance(tau, Real) else ranks, mass)
+    return RankAndMass(ranks[..., 0] if isinstance(tau, Real) else ranks.movedim(-1, 0), mass)
 
 
 def stable_rank(matrices: Tensor) -> Tensor:
@@ -157,13 +150,8 @@ def sink_collapse(matrices: Tensor) -> SinkCollapse:
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Refuse a threshold that is not a number between 0 and 1.
-
-    Raises:
-        InherituneError: it is not.
-    """
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not 0 < value < 1:
+    """Refuse, by an InherituneError, a threshold that is not a number between 0 and 1."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < 1:
         raise InherituneError(f"{name} is {value!r}: expected a number between 0 and 1, both excluded, such as 0.9")
 
 
@@ -179,7 +167,7 @@ def check_taus(tau: float | Sequence[float]) -> tuple[float, ...]:
         raise InherituneError("tau is empty: expected a number between 0 and 1, such as 0.9, or several")
     for each in taus:
         check_fraction("tau", each)
-    return tuple(dict.fromkeys(float(each) for each in taus))
+    return tuple(dict.fromkeys(map(float, taus)))
 
 
 def piece_mass(piece: Tensor, columns: Columns, eta: float) -> Tensor:
@@ -279,22 +267,16 @@ def _is_surely_rank_one(columns: Columns, rows: int, tau: float) -> Tensor:
 
 
 def _scaled_grams(piece: Tensor, chosen: Tensor) -> Tensor:
-    """Return `_scaled_gram` of the `chosen` (m,) of (n, T, T) matrices, with no copy where all are chosen."""
+    """Return A^T A / ||A||_F^2 of the `chosen` (m,) of (n, T, T) matrices, float32, without a copy of all of them."""
     import torch
 
-    few, some = cached_size(piece), len(chosen) < len(piece)
-    grams = [_scaled_gram(piece[part] if some else part) for part in (chosen if some else piece).split(few)]
+    some, grams = len(chosen) < len(piece), []
+    for part in (chosen if some else piece).split(cached_size(piece)):
+        few = (piece[part] if some else part).float()
+        gram = torch.bmm(few.mT, few)
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+        grams.append(gram.div_(trace.clamp(min=1e-30)[:, None, None]))
     return grams[0] if len(grams) == 1 else torch.cat(grams)
-
-
-def _scaled_gram(piece: Tensor) -> Tensor:
-    """Return A^T A / ||A||_F^2 of a (n, T, T) batch, float32."""
-    import torch
-
-    piece = piece.float()
-    gram = torch.bmm(piece.mT, piece)
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-    return gram.div_(trace.clamp(min=1e-30)[:, None, None])
 
 
 def _eigenvalues(gram: Tensor) -> Tensor:

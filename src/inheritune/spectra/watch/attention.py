@@ -149,22 +149,16 @@ def part(tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
 def check_against_eager(place: str, inputs: AttentionInputs, output: Tensor, options: dict[str, Any]) -> None:
     """Refuse a family whose own attention function gives something else than the formula above.
 
-    The first sequence's last `ROWS` query positions are compared with the `eager_attention_forward` of the source file
-    that defines the attention module; a file without one is not checked.
-
-    Args:
-        place: what cannot be done where, the first words of the message.
-        inputs: the layer's inputs.
-        output: (n, T, H, d'), what the formula gives.
-        options: the model's keyword arguments to its attention function.
+    The first sequence's last `ROWS` query positions of `output`, (n, T, H, d'), are compared with the
+    `eager_attention_forward` of the source file that defines the attention module, called with the model's keyword
+    arguments, `options`; a file without one is not checked. `place` is the first words of the message.
 
     Raises:
         ModelError: the outputs differ by more than `EAGER_TOLERANCE`.
     """
     import torch
 
-    eager = _own_eager(inputs.module)
-    if eager is None:
+    if (eager := _own_eager(inputs.module)) is None:
         return
     first, last = slice(0, 1), slice(-ROWS, None)
     cut = {

@@ -16,8 +16,7 @@ from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Consumer, plan_work
 from inheritune.spectra.watch.hooks import watched_modules
-from inheritune.spectra.watch.interface import watched_interface
-from inheritune.spectra.watch.probe import Probe
+from inheritune.spectra.watch.interface import Probe, watched_interface
 from inheritune.spectra.watch.streaming import run_by_layer
 
 if TYPE_CHECKING:
@@ -78,11 +77,7 @@ def visit_attention(
 
 
 def _way_to_watch(decoder: Decoder, tokens: Tensor) -> tuple[Callable[[Probe], AbstractContextManager[None]], int]:
-    """Find out by trial runs on (1, 2) tokens how the model can be watched; return the most heads of a block too.
-
-    Raises:
-        ModelError: it cannot.
-    """
+    """Find out by trial runs on (1, 2) tokens how the model can be watched; return the most heads of a block too."""
     trial = Probe(decoder, (), lambda piece: None)
     for watch in (watched_interface, watched_modules):
         trial.entered.clear()
@@ -106,10 +101,10 @@ def _run_chunks(probe: Probe, tokens: Tensor, size: int, advance: Callable[[int]
     with probe.blocks(lambda: advance(len(chunks[probe.sequence // size]))):
         if isinstance(decoder, StreamedDecoder):
             run_by_layer(decoder, len(chunks), run, begin, trial=not probe.masks)
-            return
-        for number in range(len(chunks)):
-            begin(number)
-            run(number)
+        else:
+            for number in range(len(chunks)):
+                begin(number)
+                run(number)
 
 
 def _bytes_per_sequence(decoder: Decoder, length: int, whole_heads: int) -> int:

@@ -10,7 +10,7 @@ that it keeps in a buffer. That nothing else was changed is checked: every key t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,7 @@ from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import map_in_threads, plan_work
 from inheritune.spectra.watch.attention import AttentionInputs
-from inheritune.spectra.watch.interface import attention_implementation
-from inheritune.spectra.watch.probe import Probe
+from inheritune.spectra.watch.interface import Probe, attention_implementation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,14 +64,10 @@ def _take(probe: Probe, module: nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 
 def _unmasked(probe: Probe, module: nn.Module, inputs: inspect.BoundArguments, masked: Tensor) -> Tensor:
-    """Return the logits of `module` without its mask, (n, H, T, T) as `masked`, those with it.
-
-    Raises:
-        ModelError: they carry ALiBi, or the mask could not be taken away.
-    """
+    """Return the logits of `module` without its mask, (n, H, T, T) as `masked`, those with it."""
     _check_bias(probe, inputs)
-    with _open_masks(module, inputs, masked.shape[-1]) as opened:
-        logits = _logits(module, opened)
+    with _open_masks(module, inputs, masked.shape[-1]):
+        logits = _logits(module, inputs)
     if logits is None or (probe.checks and not _differs_by_mask(logits, masked)):
         raise ModelError(
             f"{probe.family} hides later tokens inside its attention modules in a way that cannot be undone, so only "
@@ -98,20 +93,16 @@ class _LogitsError(Exception):
 
 def _logits(module: nn.Module, inputs: inspect.BoundArguments) -> Tensor | None:
     """Run `module` up to its softmax and return its logits, (n, H, T, T) float32, or None where it takes none."""
+    import torch
+
     try:
         with _listener(module):
             module.forward(*inputs.args, **inputs.kwargs)
     except _LogitsError as reached:
-        hidden = next(item for item in _tensors(inputs) if item.ndim == 3)
+        arguments = (*inputs.args, *inputs.kwargs.values())
+        hidden = next(each for each in arguments if isinstance(each, torch.Tensor) and each.ndim == 3)
         return reached.logits.view(hidden.shape[0], -1, *reached.logits.shape[-2:])
     return None
-
-
-def _tensors(inputs: inspect.BoundArguments) -> Iterator[Tensor]:
-    """Yield the tensors among a call's arguments, of whatever shape."""
-    import torch
-
-    yield from (item for item in (*inputs.args, *inputs.kwargs.values()) if isinstance(item, torch.Tensor))
 
 
 def _listener(module: nn.Module) -> Any:
@@ -119,25 +110,17 @@ def _listener(module: nn.Module) -> Any:
     from torch.overrides import TorchFunctionMode
 
     class Listener(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            name = getattr(func, "__name__", "")
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs, name = kwargs or {}, getattr(func, "__name__", "")
             if name == "scaled_dot_product_attention":
                 raise _LogitsError(_fused_logits(module, *args, **kwargs))
-            if name == "softmax" and _is_square(args[0]):
+            if name == "softmax" and args[0].ndim in (3, 4) and args[0].shape[-1] == args[0].shape[-2]:
                 raise _LogitsError(args[0].float())
             if name in PRODUCTS:
                 args, kwargs = _widened(args, kwargs)
             return func(*args, **kwargs)
 
     return Listener()
-
-
-def _is_square(tensor: Tensor) -> bool:
-    """Return whether a tensor is (n, T, T) or (n, H, T, T)."""
-    return tensor.ndim in (3, 4) and tensor.shape[-1] == tensor.shape[-2]
 
 
 def _widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -175,12 +158,11 @@ def _fused_logits(
 
 
 @contextmanager
-def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) -> Iterator[inspect.BoundArguments]:
-    """Give the module's inputs with masks that hide nothing, and let its own mask hide nothing meanwhile."""
+def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) -> Iterator[None]:
+    """Let the masks among the module's inputs hide nothing from now on, and its own mask nothing meanwhile."""
     import torch
 
-    opened = inspect.signature(module.forward).bind(*inputs.args, **inputs.kwargs)
-    for arguments in (opened.arguments, opened.arguments.get("kwargs", {})):
+    for arguments in (inputs.arguments, inputs.arguments.get("kwargs", {})):
         for name, mask in arguments.items():
             if "mask" in name and isinstance(mask, torch.Tensor):
                 arguments[name] = _opened(mask)
@@ -188,7 +170,7 @@ def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) 
     try:
         for name, buffer in masks.items():
             setattr(module, name, buffer.new_ones(()).expand_as(buffer))
-        yield opened
+        yield
     finally:
         for name, buffer in masks.items():
             setattr(module, name, buffer)

@@ -6,17 +6,16 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.view import evaluating
 from inheritune.errors import ModelError
 from inheritune.spectra.watch.attention import AttentionInputs
-from inheritune.spectra.watch.interface import watched_interface
-from inheritune.spectra.watch.probe import Watcher
+from inheritune.spectra.watch.interface import Watcher, watched_interface
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,9 +26,10 @@ CHUNK_BYTES = 512 * 2**20
 
 Side = Literal["query", "key"]
 SIDES: tuple[Side, ...] = ("query", "key")
+Origin = TypeVar("Origin")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """One run of a module with weights inside an attention module.
 
@@ -92,11 +92,7 @@ class Call:
 
         `gradient` is that of `tensor`, of the same shape: queries or keys (n, H, T, d), or those of one head.
         """
-        import torch
-
-        outputs = [source.output for source in self.sources]
-        parts = torch.autograd.grad(tensor, outputs, gradient, retain_graph=True, allow_unused=True)
-        return [(source, part) for source, part in zip(self.sources, parts, strict=True) if part is not None]
+        return pull_back(tensor, gradient, {source: source.output for source in self.sources})
 
     def input_norm(self, number: int) -> Tensor:
         """Return the spectral norm of each sequence's input of a source, (n,)."""
@@ -107,6 +103,19 @@ class Call:
             source = next(source for source in self.sources if source.number == number)
             self._input_norms[number] = torch.linalg.matrix_norm(as_float64(source.input).reshape(n, length, -1), ord=2)
         return self._input_norms[number]
+
+
+def pull_back(tensor: Tensor, gradient: Tensor, outputs: Mapping[Origin, Tensor]) -> list[tuple[Origin, Tensor]]:
+    """Return what `tensor` comes from, each with the gradient (..., d_out) of its output, given that of `tensor`."""
+    import torch
+
+    parts = torch.autograd.grad(tensor, [*outputs.values()], gradient, retain_graph=True, allow_unused=True)
+    return [(origin, part) for origin, part in zip(outputs, parts, strict=True) if part is not None]
+
+
+def reached(part: Tensor) -> Tensor:
+    """Return which outputs, (d_out,) bool, have a gradient in `part` (..., d_out) that is not zero."""
+    return part.flatten(0, -2).ne(0).any(dim=0)
 
 
 def run_with_gradients(decoder: Decoder, tokens: Tensor, add: Callable[[Call], None]) -> float:
@@ -173,9 +182,7 @@ def _differentiate(recorder: Recorder, loss: Tensor) -> None:
 class Recorder(Watcher):
     """A forward pass whose attention is written down with its history.
 
-    Attributes:
-        calls: the attention of the layers so far.
-        sources: the modules with weights that have run in the running block.
+    `calls` are the attention of the layers so far, `sources` the modules with weights that ran in the running block.
     """
 
     AIM: ClassVar[str] = "probe the gradients of"

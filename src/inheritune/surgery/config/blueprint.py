@@ -72,11 +72,8 @@ class Draft:
     def of(cls, plan: LayerPlan, config: PretrainedConfig, target: PretrainedConfig | None = None) -> Draft:
         """Work out the new model, after confirming that the layers fit.
 
-        Args:
-            plan: where each layer comes from.
-            config: the reference's configuration.
-            target: the configuration of the model being grown, for plans with rows from `"target"`; one whose rows all
-                come from there (stacking) may leave it out: the reference is then stacked on itself.
+        `config` is the reference's and `target` that of the model being grown; a plan whose rows all come from there
+        (stacking) may leave it out: the reference is then stacked on itself.
 
         Raises:
             PlanError: see `target_config` and `check_fit`.
@@ -115,14 +112,13 @@ class Draft:
 
 def _refuse_shared_layers(decoder: Decoder) -> None:
     """Refuse a model whose layers share weights: its files hold them once, under one of the layers' names."""
-    owners: dict[int, str] = {}
-    prefix = f"{decoder.blocks_path}."
-    for key, weight in decoder.model.state_dict(keep_vars=True).items():
-        if not key.startswith(prefix):
-            continue
-        owner = owners.setdefault(id(weight), key)
-        if owner.removeprefix(prefix).split(".")[0] != key.removeprefix(prefix).split(".")[0]:
-            raise PlanError(f"layers of {type(decoder.model).__name__} share weights ({owner} and {key}): use inherit")
+    owners: dict[int, tuple[int, str]] = {}
+    for layer, block in enumerate(decoder.blocks):
+        for name, weight in block.state_dict(prefix=decoder.block_prefix(layer), keep_vars=True).items():
+            owner, first = owners.setdefault(id(weight), (layer, name))
+            if owner != layer:
+                family = type(decoder.model).__name__
+                raise PlanError(f"layers of {family} share weights ({first} and {name}): use inherit")
 
 
 def check_fit(plan: LayerPlan, target: Decoder, sources: Mapping[str, Decoder]) -> None:

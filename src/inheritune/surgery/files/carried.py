@@ -33,11 +33,7 @@ CARRIED = (*TOKENIZER, "generation_config.json", *LICENCES)
 
 
 def fetch_files(place: Place, names: Iterable[str] = ()) -> None:
-    """Of a model on the hub, bring here the files `names` and all that a card and `finish_folder` look at.
-
-    Raises:
-        ModelError: a file of `names` cannot be had.
-    """
+    """Of a model on the hub, bring here the files `names` and all that a card and `finish_folder` look at."""
     if place.repository is not None:
         place.repository.fetch(names, (CARD, *CARRIED, "*.py"))
 
@@ -56,11 +52,7 @@ def carry_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
 
 
 def finish_folder(folder: Path, source: Path, card: str) -> None:
-    """Add to a new model's folder all but the weights: older names in its config.json, the source's files, the card.
-
-    Raises:
-        ModelError: see `carry_files`.
-    """
+    """Add to a new model's folder all but the weights: older names in its config.json, the source's files, the card."""
     add_older_names(folder / "config.json")
     carry_files(source, folder, (*CARRIED, *code_files(source)))
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from threading import Event
 
-from inheritune.checkpoints.copying import write_file
+from inheritune.checkpoints.copying import not_finite, write_file
 from inheritune.checkpoints.folder import (
     INDEX,
     PICKLED,
@@ -38,11 +38,9 @@ from inheritune.storage import whole_folder
 from inheritune.surgery.build import warn_not_finite
 from inheritune.surgery.card import describe_call, model_card
 from inheritune.surgery.config.blueprint import Draft
-from inheritune.surgery.config.fields import depth_of
+from inheritune.surgery.config.target import depth_of
 from inheritune.surgery.files.carried import fetch_files, finish_folder
-from inheritune.surgery.files.completeness import check_complete
-from inheritune.surgery.files.naming import choose_tensors, drop_tied, layers_prefix
-from inheritune.surgery.files.values import not_finite
+from inheritune.surgery.files.tensors import check_complete, choose_tensors, drop_tied, layers_prefix
 from inheritune.surgery.inherit import resolve_plan
 from inheritune.surgery.plan.layer_plan import LayerPlan
 
@@ -97,9 +95,12 @@ def inherit_checkpoint(
     destination = Path(dst_dir).expanduser()
     places = locate_sources(src_dir, target, revision)
     check_destination(destination, *(place.folder for place in places.values()))
-    commits = {name: place.repository.commit if place.repository else None for name, place in places.items()}
     configs = {
-        name: load_config(place.address, revision=commits[name], trust_remote_code=trust_remote_code)
+        name: load_config(
+            place.address,
+            revision=place.repository.commit if place.repository else None,
+            trust_remote_code=trust_remote_code,
+        )
         for name, place in places.items()
     }
     plan = resolve_plan(depth_of(configs["reference"]), layers, parts, plan)
@@ -120,16 +121,7 @@ def copy_checkpoint(
 ) -> None:
     """Write the checkpoint that `draft` describes; what `inherit_checkpoint` does once all is worked out.
 
-    Args:
-        draft: the new model.
-        places: where the checkpoints are, by the model's name in the plan.
-        destination: a new or empty folder.
-        max_shard_size: see `inherit_checkpoint`.
-        command: what the card says made it.
-        sync: see `inherit_checkpoint`.
-
-    Raises:
-        PlanError, ModelError, OutputError: see `inherit_checkpoint`.
+    `places` are the checkpoints by the model's name in the plan; all else, the errors too, is as there.
     """
     draft.check_copyable()
     plan = draft.plan
@@ -159,11 +151,7 @@ def copy_checkpoint(
 def locate_sources(
     reference: str | Path, target: str | Path | None = None, revision: str | None = None
 ) -> dict[str, Place]:
-    """Find the models that a plan takes layers from, by their names in it; `revision` is the reference's.
-
-    Raises:
-        ModelError: there is no such model, or a revision is named of a folder.
-    """
+    """Find the models that a plan takes layers from, by their names in it; see `locate`."""
     places = {"reference": locate(reference, revision)}
     return places if target is None else {**places, "target": locate(target)}
 
@@ -182,11 +170,7 @@ def check_shard_size(size: int | str) -> None:
 
 
 def check_destination(destination: Path, *sources: Path) -> None:
-    """Refuse to write into a source, or where anything is already.
-
-    Raises:
-        OutputError: `destination` is one of `sources` or inside one, is not empty, or cannot be replaced.
-    """
+    """Refuse, by an OutputError, to write into one of the `sources`, or where anything is that cannot be replaced."""
     place = destination.resolve()
     for folder in sources:
         if place == folder.resolve():

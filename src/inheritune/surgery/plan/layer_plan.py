@@ -17,17 +17,18 @@ from inheritune.errors import PlanError, unknown_name
 from inheritune.layers import ranges
 from inheritune.records.base import first_problem
 from inheritune.records.surgery import PlanRow
-from inheritune.surgery.plan.parts import PARTS, parse_parts, part_of
-from inheritune.surgery.plan.row import RANDOM, LayerRow, Model
+from inheritune.surgery.plan.row import RANDOM, LayerRow, Model, plan_table
 from inheritune.surgery.plan.selection import (
+    PARTS,
     Layers,
     count_of,
     describe_depth,
     layer_count,
     parse_layers,
+    parse_parts,
+    part_of,
     positive_count,
 )
-from inheritune.surgery.plan.table import plan_table
 
 GROWTH = ("continue", "restart")
 ARRANGEMENTS = ("first", "middle", "last", "evenly-spaced", "distilbert", "in-place", "stacking", "random")
@@ -160,14 +161,9 @@ class LayerPlan:
 
     @classmethod
     def arranged(cls, how: str, layers: Layers, depth: int, parts: str | Iterable[str] = "all") -> LayerPlan:
-        """Return one of the plans above by its name, as a command takes it.
+        """Return one of the plans above by its name, one of `ARRANGEMENTS`, as a command takes it.
 
-        Args:
-            how: one of `ARRANGEMENTS`.
-            layers: how many layers. `"first"` and `"in-place"` take all that `from_layers` takes.
-            depth: number of layers of the reference.
-            parts: what to copy of each layer; `"random"` copies nothing.
-
+        `layers` is how many; `"first"` and `"in-place"` take all that `from_layers` takes. `"random"` copies no parts.
         The rows of `"stacking"` come from the reference here, which is stacked on itself.
 
         Raises:
@@ -255,11 +251,8 @@ class LayerPlan:
         """Return this plan with the query and key weights of some heads left at their random initialisation.
 
         Theorem H.1: hardly any gradient reaches the queries and keys of a collapsed head, so that training alone does
-        not bring it back. The head's values, its output and the rest of the block are copied as before.
-
-        Args:
-            heads: for each layer of `model`, 0-based, its query heads to revive; see `collapsed_heads_of`.
-            model: whose layers are meant, one of `MODELS`. Rows that copy no attention are random there already.
+        not bring it back. The head's values, its output and the rest of the block are copied as before. `heads` are
+        query heads by layer of `model`, 0-based. Rows that copy no attention are random there already.
 
         Raises:
             PlanError: no row of the plan takes any of these heads.
@@ -302,9 +295,7 @@ class LayerPlan:
     def origin(self, key: str, blocks_path: str) -> tuple[Model, str] | None:
         """Return the model and the weight there that the new model's weight `key` is copied from; None: it is random.
 
-        Args:
-            key: the weight's name, in the new model and its source alike but for the layer's number.
-            blocks_path: where the blocks are, for example `model.layers`.
+        The names are alike but for the layer's number behind `blocks_path`, for example `model.layers`.
         """
         found = re.fullmatch(rf"{re.escape(blocks_path)}\.(\d+)\.(.+)", key)
         if not found:
@@ -315,10 +306,7 @@ class LayerPlan:
         return row.model, f"{blocks_path}.{row.source}.{found[2]}"
 
     def check(self, depths: Mapping[str, int]) -> None:
-        """Confirm that every row names a layer its model has.
-
-        Args:
-            depths: number of layers of each model there is, by the names of `MODELS`.
+        """Confirm that every row names a layer its model has; `depths` are those of the models there are, by name.
 
         Raises:
             PlanError: a row's model is not there, or does not have the layer.
@@ -328,8 +316,7 @@ class LayerPlan:
                 continue
             if row.model not in depths:
                 raise PlanError(f"layer {index} of the plan comes from the {row.model} model: pass {row.model}=")
-            if row.source >= depths[row.model]:
-                depth = depths[row.model]
+            if row.source >= (depth := depths[row.model]):
                 raise PlanError(
                     f"layer {index} of the plan takes layer {row.source}, the {row.model} has {describe_depth(depth)}"
                 )

@@ -1,4 +1,17 @@
-"""Which layers a user asks for: a count, a range, a list, a recommendation or the analysis that holds one."""
+"""Which layers and which of their parts a user asks for, and which part of a block a weight belongs to.
+
+Layers are a count, a range, a list, a recommendation or the analysis that holds one. The parts (paper, Table 3) follow
+from the names of the direct children of a block, not from a table of families:
+
+- norms: the block's own normalisation layers, whatever they normalise (`ln_1`, `input_layernorm`, OPT's
+  `self_attn_layer_norm`, Falcon's `ln_attn`, Gemma 2's `post_feedforward_layernorm` ...);
+- attention: everything inside the attention module. Norms of queries, keys or of the attention's own output
+  (`self_attn.q_norm`, Phi's `q_layernorm`, BitNet's `attn_sub_norm`) belong to it: they set the scale of the logits
+  the projections beside them were trained for, so copying one without the other copies neither;
+- mlp: everything inside the feed-forward module, experts, routers and inner norms included.
+
+A name that is none of these (a Mamba mixer, a convolution, a per-layer gate) is an error, never a guess.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +20,10 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
-from inheritune.errors import PlanError
+from inheritune.errors import PlanError, unknown_name
+from inheritune.records.analysis import Recommendation
 from inheritune.spectra.folder import SPECTRA, load_recommendation
 
 _EXPECTED = (
@@ -17,20 +31,7 @@ _EXPECTED = (
     f"or an analysis folder (with {SPECTRA})"
 )
 
-
-class Kept(Protocol):
-    """Layers that are recommended to keep: a `Recommendation`, or what a recipe has of it."""
-
-    @property
-    def depth(self) -> int:
-        """The number of layers of the analysed model."""
-
-    @property
-    def keep(self) -> tuple[int, ...]:
-        """The layers that stay."""
-
-
-Layers: TypeAlias = int | str | Path | Kept | Iterable[int]
+Layers: TypeAlias = int | str | Path | Recommendation | Iterable[int]
 """Which layers of the reference: see `LayerPlan.from_layers`."""
 
 
@@ -57,28 +58,25 @@ def parse_layers(layers: Layers, depth: int) -> list[int]:
         picked = _parse_list(str(layers).strip(), depth)
     if not picked:
         raise PlanError(f"{layers!r} holds no layers: {_EXPECTED}, for a model with {describe_depth(depth)}")
-    for layer in picked:
-        if layer < 0:
-            raise PlanError(f"layer {layer} is negative: the model has {describe_depth(depth)}")
+    if negative := [layer for layer in picked if layer < 0]:
+        raise PlanError(f"layer {negative[0]} is negative: the model has {describe_depth(depth)}")
     if max(picked) >= depth:
         raise PlanError(f"asked for layer {max(picked)}, the model has {describe_depth(depth)}")
     return picked
 
 
 def count_of(layers: Any) -> int | None:
-    """Return how many layers are meant where `layers` is a count, as a number or as text; None where it names layers.
+    """Return how many layers are meant by a count, as a number or as text; None where `layers` names them itself.
 
     Raises:
         PlanError: it is neither, but a float, say.
     """
     if isinstance(layers, str):
         return int(layers) if re.fullmatch(r"\s*[+-]?\d+\s*", layers) else None
-    if isinstance(layers, Path | Iterable) or hasattr(layers, "keep"):
-        return None
-    return whole_number(layers)
+    return None if isinstance(layers, Path | Iterable) else whole_number(layers)
 
 
-def recommended_layers(layers: Any) -> Kept | None:
+def recommended_layers(layers: Any) -> Recommendation | None:
     """Return the recommendation that `layers` is, or that the analysis folder it names holds; None for anything else.
 
     A text of numbers is a count, a range or a list even where a folder has that name.
@@ -86,7 +84,7 @@ def recommended_layers(layers: Any) -> Kept | None:
     Raises:
         OutputError: the analysis in the folder holds no recommendation.
     """
-    if hasattr(layers, "keep") and hasattr(layers, "depth"):
+    if isinstance(layers, Recommendation):
         return layers
     if not isinstance(layers, str | Path) or re.fullmatch(r"[\d\s,:+-]*", str(layers)):
         return None
@@ -121,9 +119,9 @@ def _inclusive_hint(item: str) -> str:
 
 def whole_number(value: Any) -> int:
     """Return `value` as an int; a float, a bool or text is a `PlanError`."""
-    if isinstance(value, bool):
-        raise PlanError(f"{value!r} is not a layer: expected a whole number")
     try:
+        if isinstance(value, bool):
+            raise TypeError("a truth value")
         return operator.index(value)
     except TypeError as error:
         raise PlanError(f"{value!r} is not a layer: expected a whole number") from error
@@ -147,3 +145,49 @@ def layer_count(count: Any, depth: int) -> int:
 def describe_depth(depth: int) -> str:
     """Return how many layers there are and how they are numbered: `16 (0-15)`."""
     return f"{depth} (0-{depth - 1})" if depth > 1 else "1 (layer 0)"
+
+
+PARTS = ("attention", "mlp", "norms")
+"""The parts of a block, in the order in which they are printed and recorded."""
+
+_NORM = re.compile(r"(^|_)(ln|norm|layer_?norm|rms_?norm)(_|\d|$)|layernorm\d*$", re.IGNORECASE)
+_ATTENTION = re.compile(r"(^|_)(attn|att|attention)$")
+_MLP = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward|moe|fc\d|experts|router)$")
+
+
+def parse_parts(parts: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the parts named: `"all"`, names with commas (`"attention,norms"`) or an iterable; in the order of `PARTS`.
+
+    Raises:
+        PlanError: a name is unknown, or there is none.
+    """
+    if not isinstance(parts, Iterable):
+        raise PlanError(f"parts {parts!r}: expected 'all' or some of {', '.join(PARTS)}")
+    names = [str(name).strip().lower() for name in (parts.split(",") if isinstance(parts, str) else parts)]
+    if not any(names):
+        raise PlanError(f"no parts given: expected 'all' or some of {', '.join(PARTS)}")
+    for name in names:
+        if name not in ("all", *PARTS):
+            raise PlanError(unknown_name("part", name, ("all", *PARTS)))
+    return PARTS if "all" in names else tuple(part for part in PARTS if part in names)
+
+
+def part_of(key: str) -> str:
+    """Return the part that the weight `key` of a block (`attn.c_attn.weight`, say) belongs to.
+
+    Raises:
+        PlanError: the name says neither attention, MLP nor norm.
+    """
+    *modules, _ = key.split(".")
+    for depth, name in enumerate(modules):
+        # A norm is a module that holds the weight itself; DBRX's `norm_attn_norm` is a container, so look inside it.
+        if _NORM.search(name):
+            if depth == len(modules) - 1:
+                return "norms"
+            continue
+        if _ATTENTION.search(name):
+            return "attention"
+        if _MLP.search(name):
+            return "mlp"
+        break
+    raise PlanError(f"cannot tell which part the block's weight {key!r} belongs to: expected parts 'all'")
