@@ -88,6 +88,20 @@ def test_no_folders_of_a_room_import_each_other_in_a_circle() -> None:
     assert not circle(graph)
 
 
+def test_recipes_are_listed_without_torch_and_transformers() -> None:
+    program = (
+        "import sys\n"
+        "from inheritune.cli.main import app\n"
+        "try: app(['run', '--list'])\n"
+        "except SystemExit as end: assert end.code in (0, None), end.code\n"
+        "heavy = {'torch', 'transformers', 'scipy', 'altair', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "stdlib-reference" in done.stdout
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_loads_no_heavy_library(command: str) -> None:
     program = (

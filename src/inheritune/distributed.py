@@ -32,6 +32,11 @@ def _state() -> Any:
     return PartialState(cpu=not has_accelerator(), timeout=WAIT)
 
 
+def count_processes() -> int:
+    """Return the number of processes that train together."""
+    return int(_state().num_processes)
+
+
 def is_main() -> bool:
     """Return whether this is the first process (or the only one)."""
     return bool(_state().is_main_process)
@@ -57,8 +62,9 @@ def from_main(function: Callable[[], Result]) -> Result:
         try:
             outcome[0] = function()
         except BaseException as error:  # noqa: BLE001 - raised again below, when the others have heard of it
-            failure = error
-            outcome[1] = _for_all(error)
+            failure = outcome[1] = error
+            if not isinstance(error, InherituneError | KeyboardInterrupt):  # not every exception can be sent
+                outcome[1] = RuntimeError(f"the first process failed: {type(error).__name__}: {error}")
         finally:
             _main_alone = False
     broadcast_object_list(outcome)
@@ -77,10 +83,3 @@ def any_process(flag: bool) -> bool:
     if state.num_processes == 1:
         return flag
     return bool(reduce(torch.tensor(float(flag), device=state.device), "sum").item())
-
-
-def _for_all(error: BaseException) -> BaseException:
-    """Return what the other processes raise for an error of the first; not every exception can be sent to them."""
-    if isinstance(error, InherituneError | KeyboardInterrupt):
-        return error
-    return RuntimeError(f"the first process failed: {type(error).__name__}: {error}")

@@ -20,9 +20,7 @@ def _is_next(one: Any, two: Any) -> bool:
 def runs(items: Iterable[Item], follows: Callable[[Item, Item], bool] = _is_next) -> list[list[Item]]:
     """Return the longest runs of items each of which follows the one before it, in the order given.
 
-    Args:
-        items: layers, or whatever `follows` compares.
-        follows: whether its second argument continues a run that ends with the first; of numbers, the next one does.
+    `follows` says whether its second argument continues a run that ends with the first; of numbers, the next one does.
     """
     found: list[list[Item]] = []
     for item in items:

@@ -29,12 +29,8 @@ def note(text: str) -> None:
 def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show the progress of `total` units of work on standard error, with the time left.
 
-    Args:
-        description: what is being done, for example `"tokenizing"`.
-        total: the number of units of the whole work.
-        done: units that were finished before this process began (a resumed run); the estimate leaves them out.
-
-    Only the first process of a distributed run shows anything, and only the outermost of nested works.
+    The estimate leaves out the units that were `done` before this process began (a resumed run). Only the first process
+    of a distributed run shows anything, and only the outermost of nested works.
     """
     global _showing
     if _showing or int(os.environ.get("RANK", "0")) > 0:
@@ -75,7 +71,7 @@ def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
 @contextmanager
 def _lines(description: str, total: int, done: int) -> Iterator[Advance]:
     start = shown = time.monotonic()
-    first, finished = done, done
+    finished = done
 
     def advance(count: int = 1, note: str = "") -> None:
         nonlocal shown, finished
@@ -84,7 +80,7 @@ def _lines(description: str, total: int, done: int) -> Iterator[Advance]:
         if now - shown < LOG_SECONDS:
             return
         shown = now
-        left = (now - start) / max(finished - first, 1) * (total - finished)
+        left = (now - start) / max(finished - done, 1) * (total - finished)
         text = f"{description}: {finished}/{total} ({finished / max(total, 1):.0%}), {_clock(left)} left"
         print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201 - this is the log line itself
 

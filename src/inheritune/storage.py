@@ -21,9 +21,10 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from inheritune.errors import InherituneError, OutputError
+from inheritune.progress import note
 
 RECORD = "record.json"
 IDENTITY = "identity.json"
@@ -44,8 +45,9 @@ def user_path(name: str | Path, kind: type[InherituneError] = OutputError) -> Pa
     return path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8 so that `path` is never seen half-written.
+@contextmanager
+def written_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a binary file to fill that becomes `path` when the block ends: `path` is never seen half-written.
 
     Raises:
         OutputError: the folder cannot be created or written, or the disk is full.
@@ -53,9 +55,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A file's name may hold bytes that are not UTF-8: they are written as question marks.
-        with temporary.open("w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -63,6 +64,12 @@ def write_text(path: Path, text: str) -> None:
         with suppress(OSError):  # on a read-only disk nothing can be removed, not even what is not there
             temporary.unlink()
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, as `written_file` does; bytes of file names that are not UTF-8 become `?`."""
+    with written_file(path) as file:
+        file.write(text.encode("utf-8", "replace"))
 
 
 def write_json(path: Path, data: Any, indent: int | None = 2) -> None:
@@ -119,14 +126,16 @@ def claimed(
     """
     check_folder(path, identity, option)
     fresh = not (path / IDENTITY).is_file()
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    made = missing_folders(path)
     if fresh:
         write_json(path / IDENTITY, identity)
     try:
         yield
     except BaseException as error:
-        if fresh:
-            _give_back(path, made, preparation if isinstance(error, InherituneError) else ())
+        known = {IDENTITY.split(".")[0], *(preparation if isinstance(error, InherituneError) else ())}
+        # Temporary files begin with a dot and the name of what they become.
+        if fresh and all(each.name.lstrip(".").split(".")[0] in known for each in path.iterdir()):
+            remove_made(path, made)
         raise
 
 
@@ -166,14 +175,15 @@ def read_identity(path: Path, option: str = "--out") -> dict[str, Any] | None:
     return held
 
 
-def _give_back(path: Path, made: Iterable[Path], preparation: Iterable[str]) -> None:
-    """Remove a claim, and the folders that were made for it, if nothing but `preparation` is behind it."""
-    held = [*path.iterdir()]
-    known = {IDENTITY.split(".")[0], *preparation}  # and their temporary files
-    if any(each.name.lstrip(".").split(".")[0] not in known for each in held):
-        return
-    with suppress(OSError):  # the first folder that holds something else stays, and those above it
-        for each in held:
+def missing_folders(path: Path) -> list[Path]:
+    """Return which of a folder and those above it are not there yet, the innermost first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_made(path: Path, made: Iterable[Path]) -> None:
+    """Empty the folder `path`, and remove those that were `made` for it, up to the first that holds something else."""
+    with suppress(OSError):
+        for each in path.iterdir():
             shutil.rmtree(each) if each.is_dir() else each.unlink()
         for folder in made:
             folder.rmdir()
@@ -213,6 +223,7 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
     place = destination.resolve()  # beside what a link points to, the rename stays within one file system
     if file := next((parent for parent in place.parents if parent.is_file()), None):
         raise OutputError(f"cannot write {destination}: {file} is a file")
+    made = missing_folders(place.parent)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _restore(place)
@@ -226,6 +237,10 @@ def whole_folder(destination: Path, replace: bool = False, sync: bool = False) -
                 _sync_path(place.parent)
     except OSError as error:
         raise OutputError(f"cannot write {destination}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):  # all that hold something stay
+            for folder in made:
+                folder.rmdir()
 
 
 @contextmanager
@@ -305,6 +320,7 @@ def _clear_leftovers(place: Path) -> bool:
     locks = {folder: _lock(folder) for folder in folders}
     for folder, lock in locks.items():
         if lock is not None:
+            note(f"removing {folder}, which a command that was killed left behind")
             shutil.rmtree(folder, ignore_errors=True)
             os.close(lock)
     return None in locks.values()

@@ -32,7 +32,7 @@ from inheritune.data import shards as shards_module
 from inheritune.data.tokenizer import encode, vocabulary_size
 from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, ModelError, OutputError
-from inheritune.records.data import Manifest
+from inheritune.records.runs import Manifest
 from inheritune.storage import whole_folder
 from mounting import mounted
 
@@ -208,12 +208,30 @@ def test_a_tokenizer_that_has_only_moved_is_the_same(corpus: Path, shards: Shard
         prepare(corpus, held.folder, copy)
 
 
-def test_what_a_killed_preparation_left_is_cleared(corpus: Path, tmp_path: Path) -> None:
+def test_a_refusal_does_not_say_that_the_shards_are_used(
+    corpus: Path, shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OutputError, match=r"holds other shards \(its source is .*yours is .*empty"):
+        prepare(tmp_path / "empty", shards.folder, "train:300", valid_fraction=0.2)
+    assert "used as they are" not in capsys.readouterr().err
+
+
+def test_a_preparation_that_fails_leaves_no_folder_above_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        prepare(tmp_path / "nothing.txt", tmp_path / "new" / "folder" / "data", "train:300")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_preparation_left_is_cleared(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     left = tmp_path / ".new.0123456789ab.tmp"
     left.mkdir()
     (left / "train-00000.bin").write_bytes(b"half")
     prepare(corpus, tmp_path / "new", "train:300")
     assert not left.exists()
+    assert f"removing {left}, which a command that was killed left behind" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["8k", "36k"], ids=["tokenizer", "shards"])

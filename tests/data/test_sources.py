@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import logging
 import lzma
 import os
 from collections.abc import Callable, Iterable
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from inheritune.data import open_shards, prepare, read_documents
-from inheritune.errors import InherituneError
+from inheritune.errors import DataError, InherituneError
 
 ROWS = b'{"text": "one"}\n{"text": "two"}\n'
 TEXT = b"one\n\ntwo\n"
@@ -246,3 +248,21 @@ def test_a_fault_of_a_data_set_of_the_hub_is_one_line(
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
     with pytest.raises(InherituneError, match=message):
         list(read_documents("hf:some/set"))
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf::", "hf: ", "hf:name:", "hf::config", "hf:a b", "hf:a:b:c"])
+def test_a_name_of_no_data_set_is_one_line(name: str) -> None:
+    with pytest.raises(DataError, match="names no data set of the hub: expected hf:NAME or hf:NAME:CONFIG"):
+        read_documents(name)
+
+
+def test_retries_of_the_hub_are_not_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    retries = huggingface_hub.logging.get_logger("huggingface_hub.utils._http")
+    huggingface_hub.logging.set_verbosity_warning()
+    assert retries.isEnabledFor(logging.WARNING)
+    said: list[bool] = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: said.append(retries.isEnabledFor(logging.WARNING)) or [{"text": "a"}]
+    )
+    assert texts("hf:some/set") == ["a"]
+    assert said == [False]

@@ -20,7 +20,7 @@ from inheritune.cli import evaluate as command
 from inheritune.data import prepare, train_tokenizer, validation_windows
 from inheritune.decoder import load_model, load_tokenizer, save_model
 from inheritune.errors import DataError, InherituneError, ModelError, OutputError
-from inheritune.evaluation import check_output, compare, evaluate, speed, window_losses
+from inheritune.evaluation import check_output, compare, evaluate, generation, window_losses
 from inheritune.records.base import read_record
 from inheritune.records.evaluation import EvaluationRecord, SpeedRatio
 
@@ -38,8 +38,8 @@ def cut(stories: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speeds are compared until enough time is spent; none is enough here."""
-    monkeypatch.setattr(speed, "ENOUGH_SECONDS", 0.0)
-    monkeypatch.setattr(speed, "FEWEST_TURNS", 2)
+    monkeypatch.setattr(generation, "ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(generation, "FEWEST_TURNS", 2)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from inheritune.decoder import load_model, load_tokenizer
 from inheritune.errors import DataError
-from inheritune.evaluation import compare_speed, generate_sample, measure_speed, speed
+from inheritune.evaluation import compare_speed, generate_sample, generation, measure_speed
 from tiny import make_gpt2, make_llama
 
 FIELDS = {
@@ -50,7 +50,7 @@ def test_rates_count_the_tokens_between_two_times(
     tiny_llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, repeats: int
 ) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(generation.time, "perf_counter", lambda: float(next(ticks)))
     record = measure_speed(tiny_llama, prompt_length=9, new_tokens=5, batch=2, repeats=repeats)
     # A tick a token: 2 x 9 prompt tokens in the first second, then 2 tokens a second.
     assert record["prefill_tokens_per_second"] == 18
@@ -83,7 +83,7 @@ def test_the_end_of_text_token_and_odd_defaults_do_not_stop_it(
     own.eos_token_id, own.temperature, own.repetition_penalty, own.max_length = first, 0.3, 1.7, 12
     before = own.to_dict()
     ticks = itertools.count()
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(generation.time, "perf_counter", lambda: float(next(ticks)))
     measure_speed(tiny_gpt2, prompt_length=9, new_tokens=20, repeats=1)
     assert next(ticks) == 2 * 21
     assert tiny_gpt2.generation_config is own
@@ -209,7 +209,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[object, int], fl
     """Let a call of `generate` take `seconds(model, number of calls before)` a token; return who was called."""
     calls: list[object] = []
     now = [0.0]
-    generate = speed._seconds
+    generate = generation._seconds
 
     def timed(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[float, float]:
         step = seconds(model, len(calls))
@@ -219,10 +219,10 @@ def clocked(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[object, int], fl
             now[0] += step
             return now[0]
 
-        monkeypatch.setattr(speed.time, "perf_counter", tick)
+        monkeypatch.setattr(generation.time, "perf_counter", tick)
         return generate(model, prompt)
 
-    monkeypatch.setattr(speed, "_seconds", timed)
+    monkeypatch.setattr(generation, "_seconds", timed)
     return calls
 
 

@@ -34,6 +34,7 @@ def test_the_worst_case_is_all_rounds_of_growth() -> None:
     assert cost.memory.reference == 4 * parameters(16)
     assert cost.memory.logits == 3 * (16 * 128 * 2048 * 4)
     assert cost.memory.activations == 16 * 128 * 16 * (10 * 64 + 4 * 256) * 4
+    assert cost.memory.libraries == (0 if torch.accelerator.is_available() else 520_000_000)
     assert cost.memory_bytes == sum(dict(cost.memory).values())
 
 

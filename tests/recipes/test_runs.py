@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import inheritune as it
-from inheritune.data import TrainingWindows, open_shards, train_tokenizer, validation_windows
+from inheritune.data import TrainingWindows, open_shards, prepare, train_tokenizer, validation_windows
 from inheritune.decoder import load_tokenizer, save_model
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError, RecipeError
 from inheritune.evaluation import window_losses
@@ -349,6 +349,28 @@ def test_one_validation_window_is_refused_before_the_training(setting: Path, tmp
     with pytest.raises(DataError, match=r"too few windows \(1\)"):
         it.run(recipe(setting, data=data, evaluation=evaluation), tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation": {"length": 32, "windows": 2, "speed": False}}, r"too few windows \(1\)"),
+        ({"training": {**FROZEN, "batch": 4, "micro_batch": 3}}, "a batch of 4 sequences cannot be shared"),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_is_refused_gives_back_the_shards_that_it_made(
+    changes: dict[str, Any], message: str, there: bool, setting: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}")
+    folder = tmp_path / "new" / "data"
+    data = {"source": str(tmp_path / "short.txt"), "valid_fraction": 0.5, "folder": str(folder)}
+    if there:
+        prepare(data["source"], folder, setting / "reference", valid_fraction=0.5)
+    with pytest.raises(InherituneError, match=message):
+        it.run(recipe(setting, data=data, **changes), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    assert (folder / "manifest.json").is_file() if there else not folder.parent.exists()
 
 
 def test_growth_goes_on_with_layers_that_are_not_there_yet(setting: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from inheritune.data import Shards, open_shards
 from inheritune.data.shards import write_split
-from inheritune.records.data import Manifest, PrepareSettings, Splits
+from inheritune.records.runs import Manifest, PrepareSettings, Splits
 from tiny import VOCABULARY
 
 

@@ -38,14 +38,14 @@ def run(
 
     A run that was stopped (Ctrl-C, SIGTERM, kill) goes on where it was when the same command is given again.
     """
+    if list_:
+        print_library()
+        return
     from inheritune.checkpoints import hub
     from inheritune.cli.console import console
     from inheritune.distributed import from_main
     from inheritune.recipes import run as run_recipe
 
-    if list_:
-        print_library()
-        return
     if recipe is None:
         raise RecipeError("no recipe given: expected a YAML file or a name that inheritune run --list shows")
     if private and push_to is None:

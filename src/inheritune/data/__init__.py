@@ -1,11 +1,17 @@
 """Sources of text -> tokens -> memory-mapped shards -> batches."""
 
-from inheritune.data.batches import TrainingWindows
 from inheritune.data.prepare import prepare
 from inheritune.data.shards import Shards, open_shards
 from inheritune.data.sources import Document, read_documents
 from inheritune.data.tokenizer import NamedTokenizer, check_same_vocabulary, resolve_tokenizer, train_tokenizer
-from inheritune.data.windows import draw_windows, read_tokens, sample_windows, spread_windows, validation_windows
+from inheritune.data.windows import (
+    TrainingWindows,
+    draw_windows,
+    read_tokens,
+    sample_windows,
+    spread_windows,
+    validation_windows,
+)
 
 __all__ = [
     "Document",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from inheritune.data.sources import VALID_FRACTION, Document, read_documents, so
 from inheritune.data.tokenizer import TRAIN_PREFIX, encode, resolve_tokenizer, tokenizer_digest, vocabulary_size
 from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, ModelError, OutputError
-from inheritune.progress import Advance, note, progress
-from inheritune.records.data import Manifest, PrepareSettings, SourceContent, Splits
+from inheritune.progress import note, progress
+from inheritune.records.runs import Manifest, PrepareSettings, SourceContent, Splits
 from inheritune.storage import difference, is_being_filled, whole_folder
 
 WAIT_SECONDS = 0.5
@@ -78,7 +79,7 @@ def prepare(
         if not (out / MANIFEST).is_file():
             raise
         return _reuse(out, settings)  # another process began in the same moment and was faster
-    return open_shards(out)
+    return replace(open_shards(out), new=True)
 
 
 def _contents(settings: PrepareSettings) -> dict[str, SourceContent]:
@@ -97,11 +98,11 @@ def _reuse(out: Path, settings: PrepareSettings) -> Shards:
     shards = open_shards(out)
     known = shards.manifest.sources
     held, asked = shards.manifest.settings.as_json(), settings.as_json()
+    contents, gone = {}, ""
     try:
         contents = _contents(settings) if known else {}
     except DataError as error:
-        contents = {}
-        note(f"{error}; the shards in {out} are used as they are")
+        gone = str(error)
     for key in known.keys() & contents.keys():
         held[key], asked[key] = known[key].as_json(), contents[key].as_json()
     if not settings.tokenizer.startswith(TRAIN_PREFIX):
@@ -112,6 +113,8 @@ def _reuse(out: Path, settings: PrepareSettings) -> Shards:
             asked["tokenizer"] = held["tokenizer"] if same else f"{settings.tokenizer} with other content"
     if why := difference(held, asked):
         raise OutputError(f"{out} holds other shards ({why}): pass another folder, or delete it to make it again")
+    if gone:
+        note(f"{gone}; the shards in {out} are used as they are")
     return shards
 
 
@@ -123,18 +126,22 @@ def _write(folder: Path, settings: PrepareSettings) -> None:
     train, valid = _split(settings)
     if encoder is None:
         encoder = resolve_tokenizer(settings.tokenizer, (document.text for document in train))
+    documents = {"train": train, "valid": valid}
     size = vocabulary_size(encoder)
     dtype = token_dtype(size)
     encoder.save_pretrained(folder / TOKENIZER)
     with progress("tokenizing", len(train) + len(valid)) as advance:
-        train_split, valid_split = (
-            write_split(folder, name, _counted(encode((document.text for document in part), encoder), advance), dtype)
-            for name, part in (("train", train), ("valid", valid))
-        )
+
+        def tokens(part: list[Document]) -> Iterator[np.ndarray]:
+            for ids in encode((document.text for document in part), encoder):
+                yield ids
+                advance()
+
+        splits = {name: write_split(folder, name, tokens(part), dtype) for name, part in documents.items()}
     Manifest(
         dtype=dtype.str,
         vocabulary=size,
-        splits=Splits(train=train_split, valid=valid_split),
+        splits=Splits(**splits),
         settings=settings,
         sources=sources,
         tokenizer_sha256=tokenizer_digest(encoder),
@@ -161,10 +168,3 @@ def _read(source: str, settings: PrepareSettings) -> list[Document]:
     if not documents:
         raise DataError(f"{source} holds no text")
     return documents
-
-
-def _counted(documents: Iterable[np.ndarray], advance: Advance) -> Iterator[np.ndarray]:
-    """Pass documents on, integers of shape (tokens,) each, and count them."""
-    for document in documents:
-        yield document
-        advance()

@@ -51,15 +51,9 @@ def ending(path: Path) -> str:
 
 
 def read_texts(path: Path, separator: str, field: str) -> Iterator[str | None]:
-    """Yield the texts of a file as its ending in `FORMATS` says.
+    """Yield the texts of a file as its ending in `FORMATS` says, one for each row of a file of rows.
 
-    Args:
-        path: the file.
-        separator: what stands between two texts of a `.txt` file.
-        field: the field of rows that holds the text.
-
-    Yields:
-        A text, one for each row of a file of rows; None for a null, and for a whole file that is not UTF-8.
+    A null is None, and a whole file that is not UTF-8. `separator` and `field` are as for `read_documents`.
 
     Raises:
         DataError: the file cannot be read or is not UTF-8, or a row has no such field or no text there.

@@ -18,7 +18,7 @@ import numpy as np
 
 from inheritune.errors import DataError
 from inheritune.records.base import read_record
-from inheritune.records.data import Manifest, ShardFile, Split
+from inheritune.records.runs import Manifest, ShardFile, Split
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
@@ -37,11 +37,16 @@ class Shards:
     Attributes:
         folder: where they are.
         manifest: what `manifest.json` says.
+        new: whether `prepare` made them just now.
     """
 
     folder: Path
     manifest: Manifest
+    new: bool = False
     _maps: dict[str, list[np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
     @property
     def tokenizer(self) -> Path:

@@ -22,7 +22,7 @@ from inheritune.data.readers import BLANK_LINE, FORMATS, WHOLE, ending, read_tex
 from inheritune.data.shards import is_shards
 from inheritune.errors import DataError, nearest_path, reason
 from inheritune.progress import note, progress
-from inheritune.records.data import SourceContent
+from inheritune.records.runs import SourceContent
 from inheritune.storage import IDENTITY, user_path
 
 STDLIB = "stdlib"
@@ -58,16 +58,13 @@ class _Files:
     _count: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def name(self, path: Path) -> str:
-        """Return a file's path below the root."""
         return path.relative_to(self.root).as_posix()
 
     def leave_out(self, why: str, place: str) -> None:
-        """Count something that is not read."""
         self._first.setdefault(why, place)
         self._count[why] += 1
 
     def say_left_out(self, source: str) -> None:
-        """Say what was left out, if anything was."""
         parts = [f"{why}: {count} (first {self._first[why]})" for why, count in self._count.items()]
         if parts:
             note(f"left out of {source}: {', '.join(parts)}")
@@ -94,6 +91,8 @@ def read_documents(source: str | Path, separator: str = BLANK_LINE, field: str =
         raise DataError("the separator of documents is empty: expected at least one character, for example '\\n'")
     name = str(source)
     if name.startswith(HUB_PREFIX):
+        if not re.fullmatch(r"[^:\s]+(:[^:\s]+)?", name.removeprefix(HUB_PREFIX)):
+            raise DataError(f"{name!r} names no data set of the hub: expected hf:NAME or hf:NAME:CONFIG")
         return _hub_documents(name.removeprefix(HUB_PREFIX), field)
     return _file_documents(name, _find(source), separator, field)
 
@@ -128,7 +127,9 @@ def source_content(source: str | Path) -> SourceContent | None:
 def _find(source: str | Path) -> _Files:
     """Return the files of a source on this machine, in a fixed order."""
     if str(source) == STDLIB:
-        return _stdlib_files()
+        root = Path(sysconfig.get_paths()["stdlib"])
+        paths = [(path, path.relative_to(root).parts) for path in sorted(root.rglob("*.py"))]
+        return _Files(root, [path for path, parts in paths if {"site-packages", "dist-packages"}.isdisjoint(parts)])
     path = user_path(source, DataError)
     if path.is_dir():
         return _folder_files(path)
@@ -138,12 +139,6 @@ def _find(source: str | Path) -> _Files:
     if ending(path) not in MANY:
         raise DataError(f"{path} is of no known kind: expected {', '.join(MANY)}, or one of them packed")
     return _Files(path.parent, [path])
-
-
-def _stdlib_files() -> _Files:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    paths = [(path, path.relative_to(root).parts) for path in sorted(root.rglob("*.py"))]
-    return _Files(root, [path for path, parts in paths if {"site-packages", "dist-packages"}.isdisjoint(parts)])
 
 
 def _folder_files(root: Path) -> _Files:
@@ -156,9 +151,10 @@ def _folder_files(root: Path) -> _Files:
             files.paths.append(path)
         else:
             files.leave_out("linked folders" if path.is_dir() else "files of other kinds", files.name(path))
-    held_out = {path for path in files.paths if _is_held_out(path.relative_to(root))}
-    if any(ending(path) in MANY for path in files.paths if path not in held_out):
-        for path in sorted(held_out):
+    many = [path for path in files.paths if ending(path) in MANY]
+    held_out = dict.fromkeys(path for path in many if any(map(HELD_OUT.fullmatch, path.relative_to(root).parts)))
+    if len(held_out) < len(many):
+        for path in held_out:
             files.leave_out("files of a test or validation split", files.name(path))
         files.paths = [path for path in files.paths if path not in held_out]
     if not files.paths:
@@ -186,10 +182,6 @@ def _is_ours(folder: Path) -> bool:
     return is_shards(folder) or (folder / IDENTITY).is_file()
 
 
-def _is_held_out(path: Path) -> bool:
-    return ending(path) in MANY and any(map(HELD_OUT.fullmatch, path.parts))
-
-
 def _file_documents(source: str, files: _Files, separator: str, field: str) -> Iterator[Document]:
     """Yield the documents of files, in their order.
 
@@ -213,7 +205,9 @@ def _file_documents(source: str, files: _Files, separator: str, field: str) -> I
 
 def _hub_documents(name: str, field: str) -> Iterator[Document]:
     import datasets
+    import huggingface_hub
 
+    huggingface_hub.logging.set_verbosity_error()  # not a line for each retry: the error says why it gave up
     files, row = _Files(Path()), 0
     dataset, _, config = name.partition(":")
     try:

@@ -1,20 +1,96 @@
-"""Fixed windows of tokens: the same ones every time, for evaluation and for analysis."""
+"""Windows of tokens: fixed ones for evaluation and analysis, and the batches of training.
+
+A batch is a pure function of (seed, step): no state, no replay, the same on any number of devices.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch.utils.data import Dataset
 
 from inheritune.data.readers import BLANK_LINE
 from inheritune.data.shards import Shards, is_shards, open_shards
 from inheritune.data.sources import STDLIB, VALID_FRACTION, read_documents
 from inheritune.data.tokenizer import encode
-from inheritune.errors import DataError
+from inheritune.errors import DataError, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+ORDERS = ("shuffle", "replacement")
+
+LONGEST, SHORTEST = 512, 64
+"""Input tokens of a window unless told otherwise: the memory of a batch is bounded, and more context changes little."""
+ENOUGH_WINDOWS = 8
+"""Fewer make a poor interval; halving the windows further costs context (0.1 nats a halving on a small Llama)."""
+
+
+class TrainingWindows(Dataset[dict[str, torch.Tensor]]):
+    """The samples of a whole training run: sample n is row `n % batch` of step `n // batch`.
+
+    `"shuffle"` cuts the split into windows that do not overlap in their targets and visits each once an epoch, in an
+    order drawn anew for every epoch (the paper's FineWeb-Edu runs sample without replacement). `"replacement"` draws
+    every window's start uniformly and independently (its OpenWebText runs). Both depend on (seed, n) alone.
+    """
+
+    def __init__(
+        self, shards: Shards, length: int, samples: int, seed: int, order: str = "shuffle", first: int = 0
+    ) -> None:
+        """Make the samples.
+
+        Args:
+            shards: their training split is used.
+            length: input tokens of a window; a window has one token more.
+            samples: steps x batch.
+            seed: of the order.
+            order: one of `ORDERS`.
+            first: the number of this data set's sample 0, where a round goes on from the rounds before it.
+
+        Raises:
+            DataError: the order is unknown, or the training split has fewer tokens than one window.
+        """
+        if order not in ORDERS:
+            raise DataError(unknown_name("order", order, ORDERS))
+        self.shards, self.length, self.samples = shards, length, samples
+        self.seed, self.order, self.first = seed, order, first
+        self.windows = (shards.tokens("train") - 1) // length
+        if self.windows < 1:
+            have = shards.tokens("train")
+            raise DataError(f"{shards.folder} has {have} training tokens: expected at least {length + 1}, one window")
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
+        """Return sample n: `tokens`, int64 of shape (length + 1,)."""
+        return {"tokens": torch.from_numpy(self.shards.read("train", self.start(self.first + n), self.length + 1))}
+
+    def start(self, n: int) -> int:
+        """Return where sample n of the order starts in the training split."""
+        if self.order == "replacement":
+            last = self.shards.tokens("train") - self.length - 1
+            # SeedSequence hashes its words, so neighbouring n give independent draws.
+            return int(np.random.default_rng((self.seed, n)).integers(0, last + 1))
+        epoch, place = divmod(n, self.windows)
+        return int(_permutation(self.seed, epoch, self.windows)[place]) * self.length
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, windows: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(windows)
+
+
+def fitting_length(context: int | None, tokens: int, enough: int = ENOUGH_WINDOWS) -> int:
+    """Return the input tokens of a window: what the context allows, halved while `tokens` do not make `enough`."""
+    length = min(context or LONGEST, LONGEST)
+    while (tokens - 1) // length < enough and length // 2 >= SHORTEST:
+        length //= 2
+    return length
 
 
 def validation_windows(
@@ -37,10 +113,10 @@ def validation_windows(
     Raises:
         DataError: there are fewer tokens than one window.
     """
-    return spread_windows(read_tokens(source, tokenizer), length, limit, _name(source))
+    return spread_windows(read_tokens(source, tokenizer), length, limit, source)
 
 
-def spread_windows(tokens: np.ndarray, length: int, limit: int, name: str) -> np.ndarray:
+def spread_windows(tokens: np.ndarray, length: int, limit: int, name: object) -> np.ndarray:
     """Return windows as `validation_windows` does, of tokens (tokens,) of `read_tokens`; `name` is for an error."""
     whole = (len(tokens) - 1) // length
     if whole < 1:
@@ -62,10 +138,10 @@ def sample_windows(
     """
     if sequences < 1 or length < 1:
         raise DataError(f"{sequences} sequences of {length} tokens: expected at least 1 of each")
-    return draw_windows(read_tokens(source, tokenizer), sequences, length, seed, _name(source))
+    return draw_windows(read_tokens(source, tokenizer), sequences, length, seed, source)
 
 
-def draw_windows(tokens: np.ndarray, sequences: int, length: int, seed: int, name: str) -> np.ndarray:
+def draw_windows(tokens: np.ndarray, sequences: int, length: int, seed: int, name: object) -> np.ndarray:
     """Return windows as `sample_windows` does, of tokens (tokens,) of `read_tokens`; `name` is for an error."""
     places = len(tokens) - length + 1
     if places < 1:
@@ -94,7 +170,3 @@ def read_tokens(
         documents = (document for document in documents if document.position() < VALID_FRACTION)
     parts = list(encode((document.text for document in documents), tokenizer))
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-
-
-def _name(source: str | Path | Shards) -> str:
-    return str(source.folder) if isinstance(source, Shards) else str(source)

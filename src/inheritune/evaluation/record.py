@@ -14,16 +14,15 @@ from inheritune.data.readers import BLANK_LINE
 from inheritune.decoder import count_parameters, open_decoder
 from inheritune.decoder.source import model_identity
 from inheritune.errors import InherituneError, OutputError
-from inheritune.evaluation.loss import evaluate_windows
-from inheritune.evaluation.paired import CONFIDENCE, MARGIN, check_settings, compare
-from inheritune.evaluation.speed import compare_speed, loaded, measure_speed
+from inheritune.evaluation.generation import compare_speed, loaded, measure_speed
+from inheritune.evaluation.loss import CONFIDENCE, MARGIN, check_settings, compare, evaluate_windows
 from inheritune.evaluation.tasks import check_tasks, run_tasks
 from inheritune.evaluation.windows import common_windows
 from inheritune.records.base import environment, now, read_record
 from inheritune.records.evaluation import Evaluated, EvaluatedData, EvaluationRecord, EvaluationSettings
 
 if TYPE_CHECKING:
-    from inheritune.evaluation.speed import Source
+    from inheritune.evaluation.generation import Source
 
 
 class TasksFailedError(InherituneError):
@@ -69,7 +68,7 @@ def evaluate(
         margin: nats per token by which the model may be worse and still match.
         confidence: level of the confidence interval of the difference.
         speed: measure generation speed and memory as well (128 tokens from a prompt of 128, cut to the context); with
-            a reference both in alternation, and the ratio (`speed.compare_speed`).
+            a reference both in alternation, and the ratio (`compare_speed`).
         tasks: tasks of the lm-evaluation-harness to run as well.
         task_limit: rows per task at most.
 
@@ -110,7 +109,14 @@ def evaluate(
         environment=environment(),
         created=now(),
     )
-    return _with_tasks(record, sources, tasks, task_limit, batch) if tasks else record
+    if not tasks:
+        return record
+    try:
+        results = [run_tasks(source, tasks, task_limit, batch) for source in sources]
+    except InherituneError as error:
+        raise TasksFailedError(str(error), record) from error
+    reference = record.against.model_copy(update={"tasks": results[1]}) if record.against else None
+    return record.model_copy(update={"tasks": results[0], "against": reference})
 
 
 def check_output(path: Path, model: str, data: str, against: str | None) -> None:
@@ -131,31 +137,16 @@ def check_output(path: Path, model: str, data: str, against: str | None) -> None
         raise OutputError(f"{path} holds the evaluation of {held_by}: pass another --out file")
 
 
-def _name(source: Source) -> str:
-    return str(source) if isinstance(source, str | Path) else source.name_or_path or type(source).__name__
-
-
 def _examine(source: Source, tokens: np.ndarray, data_name: str, batch: int) -> tuple[np.ndarray, Evaluated]:
     """Load a model; return its loss on each window, (N,) float64, and its part of the record."""
     model = loaded(source)
-    evaluation = evaluate_windows(model, tokens, data_name, batch, f"evaluating {Path(_name(source)).name}")
+    name = str(source) if isinstance(source, str | Path) else source.name_or_path or type(source).__name__
+    evaluation = evaluate_windows(model, tokens, data_name, batch, f"evaluating {Path(name).name}")
     part = Evaluated(
-        model=_name(source),
+        model=name,
         layers=open_decoder(model).layers,
         parameters=count_parameters(model),
         evaluation=evaluation.summary,
         identity=model_identity(source) if isinstance(source, str | Path) else None,
     )
     return evaluation.losses, part
-
-
-def _with_tasks(
-    record: EvaluationRecord, sources: Sequence[Source], tasks: Sequence[str], limit: int | None, batch: int
-) -> EvaluationRecord:
-    """Return `record` with the results of tasks; a failure leaves it as it is."""
-    try:
-        results = [run_tasks(source, tasks, limit, batch) for source in sources]
-    except InherituneError as error:
-        raise TasksFailedError(str(error), record) from error
-    against = record.against.model_copy(update={"tasks": results[1]}) if record.against else None
-    return record.model_copy(update={"tasks": results[0], "against": against})

@@ -12,11 +12,11 @@ import yaml
 
 from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, InherituneError, library_errors, nearest, reason
-from inheritune.evaluation.speed import loaded
+from inheritune.evaluation.generation import loaded
 from inheritune.records.evaluation import TaskResult, TaskResults
 
 if TYPE_CHECKING:
-    from inheritune.evaluation.speed import Source
+    from inheritune.evaluation.generation import Source
 
 YAML = (".yaml", ".yml")
 
@@ -73,7 +73,6 @@ def check_tasks(tasks: Sequence[str], limit: int | None = None) -> None:
 
 
 def _run(model: Any, names: list[str], limit: int | None, manager: Any, **settings: Any) -> dict[str, Any]:
-    """Run tasks on the harness's model and return its results."""
     import lm_eval
 
     settings |= {"log_samples": False, "confirm_run_unsafe_code": False}
@@ -123,11 +122,10 @@ def _file_task(path: Path) -> str:
         line = "" if place is None else f" at line {place.line + 1}"
         problem = getattr(error, "problem", None) or reason(error)
         raise DataError(f"cannot read {path} as YAML{line}: {problem}") from error
-    names = [config.get(key) for key in ("group", "task")] if isinstance(config, dict) else []
-    name = next((name for name in names if isinstance(name, str) and name), None)
-    if name is None:
-        raise DataError(f"{path} names no task: expected a line such as 'task: my_task' or 'group: my_group'")
-    return name
+    for key in ("group", "task") if isinstance(config, dict) else ():
+        if config.get(key) and isinstance(config[key], str):
+            return config[key]
+    raise DataError(f"{path} names no task: expected a line such as 'task: my_task' or 'group: my_group'")
 
 
 class _TaskLoader(yaml.SafeLoader):

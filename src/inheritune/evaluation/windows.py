@@ -10,19 +10,18 @@ import numpy as np
 
 from inheritune.data import NamedTokenizer, check_same_vocabulary, open_shards, read_tokens, spread_windows
 from inheritune.data.shards import is_shards
+from inheritune.data.windows import ENOUGH_WINDOWS, fitting_length
 from inheritune.decoder import NoTokenizerError, load_config, load_tokenizer
 from inheritune.errors import DataError, ModelError
 from inheritune.evaluation.loss import check_windows
 
 if TYPE_CHECKING:
-    from inheritune.evaluation.speed import Source
+    from transformers import PretrainedConfig
 
-LENGTH = 512
-"""Input tokens of a window unless told otherwise: the memory of a batch is bounded, and more context changes little."""
-SHORTEST = 64
-ENOUGH_WINDOWS = 8
-"""Fewer make a poor interval; halving the windows further costs context (0.1 nats a halving on a small Llama)."""
+    from inheritune.evaluation.generation import Source
+
 WINDOWS = 256
+"""How many windows of a text unless told otherwise."""
 
 
 def open_tokenizer(source: str) -> NamedTokenizer | None:
@@ -52,27 +51,26 @@ def common_windows(
     for name, value in (("length", length), ("number of windows", limit)):
         if value is not None and value < 1:
             raise DataError(f"a {name} of {value}: expected at least 1")
-    limits = [_limits(source) for source in sources]
+    configs = [load_config(source) if isinstance(source, str | Path) else source.config for source in sources]
     tokenizers = [tokenizer for tokenizer in map(_tokenizer, sources) if tokenizer is not None]
     check_same_vocabulary(tokenizers)
-    context = min((context for context, _ in limits if context is not None), default=None)
+    context = min((context for context in map(context_of, configs) if context is not None), default=None)
     if isinstance(data, np.ndarray):
         windows = _cut(data, length, limit)
     elif Path(data).suffix == ".npy":
         windows = _cut(_read_array(Path(data)), length, limit)
     else:
         tokens = _tokens(data, tokenizers, separator, field)
-        windows = _windows_of(tokens, str(data), context, length, limit or WINDOWS)
-    check_windows(windows, context, min(vocabulary for _, vocabulary in limits))
+        limit = limit or WINDOWS
+        length = length or fitting_length(context, len(tokens), min(limit, ENOUGH_WINDOWS))
+        windows = spread_windows(tokens, length, limit, str(data))
+    check_windows(windows, context, min(config.get_text_config(decoder=True).vocab_size for config in configs))
     return windows
 
 
-def _limits(source: Source) -> tuple[int | None, int]:
-    """Return the context (None: no limit) and the number of token ids of a model, from its configuration."""
-    config = load_config(source) if isinstance(source, str | Path) else source.config
-    text = config.get_text_config(decoder=True)
-    context = getattr(text, "max_position_embeddings", None)
-    return int(context) if context else None, int(text.vocab_size)
+def context_of(config: PretrainedConfig) -> int | None:
+    """Return the greatest number of tokens of a model's input; None where its configuration names none."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or None
 
 
 def _tokenizer(source: Source) -> NamedTokenizer | None:
@@ -117,12 +115,3 @@ def _cut(windows: np.ndarray, length: int | None, limit: int | None) -> np.ndarr
     count = min(limit or len(windows), len(windows))
     chosen = np.arange(count) * len(windows) // max(count, 1)
     return windows[chosen, : None if length is None else length + 1]
-
-
-def _windows_of(tokens: np.ndarray, name: str, context: int | None, length: int | None, limit: int) -> np.ndarray:
-    """Return windows (N, length + 1) of tokens (tokens,), of a length that leaves enough of them unless it is given."""
-    if length is None:
-        length = min(context or LENGTH, LENGTH)
-        while (len(tokens) - 1) // length < min(limit, ENOUGH_WINDOWS) and length // 2 >= SHORTEST:
-            length //= 2
-    return spread_windows(tokens, length, limit, name)

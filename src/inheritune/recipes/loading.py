@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -39,12 +40,11 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
     Raises:
         RecipeError: the file cannot be read, or the settings are wrong; the line names every problem.
     """
+    importlib.import_module("inheritune.recipes.methods")  # which a recipe may name; to list recipes it takes too long
     if not isinstance(source, Recipe | Mapping | str | Path):
         raise RecipeError(f"the recipe is a {type(source).__name__}: expected a file, a name, a dict or a Recipe")
-    if isinstance(source, Recipe):
-        settings: dict[str, Any] = source.model_dump(mode="json")
-    else:
-        settings = dict(source) if isinstance(source, Mapping) else _read_yaml(str(source))
+    settings = source.as_json() if isinstance(source, Recipe) else source
+    settings = dict(settings) if isinstance(settings, Mapping) else _read_yaml(str(settings))
     for change in changes:
         _apply(settings, change)
     try:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.benchmark import Timer
+from transformers import PretrainedConfig
 
 from inheritune.data import open_shards, read_documents
 from inheritune.data.shards import MANIFEST
@@ -12,18 +17,15 @@ from inheritune.data.sources import STDLIB
 from inheritune.decoder import count_parameters
 from inheritune.distributed import has_accelerator
 from inheritune.errors import RecipeError
-from inheritune.recipes.configuration import context_of, recipe_config
+from inheritune.evaluation.windows import context_of
 from inheritune.recipes.loading import load_recipe
 from inheritune.recipes.methods import method_of
 from inheritune.recipes.schema import Recipe
+from inheritune.recipes.workspace import recipe_config
 from inheritune.records.runs import MemoryEstimate, PlannedRound, PlanRecord
 from inheritune.surgery import LayerPlan, blueprint
 from inheritune.surgery.config.target import depth_of, target_config
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from inheritune.training import TrainingSettings
+from inheritune.training import TrainingSettings
 
 TRAINING_BYTES = 16
 """Bytes a trained parameter takes: float32 weight, gradient and AdamW's two moments."""
@@ -33,6 +35,8 @@ log-softmax, the student's second log-softmax and that one's gradient as well.""
 HIDDEN, MLP, ATTENTION = 10, 4, 3
 """Numbers that a block keeps of a token for the backward pass, by hidden unit, by MLP unit, and, where the matrix of
 attention probabilities exists, by head and position. Counted in GPT-2, Llama, GPT-NeoX and Falcon: 0.9 to 1.4 times."""
+LIBRARIES = 520_000_000
+"""Bytes of memory that Python, torch and transformers take once they are imported, measured on Linux."""
 BYTES_PER_TOKEN = 4
 """Of text that is not tokenized yet."""
 TIMING_SECONDS = 0.2
@@ -45,7 +49,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
 
     Only the reference's configuration is read. Memory counts weights, gradients and AdamW's moments, the reference, the
     logits, and what each block keeps of each token of a micro-batch (`HIDDEN`, `MLP`, `ATTENTION`), in the training's
-    precision; two trainings that were measured on a CPU took 1.3 times as much in all.
+    precision, and on a CPU Python with its libraries. Four trainings measured there took 0.96 to 1.11 times as much.
 
     Time is the training arithmetic (6 operations per weight and token, 12 per layer, position and hidden unit for
     attention; a third of both for a teacher) at a matrix product's rate measured here and now on the model's own
@@ -58,29 +62,31 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
     Raises:
         InherituneError: the recipe is wrong or does not fit its reference.
     """
-    import psutil
-    import torch
-
     checked = load_recipe(recipe, changes)
-    source = check_recipe(checked)
-    method, depth = method_of(checked), depth_of(source)
+    source, method = check_recipe(checked), method_of(checked)
+    depth = depth_of(source)
     config = method.scaled_config(checked, source)
-    settings = _settings(checked, source)
+    asked = checked.training
+    of_text = _text_tokens(checked) if None in (asked.steps, asked.batch, asked.length) else (0, 0)
+    settings = asked.resolved(context_of(source), *of_text)
     reference = 0 if checked.reference is None else count_parameters(blueprint(source))
     teacher = _operations(source, reference, settings.length) / 3 if method.teaches else 0.0
     rate = UTILISATION * _product_rate(config.get_text_config(decoder=True).hidden_size, settings.tokens_per_step)
-    depths = [len(target) for target in method.plans(checked, depth)]
-    targets = [target_config({"reference": config}, LayerPlan.random(layers)) for layers in depths]
-    rounds = tuple(_planned_round(target, settings, rate, teacher) for target in targets)
-    pairs = zip(targets, rounds, strict=True)
-    needs = [_memory(target, settings, item.parameters, reference, method.teaches) for target, item in pairs]
+    lengths = map(len, method.plans(checked, depth))
+    targets = [target_config({"reference": config}, LayerPlan.random(layers)) for layers in lengths]
+    rounds, needs = [], []
+    for target in targets:
+        tokens, parameters = settings.steps * settings.tokens_per_step, count_parameters(blueprint(target))
+        seconds = tokens * (_operations(target, parameters, settings.length) + teacher) / rate
+        rounds.append(PlannedRound(layers=depth_of(target), parameters=parameters, tokens=tokens, seconds=seconds))
+        needs.append(_memory(target, settings, parameters, reference, method.teaches))
     memory = max(needs, key=lambda need: sum(dict(need).values()))
     on_gpu = torch.cuda.is_available()
     return PlanRecord(
         name=checked.name,
         method=checked.method,
         notes=tuple(method.notes(checked, depth)),
-        rounds=rounds,
+        rounds=tuple(rounds),
         tokens=sum(item.tokens for item in rounds),
         seconds=sum(item.seconds for item in rounds),
         memory=memory,
@@ -105,13 +111,6 @@ def check_recipe(recipe: Recipe) -> PretrainedConfig:
     if context and longest > context:
         raise RecipeError(f"windows of {longest} tokens: expected at most the model's context, {context}")
     return config
-
-
-def _settings(recipe: Recipe, config: PretrainedConfig) -> TrainingSettings:
-    """Return the settings of a round, what they leave to the text being taken from its size."""
-    asked = recipe.training
-    train, valid = _text_tokens(recipe) if None in (asked.steps, asked.batch, asked.length) else (0, 0)
-    return asked.resolved(context_of(config), train, valid)
 
 
 def _text_tokens(recipe: Recipe) -> tuple[int, int]:
@@ -141,13 +140,6 @@ def _operations(config: PretrainedConfig, parameters: int, length: int) -> float
     return 6.0 * parameters + 12.0 * text.num_hidden_layers * length * text.hidden_size
 
 
-def _planned_round(config: PretrainedConfig, settings: TrainingSettings, rate: float, extra: float) -> PlannedRound:
-    """Return what one round takes at `rate` operations a second; `extra` operations a token are not the target's."""
-    tokens, parameters = settings.steps * settings.tokens_per_step, count_parameters(blueprint(config))
-    seconds = tokens * (_operations(config, parameters, settings.length) + extra) / rate
-    return PlannedRound(layers=depth_of(config), parameters=parameters, tokens=tokens, seconds=seconds)
-
-
 def _memory(
     config: PretrainedConfig, settings: TrainingSettings, parameters: int, reference: int, teaches: bool
 ) -> MemoryEstimate:
@@ -167,6 +159,7 @@ def _memory(
         reference=reference * 4,
         logits=(LOGITS + TEACHER_LOGITS * teaches) * tokens * int(text.vocab_size) * 4,
         activations=tokens * depth_of(config) * kept * width,
+        libraries=0 if has_accelerator() else LIBRARIES,
     )
 
 
@@ -175,9 +168,6 @@ def _product_rate(hidden: int, tokens: int) -> float:
 
     The shortest of several timings counts: the others shared the machine.
     """
-    import torch
-    from torch.utils.benchmark import Timer
-
     on_gpu = torch.cuda.is_available()
     kind = {"device": "cuda", "dtype": torch.bfloat16} if on_gpu else {"device": "cpu", "dtype": torch.float32}
     rows = 16384 if on_gpu else max(256, 2**29 // hidden**2)  # more are no faster there, and take minutes

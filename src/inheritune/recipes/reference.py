@@ -25,7 +25,6 @@ says what it takes, `inheritune run RECIPE` does it, `--set training.steps=100` 
 `python -m inheritune.recipes.reference > docs/recipes.md`.
 """
 
-
 WORDS = {"string": "text", "integer": "whole number", "boolean": "true or false", "number": "number", "null": "null"}
 """The types of JSON as a writer of YAML knows them."""
 
@@ -45,7 +44,8 @@ def reference_page() -> str:
     ]
     for name, field in Recipe.model_fields.items():
         if (part := part_of(field.annotation)) is not None and name != "layers":
-            sections.append(f"### `{name}`\n\n{_lead(part)}\n\n{_settings(part, f'{name}.')}")
+            lead = " ".join((inspect.getdoc(part) or "").partition("\n\nAttributes:")[0].split())
+            sections.append(f"### `{name}`\n\n{lead}\n\n{_settings(part, f'{name}.')}")
     return "\n".join([HEAD, *sections])
 
 
@@ -58,16 +58,16 @@ def _settings(model: type[BaseModel], prefix: str = "") -> str:
     """Return a table of a part's plain settings: key, type, default, and what its docstring says of it."""
     said = _attributes(model)
     rows = [
-        (f"`{prefix}{name}`", _type(field), _default(field), said[name])
+        (
+            f"`{prefix}{name}`",
+            _type(field),
+            f"`{json.dumps(field['default'])}`" if "default" in field else "required",
+            said[name],
+        )
         for name, field in model.model_json_schema()["properties"].items()
         if name == "layers" or part_of(model.model_fields[name].annotation) is None
     ]
     return _table(("key", "type", "default", "meaning"), rows)
-
-
-def _lead(model: type[BaseModel]) -> str:
-    """Return what a docstring says before its attributes, on one line."""
-    return " ".join((inspect.getdoc(model) or "").partition("\n\nAttributes:")[0].split())
 
 
 def _attributes(model: type[BaseModel]) -> dict[str, str]:
@@ -87,10 +87,6 @@ def _type(field: dict[str, Any]) -> str:
     if "enum" in field:
         return " or ".join(f"`{choice}`" for choice in field["enum"])
     return f"list of {_type(field['items'])}" if "items" in field else WORDS.get(field.get("type", ""), "mapping")
-
-
-def _default(field: dict[str, Any]) -> str:
-    return f"`{json.dumps(field['default'])}`" if "default" in field else "required"
 
 
 if __name__ == "__main__":

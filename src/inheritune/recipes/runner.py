@@ -1,24 +1,45 @@
-"""`inheritune.run`: one recipe to one folder with a record; run again, it goes on where it was."""
+"""`inheritune.run`: one recipe to one folder with a record; run again, it goes on where it was.
+
+A run ends with its last model, saved as its reference is stored, measured, and described in the record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from inheritune.data import sample_windows
+from inheritune.decoder import load_model, open_decoder
+from inheritune.decoder.source import locate, model_identity
 from inheritune.distributed import from_main, is_main
+from inheritune.errors import ModelError
+from inheritune.evaluation import compare_speed, generate_sample, measure_speed
 from inheritune.progress import note
 from inheritune.recipes.loading import load_recipe
 from inheritune.recipes.methods import method_of
 from inheritune.recipes.preflight import check_recipe
-from inheritune.recipes.result import finish_run
 from inheritune.recipes.schema import Recipe, RecommendedLayers
-from inheritune.recipes.workspace import DATA, open_workspace
-from inheritune.records.base import read_record
-from inheritune.records.runs import RunRecord
-from inheritune.storage import RECORD, check_folder, claimed, read_identity
+from inheritune.recipes.workspace import DATA, Workspace, open_workspace, save_losses
+from inheritune.records.analysis import AnalysedText
+from inheritune.records.base import environment, now, read_record
+from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord, RunData, RunRecord
+from inheritune.records.surgery import ParameterCounts
+from inheritune.spectra import analyze_into
+from inheritune.storage import RECORD, check_folder, claimed, read_identity, write_text
+from inheritune.surgery import LayerPlan
+from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
 from inheritune.surgery.config.target import depth_of
+from inheritune.surgery.files.carried import add_older_names, carry_files, fetch_files
+from inheritune.surgery.plan.row import LayerRow
+from inheritune.surgery.width import describe_width
+
+SAMPLE_TOKENS = 64
+LOSSES = "losses.npy"
+"""The result's loss on each window, where its weights were rounded after the last round."""
 
 
 def run(
@@ -51,7 +72,9 @@ def run(
     # The first process claims for all of them: the others only write where it has been.
     with claimed(folder, identity, preparation=(DATA,)) if is_main() else nullcontext():
         workspace = open_workspace(checked, folder, config)
-        return finish_run(workspace, method.run(workspace))
+        rounds = method.run(workspace)
+        _ = workspace.reference_evaluation  # asked for by all processes, before the first works alone
+        return from_main(lambda: _finish(workspace, rounds))
 
 
 def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
@@ -65,3 +88,151 @@ def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
     if not isinstance(held, dict) or named is None or held.get("analysis") != named:
         return recipe
     return load_recipe({**recipe.as_json(), "layers": held})
+
+
+def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
+    """Save the last round's model as the run's result, measure it, and write the run's record, last."""
+    recipe, shards = workspace.recipe, workspace.shards
+    result, reference = _result(workspace, rounds), None
+    ours = _measured(workspace, workspace.load_round(rounds[-1]), "result")
+    saved, level = workspace.folder / rounds[-1].model, recipe.evaluation.confidence
+    if recipe.reference is not None:
+        theirs = _measured(workspace, workspace.reference, "reference")
+        if recipe.evaluation.speed:  # as `inheritune evaluate --speed` does
+            speeds = compare_speed(saved, recipe.reference, confidence=level)
+            ours["speed"], theirs["speed"], ours["speed_ratio"] = speeds
+        reference = workspace.reference_record().model_copy(update=theirs)
+    elif recipe.evaluation.speed:
+        ours["speed"] = measure_speed(saved)
+    result = result.model_copy(update=ours)
+    add_older_names(saved / "config.json")
+    if reference is not None:
+        _add_card(workspace, rounds, reference, result)
+    return RunRecord(
+        name=recipe.name,
+        method=recipe.method,
+        recipe=recipe.as_json(),
+        seed=recipe.seed,
+        environment=environment(),
+        created=now(),
+        data=RunData(
+            source=recipe.data.source,
+            tokenizer=recipe.data.tokenizer or recipe.reference,
+            vocabulary=shards.vocabulary,
+            train_tokens=shards.tokens("train"),
+            valid_tokens=shards.tokens("valid"),
+            digest=shards.digest,
+        ),
+        reference=reference,
+        rounds=tuple(rounds),
+        result=result,
+    ).write(workspace.folder / RECORD)
+
+
+def _result(workspace: Workspace, rounds: Sequence[RoundRecord]) -> ResultRecord:
+    """Save the result and return its part of the record: the loss is that of the weights as they are saved.
+
+    Weights of another dtype than float32 are rounded, so that model is evaluated again.
+    """
+    last, dtype = rounds[-1], workspace.save_dtype
+    tokens = sum(record.tokens for record in rounds)
+    losses, evaluation, comparison = last.losses, last.evaluation, last.comparison
+    if dtype != "float32":
+        folder = workspace.folder / last.model
+        workspace.save(load_model(folder, dtype=dtype), folder, tokens)
+        rounded = workspace.evaluate(workspace.load_round(last))
+        save_losses(workspace.folder / LOSSES, rounded.losses)
+        losses, evaluation, comparison = LOSSES, rounded.summary, workspace.compare(rounded)
+    return ResultRecord(
+        model=last.model,
+        losses=losses,
+        layers=last.layers,
+        parameters=last.parameters,
+        dtype=dtype,
+        tokens=tokens,
+        seconds=sum(record.seconds for record in rounds),
+        evaluation=evaluation,
+        comparison=comparison,
+        matched=None if comparison is None else comparison.matches,
+    )
+
+
+def _measured(workspace: Workspace, model: PreTrainedModel, role: str) -> dict[str, Any]:
+    """Sample what a model writes and analyse its attention, as the recipe wants it; return these fields of its record.
+
+    The analysis is in a folder below the run's.
+    """
+    recipe, tokenizer, settings = workspace.recipe, workspace.tokenizer, workspace.recipe.analysis
+    prompt = recipe.evaluation.prompt
+    sample = generate_sample(model, tokenizer, prompt, SAMPLE_TOKENS, recipe.seed) if prompt else None
+    if settings is None or role not in settings.of:
+        return {"sample": sample, "analysis": None}
+    length = min(settings.length, open_decoder(model).context or settings.length)
+    tokens = sample_windows(workspace.shards, tokenizer, settings.sequences, length, seed=recipe.seed)
+    place = f"analysis/{role}"
+    analyze_into(
+        workspace.folder / place,
+        model,
+        tokens,
+        tau=settings.tau,
+        eta=settings.eta,
+        tokenizer=tokenizer,
+        name=str(recipe.reference if role == "reference" else workspace.folder),  # what a command takes for it
+        identity=model_identity(str(recipe.reference)) if role == "reference" else None,
+        data=AnalysedText(
+            source=recipe.data.validation or recipe.data.source,
+            tokens=workspace.shards.tokens("valid"),
+            seed=recipe.seed,
+        ),
+    )
+    return {"sample": sample, "analysis": place}
+
+
+def _add_card(
+    workspace: Workspace, rounds: Sequence[RoundRecord], reference: ReferenceRecord, result: ResultRecord
+) -> None:
+    """Write the result's model card, and the licence files of its reference, into the result's folder."""
+    recipe, folder = workspace.recipe, workspace.folder / rounds[-1].model
+    try:
+        place = locate(str(recipe.reference))
+        fetch_files(place)
+    except ModelError as error:  # the training is done: a hub that cannot be reached now must not lose it
+        note(f"the result has no model card: {error}")
+        return
+    card = model_card(
+        name=recipe.name,
+        plan=_origins(rounds),
+        places={"reference": place},
+        parameters=ParameterCounts(before=reference.parameters, after=result.parameters),
+        command=environment().command or f"inheritune run {recipe.name}",
+        width="" if recipe.width is None else describe_width(workspace.config, recipe.width),
+        figures=_figures(reference, result),
+        address=f"{workspace.folder.resolve().name}/{rounds[-1].model}",  # from beside the run\'s folder
+    )
+    carry_files(place.folder, folder, LICENCES)
+    write_text(folder / CARD, card)
+
+
+def _origins(rounds: Sequence[RoundRecord]) -> LayerPlan:
+    """Return where the layers of the last round were first taken from."""
+    before: tuple[LayerRow, ...] = ()
+    for record in rounds:
+        plan = LayerPlan.from_records(record.plan or ())
+        before = tuple(before[row.source or 0] if row.model == "target" else row for row in plan)
+    return LayerPlan(before)
+
+
+def _figures(reference: ReferenceRecord, result: ResultRecord) -> dict[str, str]:
+    """Return what was measured, in words."""
+    rows = {
+        f"loss on {without_paths(result.evaluation.data)}": f"{result.evaluation.loss:.4f} nats a token",
+        "the reference's loss there": f"{reference.evaluation.loss:.4f} nats a token",
+        "trained on": f"{result.tokens:,} tokens",
+    }
+    if (test := result.comparison) is not None:
+        interval = f"{test.confidence:.0%} interval {test.ci_low:+.4f} to {test.ci_high:+.4f}"
+        rows["difference"] = f"{test.difference:+.4f} nats a token ({interval}, {test.windows} windows)"
+    if (speed := result.speed_ratio) is not None:
+        interval = f"{speed.ci_low:.2f} to {speed.ci_high:.2f}"
+        rows["speed of generation"] = f"{speed.ratio:.2f} times the reference's ({interval})"
+    return rows

@@ -1,9 +1,7 @@
 """The recipe: everything that decides a run's result, and nothing else; and the methods that it may name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -17,9 +15,6 @@ OWN_SETTINGS = ("architecture", "layers", "parts", "width", "distill_alpha", "gr
 """Settings of a recipe that only some methods take; all others are common to all."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-
-LONGEST, SHORTEST = 512, 64
-ENOUGH_WINDOWS = 8
 FEWEST_STEPS, SMALLEST_BATCH, LARGEST_BATCH = 50, 4, 16
 """What `RecipeTraining.resolved` keeps to."""
 
@@ -94,9 +89,9 @@ class RecipeTraining(TrainingSettings):
 
     def resolved(self, context: int | None, train_tokens: int, valid_tokens: int) -> TrainingSettings:
         """Return the settings with every null replaced by what the model's context and the text's size say."""
-        length = self.length or min(context or LONGEST, LONGEST)
-        while self.length is None and length // 2 >= SHORTEST and (valid_tokens - 1) // length < ENOUGH_WINDOWS:
-            length //= 2
+        from inheritune.data.windows import fitting_length
+
+        length = self.length or fitting_length(context, valid_tokens)
         windows = max((train_tokens - 1) // length, 1)
         batch = self.batch or min(max(windows // FEWEST_STEPS, SMALLEST_BATCH), LARGEST_BATCH)
         steps = self.steps or max(-(-windows // batch), FEWEST_STEPS)
@@ -250,7 +245,7 @@ class Recipe(_Part):
         return default
 
     @model_validator(mode="after")
-    def _has_a_model(self) -> Recipe:
+    def _has_a_model(self) -> Self:
         if self.reference is None and self.architecture is None:
             raise ValueError("neither reference nor architecture is given: expected a model to start from")
         if self.reference is not None and self.architecture is not None:

@@ -1,35 +1,36 @@
-"""What the rounds of one run share: its folder, data, reference and fixed validation windows."""
+"""What the rounds of one run share: its folder, data, reference, fixed validation windows, and their configuration."""
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from inheritune.data import Shards, TrainingWindows, check_same_vocabulary, open_shards, prepare, validation_windows
-from inheritune.decoder import count_parameters, load_model, load_tokenizer, save_model
+from inheritune.data import Shards, TrainingWindows, check_same_vocabulary, prepare, validation_windows
+from inheritune.data.tokenizer import TRAIN_PREFIX
+from inheritune.decoder import count_parameters, load_config, load_model, load_tokenizer, save_model
 from inheritune.decoder.source import model_identity, resolve_model
 from inheritune.decoder.view import on_accelerator
-from inheritune.distributed import from_main
-from inheritune.errors import DataError, OutputError
+from inheritune.distributed import count_processes, from_main, is_main
+from inheritune.errors import DataError, InherituneError, OutputError, PlanError, RecipeError, library_errors, nearest
 from inheritune.evaluation import compare, evaluate_windows, window_losses
-from inheritune.evaluation.loss import Evaluation
-from inheritune.evaluation.paired import check_settings
-from inheritune.evaluation.windows import open_tokenizer
-from inheritune.recipes.configuration import context_of, recipe_config
+from inheritune.evaluation.loss import Evaluation, check_settings
+from inheritune.evaluation.windows import context_of, open_tokenizer
 from inheritune.recipes.schema import Recipe, RecipeTraining
 from inheritune.records.base import read_record
 from inheritune.records.evaluation import Comparison
 from inheritune.records.runs import ReferenceRecord, RoundRecord, TrainedOn
+from inheritune.storage import missing_folders, remove_made, written_file
+from inheritune.surgery import blueprint
 from inheritune.surgery.config.target import depth_of
 from inheritune.training import TrainingSettings
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from inheritune.training.engine import share_batch
 
 DATA = "data"
 """The folder of a run's shards, where the recipe names no other."""
@@ -57,13 +58,9 @@ class Workspace:
     shards: Shards
     config: PretrainedConfig
 
-    def load(self, source: str | Path, dtype: str = "float32") -> PreTrainedModel:
-        """Load a model of this run in evaluation mode, on the accelerator if there is one."""
-        return on_accelerator(load_model(source, dtype=dtype))
-
     def load_round(self, record: RoundRecord) -> PreTrainedModel:
-        """Load the model that a round left behind, float32."""
-        return self.load(self.folder / record.model)
+        """Load the model that a round left behind, float32, in evaluation mode, on the accelerator if there is one."""
+        return on_accelerator(load_model(self.folder / record.model, dtype="float32"))
 
     def save(self, model: PreTrainedModel, folder: Path, tokens: int) -> None:
         """Save a model, as it is, with its tokenizer and the number of tokens that it was trained on, in all rounds."""
@@ -72,8 +69,8 @@ class Workspace:
 
     @cached_property
     def reference(self) -> PreTrainedModel:
-        """The reference, float32, in evaluation mode."""
-        return self.load(str(self.recipe.reference))
+        """The reference, likewise."""
+        return on_accelerator(load_model(str(self.recipe.reference), dtype="float32"))
 
     @property
     def depth(self) -> int:
@@ -81,14 +78,10 @@ class Workspace:
         return depth_of(self.config)
 
     @property
-    def source_dtype(self) -> str:
-        """The dtype of the reference's weights as they are stored, for example `bfloat16`."""
-        return str(getattr(self.config, "dtype", None) or "float32").removeprefix("torch.")
-
-    @property
     def save_dtype(self) -> str:
-        """The dtype that the result's weights are stored in."""
-        return self.source_dtype if self.recipe.save_dtype == "source" else self.recipe.save_dtype
+        """The dtype that the result's weights are stored in, for example `bfloat16`."""
+        source = str(getattr(self.config, "dtype", None) or "float32").removeprefix("torch.")
+        return source if self.recipe.save_dtype == "source" else self.recipe.save_dtype
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -157,12 +150,9 @@ class Workspace:
 
 
 def open_workspace(recipe: Recipe, folder: Path, config: PretrainedConfig) -> Workspace:
-    """Prepare the data and return the workspace; what the text does not allow is refused before anything is trained.
+    """Prepare the data and return the workspace of a recipe that was checked against `config`.
 
-    Args:
-        recipe: what is run, checked against `config`.
-        folder: of the run.
-        config: of the reference, or of the recipe's architecture.
+    What the text does not allow is refused before anything is trained; shards that were made for it are given back.
 
     Raises:
         InherituneError: the data cannot be used, or not with the reference; one line.
@@ -171,7 +161,17 @@ def open_workspace(recipe: Recipe, folder: Path, config: PretrainedConfig) -> Wo
     place = Path(data.folder) if data.folder else folder / DATA
     tokenizer = data.tokenizer or str(recipe.reference)
     how = data.model_dump(exclude={"source", "tokenizer", "folder"})
-    shards = open_shards(from_main(lambda: prepare(data.source, place, tokenizer, **how).folder))
+    missing = missing_folders(place)
+    shards = from_main(lambda: prepare(data.source, place, tokenizer, **how))
+    try:
+        return _workspace_of(recipe, folder, shards, config)
+    except InherituneError:
+        if shards.new and is_main():
+            remove_made(place, missing)
+        raise
+
+
+def _workspace_of(recipe: Recipe, folder: Path, shards: Shards, config: PretrainedConfig) -> Workspace:
     if recipe.reference is None:
         config = recipe_config(recipe, shards.vocabulary, load_tokenizer(shards.tokenizer).eos_token_id)
     else:
@@ -180,6 +180,7 @@ def open_workspace(recipe: Recipe, folder: Path, config: PretrainedConfig) -> Wo
     if shards.vocabulary > (known := config.get_text_config(decoder=True).vocab_size):
         raise DataError(f"{shards.folder} has {shards.vocabulary} token ids: expected at most the model's {known}")
     training = recipe.training.resolved(context_of(config), shards.tokens("train"), shards.tokens("valid"))
+    share_batch(training, count_processes())  # a batch that cannot be shared out is refused
     settled = recipe.model_copy(update={"training": RecipeTraining(**training.model_dump())})
     workspace = Workspace(settled, training, folder, shards, config)
     TrainingWindows(shards, training.length, 1, recipe.seed, training.order)  # too little text is refused
@@ -190,7 +191,48 @@ def open_workspace(recipe: Recipe, folder: Path, config: PretrainedConfig) -> Wo
 
 def save_losses(path: Path, losses: np.ndarray) -> None:
     """Write the loss of each window, (N,) float64, so that runs on the same windows can be compared in pairs."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with written_file(path) as file:
         np.save(file, losses)
-    temporary.replace(path)
+
+
+def recipe_config(recipe: Recipe, vocabulary: int | None = None, end: int | None = None) -> PretrainedConfig:
+    """Return the configuration of the reference, or of the architecture that the recipe describes.
+
+    `plan` and `run` both ask here, so that both see one model and refuse the same mistakes. An architecture that names
+    none of its own gets the number of token ids of the text, `vocabulary`, and the id of its end-of-text token, `end`;
+    the number is that of the tokenizer that the recipe trains, if it trains one, where it is not known yet.
+
+    Raises:
+        ModelError: the reference cannot be read.
+        RecipeError: the model type or a field of the architecture is unknown, or its values contradict each other.
+    """
+    if recipe.reference is not None:
+        return load_config(recipe.reference)
+    if vocabulary is None and (trained := re.fullmatch(rf"{TRAIN_PREFIX}(\d+)", recipe.data.tokenizer or "")):
+        vocabulary = int(trained[1])
+    tokens = {"vocab_size": vocabulary, "bos_token_id": end, "eos_token_id": end}
+    return _described({key: value for key, value in tokens.items() if value is not None} | (recipe.architecture or {}))
+
+
+def _described(architecture: dict[str, Any]) -> PretrainedConfig:
+    """Return the transformers configuration with these fields; `model_type` says of which family."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = str(architecture.pop("model_type", ""))
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        hint = nearest(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        what = f"architecture.model_type {kind!r} is no decoder language model of transformers"
+        raise RecipeError(f"{what}: expected gpt2, say{hint}")
+    plain = CONFIG_MAPPING[kind]()
+    known = {*plain.to_dict(), *plain.attribute_map}
+    if unknown := [key for key in architecture if key not in known]:
+        hint = nearest(unknown[0], known)
+        raise RecipeError(f"architecture: {unknown[0]!r} is no field of a {kind} configuration{hint}")
+    try:
+        with library_errors("architecture", kind=RecipeError):
+            config = CONFIG_MAPPING[kind](**architecture)
+            blueprint(config)  # builds no weights; values that contradict each other come to light here
+    except PlanError as error:
+        raise RecipeError(f"architecture: {error}") from error
+    return config

@@ -1,7 +1,5 @@
 """`spectra.json` and `maps.json`: what an analysis of a model's attention writes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 

@@ -5,8 +5,6 @@ A `Record` is a part of a file, a `Document` a whole file: it has a `kind` and a
 field that this version does not know is passed over. Numbers are finite: what is not defined is null.
 """
 
-from __future__ import annotations
-
 import datetime
 import functools
 import importlib.metadata
@@ -159,6 +157,8 @@ def environment() -> Environment:
     import torch
 
     own = sys.modules["inheritune"].__version__  # importing the package from here would be a circle
+    program = Path(sys.argv[0])  # `python -m inheritune`, as torchrun starts it, is `inheritune`
+    name = program.parent.name if program.name == "__main__.py" else program.name
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
@@ -168,19 +168,13 @@ def environment() -> Environment:
         torch_threads=torch.get_num_threads(),
         accelerators=tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())),
         commit=_commit(),
-        command=shlex.join([_program(), *sys.argv[1:]]).encode("utf-8", "replace").decode(),
+        command=shlex.join([name, *sys.argv[1:]]).encode("utf-8", "replace").decode(),
     )
 
 
 def now() -> str:
     """Return the present time, UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _program() -> str:
-    """Return the name of the running command; `python -m inheritune`, as torchrun starts it, is `inheritune`."""
-    path = Path(sys.argv[0])
-    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def _commit() -> str | None:

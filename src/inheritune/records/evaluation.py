@@ -1,7 +1,5 @@
 """What is measured of trained models: loss, the paired comparison, speed, tasks."""
 
-from __future__ import annotations
-
 from inheritune.records.base import Document, Environment, Record
 
 

@@ -1,7 +1,5 @@
 """Where the layers of a new model come from."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from inheritune.records.base import Document, Environment, Record

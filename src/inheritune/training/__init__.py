@@ -1,10 +1,17 @@
-"""How to train: settings, losses, the schedule and the engine on transformers' Trainer."""
+"""How to train: settings, losses, the schedule and the engine on transformers' Trainer.
+
+The engine and the losses are imported on first use, so that a recipe is read without transformers.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from inheritune.training.checkpoints import delete_checkpoints
-from inheritune.training.engine import TrainingOutcome, train
-from inheritune.training.losses import DistillationLoss, next_token_loss
-from inheritune.training.schedule import cosine_with_warmup
-from inheritune.training.settings import TrainingSettings
+from inheritune.training.settings import TrainingSettings, cosine_with_warmup
+
+if TYPE_CHECKING:
+    from inheritune.training.engine import TrainingOutcome, train
+    from inheritune.training.losses import DistillationLoss, next_token_loss
 
 __all__ = [
     "DistillationLoss",
@@ -15,3 +22,10 @@ __all__ = [
     "next_token_loss",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "losses" if "loss" in name.lower() else "engine"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

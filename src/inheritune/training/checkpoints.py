@@ -35,18 +35,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
     One warning says why they could not be used and from where training goes on.
     """
-    problems, newest = [], None
-    for path in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
-        problem = _problem(path)
-        if problem is None:
-            newest = path
-            break
-        problems.append(f"{path.name} cannot be used ({problem})")
-        shutil.rmtree(path)
+    problems, paths = [], sorted(folder.glob("checkpoint-*"), key=_step)
+    while paths and (problem := _problem(paths[-1])):
+        problems.append(f"{paths[-1].name} cannot be used ({problem})")
+        shutil.rmtree(paths.pop())
     if problems:
-        goes_on = "this round starts anew" if newest is None else f"training goes on from {newest.name}"
+        goes_on = f"training goes on from {paths[-1].name}" if paths else "this round starts anew"
         _LOG.warning("%s: %s", ", ".join(problems), goes_on)
-    return newest
+    return paths[-1] if paths else None
 
 
 def delete_checkpoints(round_folder: Path) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,34 +95,28 @@ class WatchCollapse(TrainerCallback):
         self._gradients = True
 
     @override
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         self._watching = state.is_world_process_zero
         if not self._watching:
             return
-        if _is_sharded(model, args):
+        if _is_sharded(kw["model"], args):
             self._stop("its weights lie in shards on several devices, and one process alone cannot run it")
             return
         last = self.log.cut_behind(state.global_step, keep=lambda step: self._is_due(step, state))
         self._last = last["step"] if last else None
         if state.global_step % self.every == 0:
-            self._write(model, state)
+            self._write(kw["model"], state)
 
     @override
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         if self._is_due(state.global_step, state):
-            self._write(model, state)
+            self._write(kw["model"], state)
 
     @override
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         # Training may stop before its last step; the best weights, loaded at the end, are not those of this step.
         if not args.load_best_model_at_end:
-            self._write(model, state)
+            self._write(kw["model"], state)
 
     def _is_due(self, step: int, state: TrainerState) -> bool:
         return step % self.every == 0 or step == state.max_steps
@@ -141,12 +133,11 @@ class WatchCollapse(TrainerCallback):
             return
         seconds = _clock() - start
         self.seconds += seconds
-        tokens = state.num_input_tokens_seen
+        step, tokens = state.global_step, int(state.num_input_tokens_seen)
         if self.tokens_per_step is not None:
-            tokens = state.global_step * self.tokens_per_step
-        line = {"step": state.global_step, "tokens": int(tokens), **measured, "seconds": round(seconds, 6)}
-        self.log.append(line)
-        self._last = state.global_step
+            tokens = step * self.tokens_per_step
+        self.log.append({"step": step, "tokens": tokens, **measured, "seconds": round(seconds, 6)})
+        self._last = step
 
     def _stop(self, reason: str) -> None:
         self._watching = False
@@ -161,7 +152,10 @@ class WatchCollapse(TrainerCallback):
         """
         decoder = open_decoder(model)
         check_fit(decoder, self.windows)
-        with _undisturbed(model):
+        device = model.get_input_embeddings().weight.device
+        devices = [device] if device.type == "cuda" else []
+        # The random states stay as they are, and the mixed precision of training is left out of it.
+        with torch.random.fork_rng(devices), torch.autocast(device.type, enabled=False):
             table = self._ranks(decoder)
             gradients = self._gradient_norms(decoder)
         layers = table.layers()
@@ -203,17 +197,6 @@ class WatchCollapse(TrainerCallback):
             return {}
         sides = {"query": gradients.query, "key": gradients.key}
         return {side: dict(zip(gradients.layers_index, norms.tolist(), strict=True)) for side, norms in sides.items()}
-
-
-@contextmanager
-def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Leave the random states as they are and the mixed precision of training out of it."""
-    device = model.get_input_embeddings().weight.device
-    with (
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-        torch.autocast(device.type, enabled=False),
-    ):
-        yield
 
 
 def _clock() -> float:

@@ -7,6 +7,9 @@ groups, the schedule, the log, and that an incomplete or damaged checkpoint is n
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +20,26 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from typing_extensions import override
 
 from inheritune.data import TrainingWindows
 from inheritune.distributed import WAIT, any_process, from_main, has_accelerator
 from inheritune.errors import OutputError, RecipeError, library_errors
 from inheritune.storage import system_errors
-from inheritune.training.callbacks import METRICS, RoundLog, StopAtSignal, Validate
 from inheritune.training.checkpoints import FOLDER, mark_complete, newest_checkpoint
 from inheritune.training.collapse import COLLAPSE, WatchCollapse
-from inheritune.training.log import StepLog
+from inheritune.training.log import METRICS, RoundLog, StepLog, Validate
 from inheritune.training.losses import Loss, next_token_loss
-from inheritune.training.schedule import cosine_with_warmup
-from inheritune.training.settings import TrainingSettings
+from inheritune.training.settings import TrainingSettings, cosine_with_warmup
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,10 @@ def train(
     watching = []
     if watch is not None and (every := settings.watch_every):
         watching = [WatchCollapse(folder / COLLAPSE, watch, every, tokens_per_step=settings.tokens_per_step)]
-    log, stop = RoundLog(StepLog(folder / METRICS), settings, validate, description, watching), StopAtSignal()
+    log = RoundLog(
+        StepLog(folder / METRICS), settings, validate, description, lambda: sum(each.seconds for each in watching)
+    )
+    stop = StopAtSignal()
     with stop.listening(), contextlib.closing(log):
         trainer = _RoundTrainer(
             model=model,
@@ -99,6 +111,43 @@ def train(
         raise KeyboardInterrupt
     model.eval()
     return TrainingOutcome(settings.steps, settings.steps * settings.tokens_per_step, log.seconds)
+
+
+class StopAtSignal(TrainerCallback):
+    """Turns the first Ctrl-C or SIGTERM into a checkpoint and an orderly stop; a second Ctrl-C stops at once.
+
+    A second SIGTERM changes nothing: torchrun and a scheduler may each send one. The stop waits for the next line of
+    the log: a checkpoint between two lines would split the mean that the line shows, and the resumed run's log would
+    differ from an uninterrupted one's. There all processes ask whether any of them got a signal, so that they stop at
+    one step.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step % args.logging_steps == 0 and any_process(self.requested):
+            control.should_save = True
+            control.should_training_stop = True
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen while the block runs; the handlers that were there before are put back."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Python delivers signals to the main thread only
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that was not set by Python
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
 
 
 class _RoundTrainer(Trainer):
@@ -151,12 +200,13 @@ def _optimizers(model: nn.Module, settings: TrainingSettings) -> tuple[AdamW, La
 
 
 def _arguments(settings: TrainingSettings, checkpoints: Path, seed: int) -> TrainingArguments:
+    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
         max_grad_norm=settings.clip,
         use_cpu=not has_accelerator(),
-        bf16=_use_bfloat16(settings.precision),
+        bf16=settings.precision == "bfloat16" or (settings.precision == "auto" and bfloat16),
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -170,14 +220,18 @@ def _arguments(settings: TrainingSettings, checkpoints: Path, seed: int) -> Trai
         seed=seed,
         ddp_timeout=int(WAIT.total_seconds()),
     )
-    micro, accumulate = _share(settings, arguments.world_size)
+    micro, accumulate = share_batch(settings, arguments.world_size)
     arguments.per_device_train_batch_size = micro
     arguments.gradient_accumulation_steps = accumulate
     return arguments
 
 
-def _share(settings: TrainingSettings, devices: int) -> tuple[int, int]:
-    """Return (sequences of a micro-batch, micro-batches of a step) for one of `devices` devices."""
+def share_batch(settings: TrainingSettings, devices: int) -> tuple[int, int]:
+    """Return (sequences of a micro-batch, micro-batches of a step) for one of `devices` devices.
+
+    Raises:
+        RecipeError: the batch is no multiple of what they take at once.
+    """
     micro = settings.micro_batch or settings.batch // devices
     if micro < 1 or settings.batch % (micro * devices):
         raise RecipeError(
@@ -185,9 +239,3 @@ def _share(settings: TrainingSettings, devices: int) -> tuple[int, int]:
             f"{max(micro, 1)}: expected a multiple of {max(micro, 1) * devices}"
         )
     return micro, settings.batch // (micro * devices)
-
-
-def _use_bfloat16(precision: str) -> bool:
-    if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return precision == "bfloat16"

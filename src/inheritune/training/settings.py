@@ -1,8 +1,7 @@
-"""How one training round is done; the defaults are the paper's (App. F) where it gives one."""
+"""How one training round is done, and its learning rate; the paper's values (App. F) where it gives one."""
 
-from __future__ import annotations
-
-from typing import Literal
+import math
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -57,7 +56,7 @@ class TrainingSettings(BaseModel):
     watch_windows: int = Field(default=8, gt=0)
 
     @model_validator(mode="after")
-    def _consistent(self) -> TrainingSettings:
+    def _consistent(self) -> Self:
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(
                 f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: "
@@ -72,3 +71,16 @@ class TrainingSettings(BaseModel):
     def tokens_per_step(self) -> int:
         """Predicted tokens of one optimiser step."""
         return self.batch * self.length
+
+
+def cosine_with_warmup(step: int, steps: int, warmup: int, peak: float, floor: float) -> float:
+    """Return the learning rate of optimiser step `step` (0-based) of `steps`: a linear warm-up, then a cosine down.
+
+    The warm-up's step s has `peak * (s + 1) / warmup`; the cosine starts at the peak and its last step is at `floor`.
+    A warm-up longer than half the round is shortened to half of it, so that a short round still reaches its peak.
+    """
+    warmup = min(warmup, steps // 2)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = min((step - warmup) / max(steps - 1 - warmup, 1), 1.0)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * done))

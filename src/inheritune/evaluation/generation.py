@@ -1,4 +1,4 @@
-"""How fast a model generates and what it keeps in memory."""
+"""What a model generates: a sample of its text, how fast, and in how much memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ import torch
 from inheritune.decoder import count_parameters, evaluating, load_model, open_decoder
 from inheritune.decoder.view import on_accelerator
 from inheritune.errors import DataError
-from inheritune.evaluation.paired import CONFIDENCE, mean_interval
+from inheritune.evaluation.loss import CONFIDENCE, mean_interval
 from inheritune.records.evaluation import Speed, SpeedRatio
+from inheritune.records.runs import Sample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     Source: TypeAlias = str | Path | PreTrainedModel
 
+TEMPERATURE = 0.8
+TOP_K = 50
+"""How samples are drawn: a little below the model's own spread, without its long tail; the same for every model."""
 PROMPT_LENGTH = 128
 NEW_TOKENS = 128
 FEWEST_TURNS, MOST_TURNS = 4, 40
@@ -64,24 +68,16 @@ def compare_speed(
     turns: int | None = None,
     confidence: float = CONFIDENCE,
 ) -> tuple[Speed, Speed, SpeedRatio]:
-    """Measure two models in alternation, and how many times as fast as the reference the target generates.
+    """Measure two models in alternation; return their speeds and how many times as fast the target generates.
 
     Both are in memory, on the reference's device, in its dtype and with the same number of threads, and continue the
     same prompt. After a call of each that warms up, every turn times both, the target first in one turn and the
     reference first in the next, so that a machine that gets slower or faster meanwhile favours neither. The ratio is
     the geometric mean over the turns, its interval a t interval of the mean logarithm.
 
-    Args:
-        target: as the model of `measure_speed`; a copy is measured where it has another dtype or device.
-        reference: what it is measured against, likewise.
-        prompt_length: as for `measure_speed`; the shorter of the two contexts cuts it.
-        new_tokens: likewise.
-        batch: prompts at a time.
-        turns: at least 2; by default an even number for about 10 seconds, at least 4 and at most 40.
-        confidence: level of the interval of the ratio.
-
-    Returns:
-        The target's speed, the reference's, and the ratio.
+    Models, lengths and `batch` are as for `measure_speed`; the shorter of the two contexts cuts the lengths, and a copy
+    of the target is measured where it has another dtype or device. `turns` is at least 2; by default it is an even
+    number for about 10 seconds, at least 4 and at most 40.
 
     Raises:
         DataError: a length or a count is too small, or a context holds no prompt and two new tokens.
@@ -122,18 +118,16 @@ def _measure(
             lengths = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
             stack.enter_context(generating(model, do_sample=False, use_cache=True, pad_token_id=0, **lengths))
             _seconds(model, prompt)
-        while len(measured) < turns if turns is not None else not _is_enough(measured):
-            order = (1, -1)[len(measured) % 2]
+        for turn in range(MOST_TURNS if turns is None else turns):
+            # What the turns measured plays no part, or the interval would be too narrow.
+            enough = turn >= FEWEST_TURNS and turn % 2 == 0 and np.sum(measured) >= ENOUGH_SECONDS
+            if turns is None and enough:
+                break
+            order = (1, -1)[turn % 2]
             measured.append([_seconds(model, prompt) for model in models[::order]][::order])
         table = np.array(measured)  # (turns, models, 2)
         speeds = [_speed(model, prompt, new_tokens, table[:, n]) for n, model in enumerate(models)]
     return speeds, table[..., 1]
-
-
-def _is_enough(measured: Sequence[Sequence[tuple[float, float]]]) -> bool:
-    """Return whether there were turns enough; what they measured plays no part, or the interval would be too narrow."""
-    count, spent = len(measured), np.sum(measured)
-    return count >= FEWEST_TURNS and count % 2 == 0 and (count >= MOST_TURNS or bool(spent >= ENOUGH_SECONDS))
 
 
 @contextmanager
@@ -210,9 +204,9 @@ def _fitting_lengths(models: Sequence[PreTrainedModel], prompt_length: int, new_
 
 def _random_prompt(models: Sequence[PreTrainedModel], batch: int, length: int) -> torch.Tensor:
     """Return (batch, length) int64 ids that all models have, random, but not of the global random state."""
-    generator = torch.Generator().manual_seed(0)
     vocabulary = min(open_decoder(model).vocabulary for model in models)
-    return torch.randint(vocabulary, (batch, length), generator=generator).to(models[0].device)
+    ids = torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+    return ids.to(models[0].device)
 
 
 def _cache_bytes(output: Any) -> int:
@@ -220,3 +214,57 @@ def _cache_bytes(output: Any) -> int:
     cache = getattr(output, "past_key_values", None)
     layers = [layer for layer in getattr(cache, "layers", []) if getattr(layer, "keys", None) is not None]
     return sum(part.nbytes for layer in layers for part in (layer.keys, layer.values))
+
+
+def generate_sample(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int, seed: int
+) -> Sample:
+    """Continue `prompt` by sampling (temperature 0.8, the 50 likeliest tokens); the same seed gives the same text.
+
+    The text ends at the model's end-of-text token, after `new_tokens`, or where the context is full. The global random
+    state and the model's mode are left as they were. An empty prompt starts from the tokenizer's first special token.
+
+    Returns:
+        The prompt, and the continuation without the prompt and without special tokens.
+
+    Raises:
+        DataError: no new tokens are asked for, or the prompt fills the context, is empty without a token to
+            start from, or has ids the model lacks.
+    """
+    if new_tokens < 1:
+        raise DataError(f"a sample of {new_tokens} new tokens: expected at least 1")
+    ids = _prompt_ids(model, tokenizer, prompt)
+    decoder = open_decoder(model)
+    end = model.generation_config.eos_token_id  # all that is kept of the model's own settings
+    sampling = generating(
+        model,
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_k=min(TOP_K, decoder.vocabulary),
+        max_new_tokens=new_tokens if decoder.context is None else min(new_tokens, decoder.context - len(ids)),
+        eos_token_id=end,
+        pad_token_id=(end[0] if isinstance(end, list) else end) or 0,
+    )
+    tokens = torch.tensor([ids], device=model.device)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), sampling:
+        torch.manual_seed(seed)
+        output = model.generate(tokens, attention_mask=torch.ones_like(tokens))[0].tolist()
+    # A tokenizer may write the first token of a text without its leading space, so the prompt is decoded with it.
+    head, whole = (tokenizer.decode(some, skip_special_tokens=True) for some in (ids, output))
+    rest = whole[len(head) :] if whole.startswith(head) else tokenizer.decode(output[len(ids) :], True)
+    return Sample(prompt=prompt, text=rest)
+
+
+def _prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return the prompt's token ids, checked against the model's vocabulary and context."""
+    starts = (token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None)
+    ids = list(tokenizer(prompt)["input_ids"]) or [*starts][:1]
+    decoder = open_decoder(model)
+    if not ids:
+        raise DataError("the prompt is empty and the tokenizer has no token to start a text with: expected some text")
+    if max(ids) >= decoder.vocabulary:
+        raise DataError(f"the tokenizer made token {max(ids)}: expected 0 to {decoder.vocabulary - 1}, the vocabulary")
+    if decoder.context is not None and len(ids) >= decoder.context:
+        raise DataError(f"a prompt of {len(ids)} tokens: expected fewer than the model's context, {decoder.context}")
+    return ids
