@@ -14,7 +14,7 @@ import pytest
 from pydantic import Field
 
 from inheritune import progress as progress_module
-from inheritune.errors import InherituneError, OutputError, nearest, unknown_name
+from inheritune.errors import InherituneError, OutputError, nearest, nearest_path, unknown_name
 from inheritune.progress import progress
 from inheritune.records.analysis import AnalysisRecord
 from inheritune.records.base import Document, Record, environment, read_record
@@ -327,6 +327,15 @@ def test_names_are_answered_with_the_nearest() -> None:
     assert nearest("zzz", ["attention", "mlp"]) == ""
     line = unknown_name("part", "mpl", ["norms", "mlp"])
     assert line == "unknown part 'mpl': expected one of mlp, norms; did you mean 'mlp'?"
+
+
+def test_paths_are_answered_with_a_neighbour_of_a_like_name(tmp_path: Path) -> None:
+    (tmp_path / "whole.yaml").touch()
+    (tmp_path / "whale").touch()
+    assert nearest_path(tmp_path / "whle") == f"; did you mean '{tmp_path / 'whale'}'?"
+    assert nearest_path(tmp_path / "whale.yml", pattern="*.y*ml") == f"; did you mean '{tmp_path / 'whole.yaml'}'?"
+    assert nearest_path(tmp_path / "other", "stdlib") == ""  # the folders alike are no reason
+    assert nearest_path(tmp_path / "stdlb", "stdlib") == "; did you mean 'stdlib'?"
 
 
 def test_the_time_left_is_from_this_process_s_own_speed(

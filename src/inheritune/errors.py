@@ -47,10 +47,12 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def nearest_path(path: Path, *names: str) -> str:
-    """Return `nearest` of `path` among what lies beside it, and `names`."""
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    return nearest(str(path), [*map(str, beside), *names])
+def nearest_path(path: Path, *names: str, pattern: str = "*") -> str:
+    """Return, as `nearest` does, which of `names` or of what lies beside `path` has a name like its own."""
+    beside = path.parent.glob(pattern) if path.parent.is_dir() else ()
+    known = {each.name: str(each) for each in beside} | {name: name for name in names}
+    close = difflib.get_close_matches(path.name, known, n=1, cutoff=0.5)
+    return f"; did you mean {known[close[0]]!r}?" if close else ""
 
 
 def unknown_name(kind: str, name: str, choices: Iterable[str]) -> str:

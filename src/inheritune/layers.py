@@ -29,3 +29,8 @@ def runs(items: Iterable[Item], follows: Callable[[Item, Item], bool] = _is_next
         else:
             found.append([item])
     return found
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a count with its noun: `1 layer`, `3 layers`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

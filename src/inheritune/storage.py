@@ -36,7 +36,9 @@ _FILLED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
 def user_path(name: str | Path, kind: type[InherituneError] = OutputError) -> Path:
-    """Return the path that a user named, `~` replaced; what cannot be one (too long a name) is an error of `kind`."""
+    """Return the path that a user named, `~` replaced; what cannot be one (too long, empty) is an error of `kind`."""
+    if not str(name):
+        raise kind("an empty path: expected a file or a folder, or . for the current folder")
     try:
         path = Path(name).expanduser()
         path.exists()

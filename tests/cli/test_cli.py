@@ -196,6 +196,76 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
+EMPTY = {
+    "report": ["report", ""],
+    "report --out": ["report", "{p}/empty", "--out", ""],
+    "report --figures": ["report", "{p}/empty", "--figures", ""],
+    "analyze": ["analyze", "", "--out", "{t}/x"],
+    "analyze --data": ["analyze", "{p}/model", "--data", "", "--out", "{t}/x"],
+    "analyze --tokens": ["analyze", "{p}/model", "--tokens", "", "--out", "{t}/x"],
+    "analyze --out": ["analyze", "{p}/model", "--tokens", "{p}/windows.npy", "--out", ""],
+    "inherit": ["inherit", "", "--layers", "2", "--out", "{t}/x"],
+    "inherit --grow-from": ["inherit", "{p}/model", "--grow-from", "", "--layers", "6", "--out", "{t}/x"],
+    "inherit --revive": ["inherit", "{p}/model", "--layers", "2", "--revive", "", "--out", "{t}/x"],
+    "inherit --out": ["inherit", "{p}/model", "--layers", "2", "--out", ""],
+    "evaluate": ["evaluate", "", "--data", "{p}/text.txt"],
+    "evaluate --data": ["evaluate", "{p}/model", "--data", ""],
+    "evaluate --against": ["evaluate", "{p}/model", "--data", "{p}/text.txt", "--against", ""],
+    "evaluate --out": ["evaluate", "{p}/model", "--data", "{p}/text.txt", "--out", ""],
+    "prepare": ["prepare", "", "--tokenizer", "{p}/model", "--out", "{t}/x"],
+    "prepare --tokenizer": ["prepare", "{p}/text.txt", "--tokenizer", "", "--out", "{t}/x"],
+    "prepare --validation": ["prepare", "{p}/text.txt", "--tokenizer", "{p}/model", "--validation", "", "--out", "x"],
+    "prepare --out": ["prepare", "{p}/text.txt", "--tokenizer", "{p}/model", "--out", ""],
+    "plan": ["plan", ""],
+    "plan --out": ["plan", "heal", "--out", ""],
+    "run": ["run", ""],
+    "run --out": ["run", "heal", "--out", ""],
+    "quickstart --out": ["quickstart", "--out", ""],
+    "reproduce --out": ["reproduce", "table5", "--out", ""],
+}
+
+
+@pytest.mark.parametrize("given", EMPTY)
+def test_an_empty_path_is_not_the_current_folder(
+    given: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *(part.format(p=place, t=tmp_path) for part in EMPTY[given])) == 2
+    name = given.partition(" ")[2] or "'?[A-Z]+'?"
+    [error] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(f"error: Invalid value for '?{name}'?: an empty path: expected a file or a folder, .*", error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quoted_home_is_the_home(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "tokens.npy").write_bytes((place / "windows.npy").read_bytes())
+    model = place / "model"
+    assert call(monkeypatch, "inherit", model, "--layers", 2, "--out", "~/cut") == 0
+    assert call(monkeypatch, "prepare", place / "text.txt", "--tokenizer", "~/cut", "--out", "~/shards") == 0
+    assert call(monkeypatch, "evaluate", "~/cut", "--data", "~/tokens.npy", "--out", "~/evaluation.json") == 0
+    assert call(monkeypatch, "analyze", "~/cut", "--tokens", "~/tokens.npy", "--out", "~/analysis") == 0
+    assert call(monkeypatch, "report", "~/analysis", "--out", "~/report.html", "--figures", "~/figures") == 0
+    assert call(monkeypatch, "plan", "distill", "--out", "~/plan.json") == 0
+    names = {"cut", "shards", "tokens.npy", "evaluation.json", "analysis", "report.html", "figures", "plan.json"}
+    assert {path.name for path in (tmp_path / "home").iterdir()} == names
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_mistake_is_refused_before_any_note(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--data", place / "text.txt", "--sequences", 500, "--length", 30, "--out", tmp_path / "x")
+    assert call(monkeypatch, "analyze", place / "model", *small, "--tau", "2") == 2
+    error = capsys.readouterr().err
+    assert "overlap" not in error and "2" in error
+    assert call(monkeypatch, "analyze", place / "model", *small) == 0
+    assert "they overlap, each token is in about" in capsys.readouterr().err
+
+
 def test_an_internal_fault_keeps_its_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")

@@ -60,7 +60,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_code_is_refused_in_one_line_and_not_run(folder: Path, tmp_path: Path) -> None:
-    line = r"own needs code that comes with it \(auto_map .*\): read that code, and pass trust_remote_code=True"
+    line = (
+        r"own needs code that comes with it \(auto_map .*\): read that code, and pass trust_remote_code=True if you "
+        r"trust it \(`inheritune inherit`: --trust-remote-code; no other command runs it\)"
+    )
     for attempt in (load_config, load_model, lambda source: surgery.inherit_checkpoint(source, tmp_path / "out", 2)):
         with pytest.raises(ModelError, match=line) as caught:
             attempt(folder)

@@ -242,7 +242,7 @@ def test_length_beyond_the_context_of_text(stories: Path) -> None:
 
 def run_command(*arguments: object) -> Any:
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.evaluate)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 

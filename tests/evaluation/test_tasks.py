@@ -73,6 +73,8 @@ def test_unknown_names_and_files(stories: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no task file"):
         run_tasks(stories, [str(tmp_path / "none.yaml")])
     (tmp_path / "other.yaml").write_text("a: b\n")
+    with pytest.raises(DataError, match=r"no task file .*othr\.yaml: .*did you mean '.*other\.yaml'"):
+        run_tasks(stories, [str(tmp_path / "othr.yaml")])
     with pytest.raises(DataError, match="names no task"):
         run_tasks(stories, [str(tmp_path / "other.yaml")])
     with pytest.raises(DataError, match="limit of 0 rows"):
@@ -146,7 +148,7 @@ def test_tasks_that_fail_leave_the_record_of_the_loss(
     monkeypatch.setattr(record, "check_tasks", lambda *_: None)
     monkeypatch.setattr(record, "run_tasks", fail)
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.evaluate)
     text, out = str(stories / "tinystories_sample.txt"), tmp_path / "evaluation.json"
     ask = [str(stories), "--data", text, "--against", str(stories), "--tasks", "t", "--out", str(out)]
     result = CliRunner().invoke(app, ask)

@@ -231,7 +231,7 @@ def test_what_is_neither_run_nor_analysis_is_refused(tmp_path: Path, study: Writ
     folder = study(analysis(2, 2), "whole")
     with pytest.raises(OutputError, match=r"spectra\.json is a file: expected its folder, .*whole$"):
         load([folder / "spectra.json"])
-    with pytest.raises(OutputError, match=r"no folder .*whale: .*did you mean 'whole'"):
+    with pytest.raises(OutputError, match=r"no folder .*whale: .*did you mean '.*whole'"):
         load([tmp_path / "whale"])
     with pytest.raises(OutputError, match="nothing to report on"):
         load([])

@@ -14,7 +14,7 @@ import pytest
 from report_records import HEADS, attention_maps, spectra
 
 from inheritune.errors import OutputError
-from inheritune.report.charts import base, curves, heads, images, layers
+from inheritune.report.charts import analysis, base, maps, training
 from inheritune.report.read.models import models
 from inheritune.report.read.runs import load_runs
 from inheritune.report.rows import series
@@ -64,7 +64,7 @@ def test_the_curves_chart_holds_the_rows_the_dashed_reference_and_the_rounds(wri
     runs = load_runs([write(grown)])
     rows, references = series.curve_rows(runs[0]), series.reference_rows(models(runs))
     marks = series.round_rows(runs[0])
-    chart = curves.curves(rows, references, marks, PALETTE, series.loss_range(rows, references))
+    chart = training.curves(rows, references, marks, PALETTE, series.loss_range(rows, references))
     data = chart_data(chart.to_dict())
     assert all(row in data for row in rows)
     assert references == [{"model": "reference-16x64", "loss": 2.9}]
@@ -90,7 +90,7 @@ def test_profiles_hold_max_rank_and_mass_of_each_layer_under_their_mask(write: W
         rows = [
             row for model in shown if model.analysis for row in series.layer_rows(model.label, model.analysis, mask)
         ]
-        data = chart_data(layers.profile(rows, "max_rank", PALETTE, mask, 20.0).to_dict())
+        data = chart_data(analysis.profile(rows, "max_rank", PALETTE, mask, 20.0).to_dict())
         drawn = [row for row in data if row["model"] == "reference-16x64"]
         assert [row["max_rank"] for row in drawn] == [layer[mask]["max_rank"] for layer in wanted]
         assert [row["avg_mass"] for row in drawn] == [layer[mask]["avg_mass"] for layer in wanted]
@@ -104,7 +104,7 @@ def test_collapsed_heads_are_red_in_the_svg(write: Write, grown: Record, tmp_pat
     rows = series.head_rows(reference.analysis, "causal")
     expected = sum(rank < 1.5 for layer in spectra(16)["layers"] for rank in layer["causal"]["rank"])
     assert len(rows) == 16 * HEADS
-    base.save_chart(heads.rank_map(rows, 16.0, "reference, causal mask"), tmp_path, "heads")
+    base.save_chart(analysis.rank_map(rows, 16.0, "reference, causal mask"), tmp_path, "heads")
     svg = ET.parse(tmp_path / "heads.svg").getroot()
     cells = [e for e in svg.iter("{http://www.w3.org/2000/svg}path") if e.get("aria-roledescription") == "rect mark"]
     assert len(cells) == 16 * HEADS
@@ -115,27 +115,27 @@ def test_collapsed_heads_are_red_in_the_svg(write: Write, grown: Record, tmp_pat
 def test_curves_are_saved_as_svg_and_png(write: Write, grown: Record, tmp_path: Path) -> None:
     runs = load_runs([write(grown)])
     rows, references = series.curve_rows(runs[0]), series.reference_rows(models(runs))
-    chart = curves.curves(rows, references, series.round_rows(runs[0]), PALETTE, (2.5, 5.0))
+    chart = training.curves(rows, references, series.round_rows(runs[0]), PALETTE, (2.5, 5.0))
     svg, png = base.save_chart(chart, tmp_path, "curves")
     text = svg.read_text()
     measured = sum(row["kind"] != "training" for row in rows)
     assert text.count('aria-roledescription="point"') == measured
     assert text.count('aria-roledescription="rule mark"') == 1 + 3  # the reference and three rounds
     assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    with pytest.raises(OutputError, match=r"cannot write .*gone/curves\.svg: No such file"):
-        base.save_chart(chart, tmp_path / "gone", "curves")
+    with pytest.raises(OutputError, match=r"cannot write .*gone/curves\.svg: Not a dir"):
+        base.save_chart(chart, svg / "gone", "curves")
 
 
 def test_a_map_is_a_png_whose_pixels_are_the_square_roots_of_the_weights() -> None:
     values = attention_maps(7)["maps"][0]["values"]
-    png = images.attention_png(values)
+    png = maps.attention_png(values)
     assert struct.unpack(">II", png[16:24]) == (7, 7)
     start = png.index(b"IDAT")
     [length] = struct.unpack(">I", png[start - 4 : start])
     rows = np.frombuffer(zlib.decompress(png[start + 4 : start + 4 + length]), dtype=np.uint8).reshape(7, 8)
     assert (rows[:, 0] == 0).all()  # PNG's filter byte: none
     np.testing.assert_array_equal(rows[:, 1:], np.rint(255 * np.sqrt(np.array(values))).astype(np.uint8))
-    table = images.colour_table()
+    table = maps.colour_table()
     lightness = np.frombuffer(table, dtype=np.uint8).reshape(256, 3) @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(lightness) > -0.5).all()
     assert lightness[-1] - lightness[0] > 200

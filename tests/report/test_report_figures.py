@@ -23,8 +23,8 @@ from inheritune import storage
 from inheritune.cli import report as command
 from inheritune.errors import OutputError
 from inheritune.report import load, save_figures, write_report
+from inheritune.report.charts.analysis import profile
 from inheritune.report.charts.base import INK, save_chart
-from inheritune.report.charts.layers import profile
 from inheritune.report.charts.maps import attention_picture
 from inheritune.report.page import sections
 from inheritune.report.page.figures import Figures, page_data, slug
@@ -204,7 +204,7 @@ def test_file_names_are_plain() -> None:
 
 def test_the_command_writes_page_and_figures(study: Write, tmp_path: Path) -> None:
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.report)
     app.callback()(lambda: None)
     out, figures = tmp_path / "page.html", tmp_path / "figures"
     record = analysis(3, 2)
@@ -221,7 +221,7 @@ def test_the_command_writes_page_and_figures(study: Write, tmp_path: Path) -> No
 
 def test_a_wrong_folder_for_figures_leaves_no_page(study: Write, tmp_path: Path) -> None:
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.report)
     app.callback()(lambda: None)
     record = analysis(2, 2)
     folder, out = (

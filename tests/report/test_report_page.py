@@ -216,7 +216,7 @@ def test_only_an_earlier_report_is_replaced(write: Write, grown: Record, tmp_pat
 
 def test_the_command_prints_the_verdict(write: Write, grown: Record, tmp_path: Path) -> None:
     app = typer.Typer()
-    command.register(app)
+    app.command()(command.report)
     app.callback()(lambda: None)
     out = tmp_path / "page.html"
     done = CliRunner().invoke(app, ["report", str(write(grown)), "--out", str(out)])

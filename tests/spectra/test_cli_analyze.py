@@ -22,7 +22,7 @@ from inheritune.spectra import analysis, load_spectra, read_analysis
 def invoke(*arguments: object) -> Result:
     app = typer.Typer()
     app.callback()(lambda: None)
-    analyze.register(app)
+    app.command()(analyze.analyze)
     return CliRunner().invoke(app, ["analyze", *map(str, arguments)])
 
 

@@ -35,7 +35,7 @@ from tiny import make_gpt2, make_llama, perturbed
 def call(*arguments: object) -> Result:
     app = typer.Typer()
     app.callback()(lambda: None)
-    command.register(app)
+    app.command()(command.inherit)
     words = ["inherit", *map(str, arguments)]
     with patch.object(sys, "argv", ["/bin/inheritune", *words]):
         return CliRunner().invoke(app, words)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.cli.options import SEPARATOR, Field, Model, Separator
+from inheritune.cli.options import SEPARATOR, Field, Model, PathOption, Separator, SourceOption
 from inheritune.errors import DataError, InherituneError
 
 if TYPE_CHECKING:
@@ -22,20 +22,15 @@ DEFAULT_SIZE = 100
 """Sequences and tokens in each, as in the paper (section 2)."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("analyze")(analyze)
-
-
 def analyze(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for spectra.json and maps.json.")],
+    out: Annotated[Path, PathOption(help="Folder for spectra.json and maps.json.")],
     data: Annotated[
-        str | None, typer.Option(help="Text file or source to draw sequences from.", show_default=DEFAULT_SOURCE)
+        str | None, SourceOption(help="Text file or source to draw sequences from.", show_default=DEFAULT_SOURCE)
     ] = None,
     field: Field = "text",
     separator: Separator = SEPARATOR,
-    tokens: Annotated[Path | None, typer.Option(help="Token ids instead of text: an (N, T) integer .npy file.")] = None,
+    tokens: Annotated[Path | None, PathOption(help="Token ids instead of text: an (N, T) integer .npy file.")] = None,
     sequences: Annotated[
         int | None, typer.Option(help="Number of sequences N.", show_default=f"{DEFAULT_SIZE}, or all of --tokens")
     ] = None,
@@ -87,7 +82,7 @@ def analyze(
         windows, origin = _read_windows(tokens, sequences, length), AnalysedText(source=str(tokens))
     else:
         windows, origin, tokenizer = _draw_windows(
-            place, data or DEFAULT_SOURCE, sequences, length, seed, separator, field
+            place, DEFAULT_SOURCE if data is None else data, sequences, length, seed, separator, field
         )
     record, drawn = analyze_into(
         out,
@@ -104,6 +99,14 @@ def analyze(
         data=origin,
         claim=True,
     )
+    held = origin.tokens
+    if held is not None and windows.size > held:
+        typer.echo(
+            f"note: {origin.source} has {held:,} tokens, {len(windows):,} sequences of {windows.shape[1]:,} are "
+            f"{windows.size:,}: they overlap, each token is in about {windows.size / held:.1f} of them; standard "
+            "errors are too small",
+            err=True,
+        )
     print_analysis(model, record, drawn, out)
 
 
@@ -142,12 +145,6 @@ def _draw_windows(
     tokenizer = load_tokenizer(model)
     tokens = read_tokens(source, tokenizer, separator, field)
     windows = draw_windows(tokens, count, size, seed, source)
-    if windows.size > len(tokens):
-        typer.echo(
-            f"note: {source} has {len(tokens):,} tokens, {count:,} sequences of {size:,} are {windows.size:,}: they "
-            f"overlap, each token is in about {windows.size / len(tokens):.1f} of them; standard errors are too small",
-            err=True,
-        )
     return windows, AnalysedText(source=source, tokens=len(tokens), seed=seed), tokenizer
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.cli.options import SEPARATOR, Field, Model, Separator
+from inheritune.cli.console import print_table
+from inheritune.cli.options import SEPARATOR, Field, Model, PathOption, Separator, SourceOption
 
 if TYPE_CHECKING:
     from inheritune.records.evaluation import Comparison, Evaluated, EvaluationRecord, Speed, SpeedRatio
@@ -15,18 +16,13 @@ if TYPE_CHECKING:
 NAME_WIDTH = 26
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("evaluate")(evaluate)
-
-
 def evaluate(
     model: Model,
     data: Annotated[
         str,
-        typer.Option(help="A text source, a folder of prepared shards (validation split), or windows.npy (N, T + 1)."),
+        SourceOption(help="A text source, a folder of prepared shards (validation split), or windows.npy (N, T + 1)."),
     ],
-    against: Annotated[str | None, typer.Option(help="The reference, named as MODEL is.")] = None,
+    against: Annotated[str | None, SourceOption(help="The reference, named as MODEL is.")] = None,
     field: Field = "text",
     separator: Separator = SEPARATOR,
     length: Annotated[
@@ -41,7 +37,7 @@ def evaluate(
     speed: Annotated[bool, typer.Option("--speed", help="Measure generation speed and memory too.")] = False,
     tasks: Annotated[str | None, typer.Option(help="Tasks of the lm-evaluation-harness: a,b or a task.yaml.")] = None,
     task_limit: Annotated[int | None, typer.Option(help="Rows per task at most, to try tasks out.")] = None,
-    out: Annotated[Path, typer.Option(help="The record (JSON).")] = Path("evaluation.json"),
+    out: Annotated[Path, PathOption(help="The record (JSON).")] = Path("evaluation.json"),
 ) -> None:
     """Loss on fixed windows, and the paired comparison with a reference on the same windows.
 
@@ -71,27 +67,26 @@ def evaluate(
     except TasksFailedError as error:
         record, failure = error.record, error
     _print(record.write(out))
-    _print_line(f"record: {out}" + (", without the tasks" if failure else ""))
+    typer.echo(f"record: {out}" + (", without the tasks" if failure else ""))
     if failure:
         raise failure
 
 
 def _print(record: EvaluationRecord) -> None:
-    from inheritune.cli.console import print_table
-    from inheritune.report.text.speed import how
+    from inheritune.report.text.format import how
 
     parts: list[Evaluated] = [record] if record.against is None else [record, record.against]
     shown = record.evaluation
     title = f"nats per token on {shown.windows} windows of {shown.length} tokens of {shown.data}"
     print_table(title, ("model", "layers", "parameters", "loss", "perplexity"), [_loss_row(part) for part in parts])
     if record.comparison is not None:
-        _print_line(comparison_line(record.comparison))
+        typer.echo(comparison_line(record.comparison))
     if used := record.speed:
         title = f"generation, batch {used.batch} on {used.device} ({how(used)})"
         columns = ("model", "tokens/s", "prefill/s", "weights", "cache/token")
         print_table(title, columns, [_speed_row(part.model, part.speed) for part in parts if part.speed])
     if record.speed_ratio is not None and record.speed is not None:
-        _print_line(speed_line(record.speed_ratio, record.speed))
+        typer.echo(speed_line(record.speed_ratio, record.speed))
     if record.tasks is not None:
         rows = [row for part in parts for row in _task_rows(part)]
         print_table("tasks", ("model", "task", "metric", "value", "rows"), rows)
@@ -105,7 +100,7 @@ def _short(name: str) -> str:
 def _loss_row(part: Evaluated) -> tuple[str, ...]:
     shown = part.evaluation
     perplexity = "-" if shown.perplexity is None else f"{shown.perplexity:.3f}"
-    loss = f"{shown.loss:.4f}{_spread(shown.standard_error)}"
+    loss = _measured(shown.loss, shown.standard_error)
     return _short(part.model), str(part.layers), f"{part.parameters:,}", loss, perplexity
 
 
@@ -116,23 +111,15 @@ def _speed_row(model: str, speed: Speed) -> tuple[str, ...]:
 
 def _task_rows(part: Evaluated) -> list[tuple[str, ...]]:
     return [
-        (
-            _short(part.model),
-            row.task,
-            row.metric,
-            f"{_number(row.value)}{_spread(row.standard_error)}",
-            str(row.samples),
-        )
+        (_short(part.model), row.task, row.metric, _measured(row.value, row.standard_error), str(row.samples))
         for row in (part.tasks.results if part.tasks else ())
     ]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _spread(standard_error: float | None) -> str:
-    return "" if standard_error is None else f" ± {standard_error:.4f}"
+def _measured(value: float | None, standard_error: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if standard_error is None else f"{value:.4f} ± {standard_error:.4f}"
 
 
 def comparison_line(comparison: Comparison) -> str:
@@ -147,16 +134,10 @@ def comparison_line(comparison: Comparison) -> str:
 
 def speed_line(ratio: SpeedRatio, speed: Speed) -> str:
     """Say in one line how the speeds compare, and how both were measured."""
-    from inheritune.report.text.speed import how
+    from inheritune.report.text.format import how
 
     interval = f"{ratio.ci_low:.2f} to {ratio.ci_high:.2f}"
     return (
         f"generates {ratio.ratio:.2f} times as fast as the reference ({ratio.confidence:.0%} interval {interval}, "
         f"{ratio.turns} turns, the two in alternation; {how(speed)})"
     )
-
-
-def _print_line(text: str) -> None:
-    from inheritune.cli.console import console
-
-    console.print(text, markup=False, soft_wrap=True)

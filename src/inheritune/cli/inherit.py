@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.cli.options import Model
+from inheritune.cli.options import Model, PathOption, Private, PushTo, SourceOption
 from inheritune.errors import InherituneWarning, OutputError, PlanError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from inheritune.surgery import LayerPlan
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("inherit")(inherit)
 
 
 def inherit(
@@ -48,7 +43,7 @@ def inherit(
     ] = "all",
     grow_from: Annotated[
         str | None,
-        typer.Option(
+        SourceOption(
             metavar="TARGET",
             help="A trained model to grow: it keeps its layers, and layers of MODEL are put behind them. --layers is "
             "the depth to grow to, or says which layers of MODEL.",
@@ -64,7 +59,7 @@ def inherit(
     ] = False,
     revive: Annotated[
         Path | None,
-        typer.Option(
+        PathOption(
             metavar="ANALYSIS",
             help="Folder of an analysis of MODEL: the queries and keys of collapsed heads start anew.",
         ),
@@ -76,12 +71,10 @@ def inherit(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the plan and stop; no weights are read.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="New or empty folder for the model.")] = None,
+    out: Annotated[Path | None, PathOption(metavar="DIR", help="New or empty folder for the model.")] = None,
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
-    push_to: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Upload the folder to the hub, with its model card.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="With --push-to: a private repository.")] = False,
+    push_to: PushTo = None,
+    private: Private = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the hub.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that MODEL brings along, if it needs any.")
@@ -92,7 +85,6 @@ def inherit(
     The plan is printed first: where each layer comes from, what is copied, what is random.
     """
     from inheritune.checkpoints import hub
-    from inheritune.cli.console import console
     from inheritune.decoder import load_config
     from inheritune.surgery.config.target import depth_of
     from inheritune.surgery.files.checkpoint import check_destination, check_shard_size
@@ -116,7 +108,7 @@ def inherit(
     request = SurgeryRequest(
         model, grow_from, config, target, plan, width, seed, max_shard_size, revision, trust_remote_code
     )
-    console.print(request.describe(), markup=False, soft_wrap=True)
+    typer.echo(request.describe())
     if plan_only:
         return
     if out is None:
@@ -126,10 +118,10 @@ def inherit(
         hub.check_push(push_to)
     with _notes():
         request.write(out, shlex.join(["inheritune", *sys.argv[1:]]))
-    console.print(f"saved: {out}", markup=False, soft_wrap=True)
+    typer.echo(f"saved: {out}")
     if push_to is not None:
         url = hub.push(out, push_to, private=private, leave_out=[RECORD])
-        console.print(f"uploaded: {url}", markup=False, soft_wrap=True)
+        typer.echo(f"uploaded: {url}")
 
 
 @contextmanager

@@ -9,7 +9,13 @@ from typing import Annotated, cast
 import typer
 
 from inheritune import __version__
-from inheritune.cli import analyze, evaluate, inherit, plan, prepare, quickstart, report, reproduce, run
+from inheritune.cli.analyze import analyze
+from inheritune.cli.evaluate import evaluate
+from inheritune.cli.experiments import quickstart, reproduce
+from inheritune.cli.inherit import inherit
+from inheritune.cli.prepare import prepare
+from inheritune.cli.report import report
+from inheritune.cli.run import plan, run
 from inheritune.errors import InherituneError
 
 STOPPED = 130
@@ -41,8 +47,8 @@ def options(
     """Find where a decoder language model's attention has collapsed, and build a smaller, equally good model."""
 
 
-for command in (quickstart, analyze, inherit, prepare, plan, run, evaluate, reproduce, report):
-    command.register(app)
+for function in (quickstart, analyze, inherit, prepare, plan, run, evaluate, reproduce, report):
+    app.command()(function)
 
 
 def main() -> None:
@@ -55,7 +61,8 @@ def main() -> None:
     except (UsageError, InherituneError) as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # `inheritune` alone: its message is the help
             app(["--help"])
-        print(f"error: {_message(error)}", file=sys.stderr)  # noqa: T201 - the one line a user's mistake gets
+        message = error.format_message() if isinstance(error, UsageError) else error
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201 - the one line a user's mistake gets
         status = 2
     except (typer.Abort, KeyboardInterrupt):
         status = STOPPED
@@ -63,10 +70,6 @@ def main() -> None:
         hint = "it goes on from what is saved, or starts over where nothing is"
         print(f"stopped; run the same command again: {hint}", file=sys.stderr)  # noqa: T201
     sys.exit(status)
-
-
-def _message(error: Exception) -> str:
-    return str(error.format_message()) if isinstance(error, UsageError) else str(error)
 
 
 if __name__ == "__main__":

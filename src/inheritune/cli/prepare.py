@@ -7,25 +7,23 @@ from typing import Annotated
 
 import typer
 
-from inheritune.cli.options import SEPARATOR, Field, Separator
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("prepare")(prepare)
+from inheritune.cli.console import print_table
+from inheritune.cli.options import SEPARATOR, Field, PathOption, Separator, SourceOption, read_source
 
 
 def prepare(
     source: Annotated[
         str,
         typer.Argument(
+            parser=read_source,
+            metavar="SOURCE",
             help="stdlib, a .txt, .jsonl, .json, .csv, .tsv or .parquet file (packed too), a folder of such files, or "
-            "hf:NAME[:CONFIG] for a data set of the hub."
+            "hf:NAME[:CONFIG] for a data set of the hub.",
         ),
     ],
-    tokenizer: Annotated[str, typer.Option(help="A model's or tokenizer's folder or hub id, stdlib, or train:SIZE.")],
-    out: Annotated[Path, typer.Option(help="The folder of the shards.")],
-    validation: Annotated[str | None, typer.Option(help="A second source, for validation alone.")] = None,
+    tokenizer: Annotated[str, SourceOption(help="A model's or tokenizer's folder or hub id, stdlib, or train:SIZE.")],
+    out: Annotated[Path, PathOption(help="The folder of the shards.")],
+    validation: Annotated[str | None, SourceOption(help="A second source, for validation alone.")] = None,
     valid_fraction: Annotated[float, typer.Option(help="Share for validation, without --validation.")] = 0.04,
     separator: Separator = SEPARATOR,
     field: Field = "text",
@@ -34,7 +32,6 @@ def prepare(
 
     Whole documents, not windows, go to training or validation, by a hash of their path or text.
     """
-    from inheritune.cli.console import console, print_table
     from inheritune.data import prepare as prepare_shards
 
     shards = prepare_shards(
@@ -49,4 +46,4 @@ def prepare(
     splits = shards.manifest.splits
     rows = [(name, f"{part.documents:,}", f"{part.tokens:,}") for name, part in splits]
     print_table(f"{source}: {shards.vocabulary:,} token ids", ("split", "documents", "tokens"), rows)
-    console.print(f"shards: {out}   manifest: {out / 'manifest.json'}", markup=False)
+    typer.echo(f"shards: {out}   manifest: {out / 'manifest.json'}")

@@ -7,25 +7,23 @@ from typing import Annotated
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("report")(report)
+from inheritune.cli.options import PathOption, read_path
 
 
 def report(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH", help="Folders of finished runs (record.json) or analyses (spectra.json)."),
+        typer.Argument(
+            parser=read_path, metavar="PATH", help="Folders of finished runs (record.json) or analyses (spectra.json)."
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The HTML page to write.")] = Path("report.html"),
+    out: Annotated[Path, PathOption(help="The HTML page to write.")] = Path("report.html"),
     figures: Annotated[
         Path | None,
-        typer.Option("--figures", metavar="DIR", help="Write every chart as SVG and PNG files into this folder too."),
+        PathOption(metavar="DIR", help="Write every chart as SVG and PNG files into this folder too."),
     ] = None,
 ) -> None:
     """Write one self-contained HTML page on finished runs and analyses; nothing is trained or loaded."""
-    from inheritune.cli.console import console
     from inheritune.report import check_page, load, opening, save_figures, write_report
 
     opened = opening(load(paths))
@@ -33,8 +31,7 @@ def report(
     # The folder is claimed before the page is written: the page may lie in it, and a wrong folder must leave no page.
     files = None if figures is None else save_figures(paths, figures)
     page = write_report(paths, out)
-    lines = [opened.sentence, *opened.cautions, *map(str, opened.steps), f"page: {page}"]
+    for line in (opened.sentence, *opened.cautions, *opened.steps, f"page: {page}"):
+        typer.echo(str(line))
     if files is not None:
-        lines.append(f"figures: {len(files)} files in {figures}")
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)  # so that a command can be copied
+        typer.echo(f"figures: {len(files)} files in {figures}")

@@ -1,4 +1,4 @@
-"""`inheritune run`: train what a recipe says."""
+"""`inheritune run`: train what a recipe says; `inheritune plan`: what that would cost."""
 
 from __future__ import annotations
 
@@ -7,32 +7,40 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inheritune.cli.console import print_table
+from inheritune.cli.evaluate import speed_line
+from inheritune.cli.options import Changes, PathOption, Private, PushTo, read_source
 from inheritune.errors import OutputError, RecipeError
 
 if TYPE_CHECKING:
     from inheritune.records.runs import ReferenceRecord, RoundRecord, RunRecord
 
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. training.steps=100.")
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("run")(run)
+PARTS = {
+    "training": "weights, gradients and optimiser",
+    "reference": "reference",
+    "logits": "logits",
+    "activations": "activations",
+    "libraries": "Python and its libraries",
+}
+"""What takes memory, in words."""
+SPARE = 1.2
+"""What a training may take for an estimate of 1; up to 1.11 was measured: allocators keep some as well."""
 
 
 def run(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe in YAML, or the name of one that the package ships (--list).")
+        str | None,
+        typer.Argument(
+            parser=read_source,
+            metavar="RECIPE",
+            help="A recipe in YAML, or the name of one that the package ships (--list).",
+        ),
     ] = None,
     set_: Changes = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
+    out: Annotated[Path | None, PathOption(help="The run's folder; runs/NAME if not given.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the recipes that the package ships, and stop.")] = False,
-    push_to: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Upload the result to the hub, with its model card.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="With --push-to: a private repository.")] = False,
+    push_to: PushTo = None,
+    private: Private = False,
 ) -> None:
     """Run one recipe: train a model by a method, and compare it with its reference.
 
@@ -42,7 +50,6 @@ def run(
         print_library()
         return
     from inheritune.checkpoints import hub
-    from inheritune.cli.console import console
     from inheritune.distributed import from_main
     from inheritune.recipes import run as run_recipe
 
@@ -58,22 +65,11 @@ def run(
     if push_to is not None and record.result.model is not None:
         model = folder / record.result.model
         url = from_main(lambda: hub.push(model, push_to, private=private))
-        console.print(f"uploaded: {url}", markup=False, soft_wrap=True)
-
-
-def print_library() -> None:
-    """Print the recipes that the package ships."""
-    from inheritune.cli.console import console
-    from inheritune.recipes import library, summary_of
-
-    for name, path in library().items():
-        console.print(f"{name:20}{summary_of(path)}", markup=False, soft_wrap=True)
+        typer.echo(f"uploaded: {url}")
 
 
 def print_run(record: RunRecord, folder: Path) -> None:
     """Print a run's rounds and where its model is."""
-    from inheritune.cli.console import console, print_table
-    from inheritune.cli.evaluate import speed_line
     from inheritune.distributed import is_main
 
     if not is_main():
@@ -85,10 +81,8 @@ def print_run(record: RunRecord, folder: Path) -> None:
     columns = ("model", "layers", "weights", "tokens", "loss", level, "match")
     print_table(f"{record.name} ({record.method})", columns, rows)
     if record.result.speed_ratio is not None and record.result.speed is not None:
-        line = speed_line(record.result.speed_ratio, record.result.speed)
-        console.print(line, markup=False, soft_wrap=True)
-    place = f"model: {folder / (record.result.model or '')}   record: {folder / 'record.json'}"
-    console.print(place, markup=False, soft_wrap=True)
+        typer.echo(speed_line(record.result.speed_ratio, record.result.speed))
+    typer.echo(f"model: {folder / (record.result.model or '')}   record: {folder / 'record.json'}")
 
 
 def _row(name: str, item: RoundRecord | ReferenceRecord) -> tuple[str, ...]:
@@ -106,3 +100,53 @@ def _row(name: str, item: RoundRecord | ReferenceRecord) -> tuple[str, ...]:
         difference,
         matches,
     )
+
+
+def plan(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            parser=read_source,
+            metavar="RECIPE",
+            help="A recipe in YAML, or the name of one that the package ships (run --list).",
+        ),
+    ],
+    set_: Changes = None,
+    out: Annotated[Path | None, PathOption(help="Write the plan as JSON to this file.")] = None,
+) -> None:
+    """Check a recipe and estimate what it takes, at worst; nothing is downloaded, prepared or trained."""
+    from inheritune.recipes import plan as plan_recipe
+
+    cost = plan_recipe(recipe, set_ or [])
+    for note in cost.notes:
+        typer.echo(f"note: {note}")
+    rows = [
+        (f"round {i}", item.layers, f"{item.parameters:,}", f"{item.tokens:,}", time_span(item.seconds))
+        for i, item in enumerate(cost.rounds, 1)
+    ]
+    columns = ("", "layers", "parameters", "tokens", "time (rough)")
+    print_table(f"{cost.name} ({cost.method}), at most", columns, rows)
+    need, free = cost.memory_bytes / 1e9, cost.memory_available_bytes / 1e9
+    advice = "lower training.micro_batch or use a smaller target"
+    fits = "fits" if SPARE * need < free else f"{'may' if need < free else 'does'} not fit: {advice}"
+    said = [] if cost.memory is None else [f"{cost.memory[key] / 1e9:.2f} {text}" for key, text in PARTS.items()]
+    typer.echo(f"{cost.tokens:,} tokens, about {time_span(cost.seconds)} of training here")
+    typer.echo(f"memory about {need:.2f} GB ({', '.join(said)}) of {free:.1f} GB free: {fits}")
+    if out is not None:
+        cost.write(out)
+
+
+def time_span(seconds: float) -> str:
+    """Write a rough time span in the unit a person would use: `40 s`, `12.5 minutes`, `4.3 days`."""
+    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def print_library() -> None:
+    """Print the recipes that the package ships."""
+    from inheritune.recipes import library, summary_of
+
+    for name, path in library().items():
+        typer.echo(f"{name:20}{summary_of(path)}")

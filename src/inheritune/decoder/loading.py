@@ -235,7 +235,7 @@ def _check_size(place: Place, config: PretrainedConfig) -> None:
 def _needs_code(place: Place) -> ModelError:
     return ModelError(
         f"{place.name} needs code that comes with it (auto_map in its config.json): read that code, and pass "
-        "trust_remote_code=True (--trust-remote-code) if you trust it"
+        "trust_remote_code=True if you trust it (`inheritune inherit`: --trust-remote-code; no other command runs it)"
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from inheritune.decoder import load_tokenizer
-from inheritune.errors import DataError, InherituneError, library_errors, nearest, reason
+from inheritune.errors import DataError, InherituneError, library_errors, nearest, nearest_path, reason
 from inheritune.evaluation.generation import loaded
 from inheritune.records.evaluation import TaskResult, TaskResults
 
@@ -113,8 +113,8 @@ def _task_manager(folders: tuple[str, ...]) -> Any:
 def _file_task(path: Path) -> str:
     """Return the name that the YAML task file at `path` gives its task."""
     if not path.is_file():
-        siblings = [str(item) for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise DataError(f"no task file {path}: expected a YAML file of the harness{nearest(str(path), siblings)}")
+        hint = nearest_path(path, pattern="*.y*ml")
+        raise DataError(f"no task file {path}: expected a YAML file of the harness{hint}")
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=_TaskLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:

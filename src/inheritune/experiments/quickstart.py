@@ -14,7 +14,7 @@ from inheritune.recipes import load_recipe, run
 from inheritune.records.base import environment, now
 from inheritune.records.runs import QuickstartRecord, RunRecord
 from inheritune.report import load_runs, verdict, write_report
-from inheritune.storage import RECORD, claimed
+from inheritune.storage import RECORD, claimed, user_path
 
 TRAINING: dict[str, Any] = {
     "steps": 300,
@@ -74,7 +74,7 @@ def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ())
     Raises:
         InherituneError: `out` holds something else, or a setting is wrong.
     """
-    folder = Path(out)
+    folder = user_path(out)
     recipe = load_recipe(inheritune_recipe(folder), changes)
     with claimed(folder, {"kind": "quickstart", "recipe": recipe.as_json()}, preparation=("data",)):
         ours = run(recipe, folder / "inheritune")

@@ -13,7 +13,7 @@ from inheritune.recipes import run
 from inheritune.records.base import environment, now
 from inheritune.records.runs import ReproducedRun, ReproductionRecord, RunRecord
 from inheritune.report import write_report
-from inheritune.storage import RECORD, claimed, read_json
+from inheritune.storage import RECORD, claimed, read_json, user_path
 
 PUBLISHED = Path(__file__).with_name("published.json")
 SCALES = ("tiny",)
@@ -96,7 +96,7 @@ def reproduce(name: str, scale: str = "tiny", out: str | Path | None = None) -> 
         raise RecipeError(unknown_name("experiment", name, EXPERIMENTS))
     if scale not in SCALES:
         raise RecipeError(unknown_name("scale", scale, SCALES))
-    folder = Path(out) if out is not None else Path("runs") / f"{name}-{scale}"
+    folder = user_path(f"runs/{name}-{scale}" if out is None else out)
     with claimed(folder, {"kind": "reproduce", "experiment": name, "scale": scale}, preparation=("data",)):
         runs = {recipe["name"]: run(recipe, folder / recipe["name"]) for recipe in EXPERIMENTS[name].recipes(folder)}
         write_report([folder / run_name for run_name in runs], folder / "report.html")

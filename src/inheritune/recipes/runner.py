@@ -207,7 +207,7 @@ def _add_card(
         command=environment().command or f"inheritune run {recipe.name}",
         width="" if recipe.width is None else describe_width(workspace.config, recipe.width),
         figures=_figures(reference, result),
-        address=f"{workspace.folder.resolve().name}/{rounds[-1].model}",  # from beside the run\'s folder
+        address=f"{workspace.folder.resolve().name}/{rounds[-1].model}",  # from beside the run's folder
     )
     carry_files(place.folder, folder, LICENCES)
     write_text(folder / CARD, card)

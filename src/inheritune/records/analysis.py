@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, computed_field, field_validator, model_validator
 
-from inheritune.layers import ranges, runs
+from inheritune.layers import plural, ranges, runs
 from inheritune.records.base import Document, Environment, Record
 
 Mask = Literal["causal", "full"]
@@ -152,7 +152,7 @@ class Recommendation(Record):
         """Return the recommendation as text: the plan with both ends of a range included, the reason, the option."""
         lines = [("", "ranges", "layers"), *self.rows()]
         widths = [max(len(line[column]) for line in lines) for column in range(2)]
-        start = f"start with {self.start} layer{'' if self.start == 1 else 's'} of {self.depth}"
+        start = f"start with {plural(self.start, 'layer')} of {self.depth}"
         title = f"{start}, numbered from 0, both ends of a range included"
         body = [f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}".rstrip() for a, b, c in lines]
         return "\n".join([title, *body, f"why: {self.reason}", f"how: --layers {self.option} (the end is excluded)"])

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inheritune.errors import InherituneError, PlanError
-from inheritune.layers import ranges
+from inheritune.layers import plural, ranges
 from inheritune.records.analysis import Recommendation as Recommendation
 from inheritune.spectra.result import BothSpectra, Spectra
 
@@ -127,7 +127,7 @@ def _decide(profiles: list[_Profile]) -> tuple[int, str, _Profile]:
             return half, f"all layers are one lazy group ({_evidence(profile, tail)}), {default}", profile
     for profile, tail in tailed:
         lazy = f"{_are(tail, depth)} lazy ({_evidence(profile, tail)}), fewer than half"
-        return half, f"{lazy}, {default}, and growth beyond {_layers(tail)} would only reach into them", profile
+        return half, f"{lazy}, {default}, and growth beyond {plural(tail, 'layer')} would only reach into them", profile
     if not any(profile.ranks for profile in profiles):
         return half, f"no layer has a rank, {default}", first
     masks = " or the ".join(profile.mask for profile in profiles)
@@ -159,7 +159,7 @@ def _remarks(profile: _Profile, start: int) -> str:
         verb, too = "is" if len(lazy) == 1 else "are", "" if profile.tail is None else " too"
         remarks += f"; of the layers that stay, {ranges(lazy)} {verb} lazy{too} under the {profile.mask} mask"
     if without and profile.ranks:
-        remarks += f"; {_layers(without)} without attention {'has' if without == 1 else 'have'} no rank"
+        remarks += f"; {plural(without, 'layer')} without attention {'has' if without == 1 else 'have'} no rank"
     return remarks
 
 
@@ -173,10 +173,6 @@ def _others(blocks: BlockMeasures | None, count: int, depth: int) -> dict[str, t
     if not np.isnan(blocks.angular_distance[: depth - count + 1, count]).any():
         others["angular distance"] = tuple(blocks.nearest_span(count))
     return others
-
-
-def _layers(count: int) -> str:
-    return f"{count} layer{'' if count == 1 else 's'}"
 
 
 def _are(start: int, depth: int) -> str:

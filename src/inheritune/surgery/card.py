@@ -15,6 +15,7 @@ from typing import Any
 from inheritune.checkpoints.hub import cached_name
 from inheritune.decoder.source import Place
 from inheritune.errors import InherituneWarning, reason
+from inheritune.layers import plural
 from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.plan.row import MODELS
@@ -104,7 +105,7 @@ class _Origin:
 
 def _summary(plan: LayerPlan, source: _Origin, parameters: ParameterCounts, trained: bool) -> str:
     before, after = parameters.before, parameters.after
-    count = f"{len(plan)} layer" + ("s" if len(plan) > 1 else "")
+    count = plural(len(plan), "layer")
     text = (
         f"A model of {count}, made from {source} with [inheritune](https://arxiv.org/abs/2404.08634): "
         f"{'its layers are those of trained models' if plan.models else 'its layers are random'}, as the table below "

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import altair as alt
 import vl_convert
 
-from inheritune.errors import OutputError
+from inheritune import storage
 from inheritune.report.rows.series import Row
 
 REFERENCE_COLOURS = ("#8a8a8a", "#5f6b7a", "#a39480")
@@ -46,12 +46,8 @@ def save_chart(chart: Picture, folder: Path, name: str) -> list[Path]:
     svg = vl_convert.vegalite_to_svg(on_white(with_rows(chart.to_dict())))
     written = {folder / f"{name}.svg": svg.encode(), folder / f"{name}.png": vl_convert.svg_to_png(svg, scale=2)}
     for path, content in written.items():
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        with storage.written_file(path) as file:
+            file.write(content)
     return list(written)
 
 

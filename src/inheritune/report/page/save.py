@@ -20,7 +20,7 @@ from inheritune.errors import OutputError
 from inheritune.records.base import now
 from inheritune.report.charts.base import save_chart, script
 from inheritune.report.charts.maps import attention_picture
-from inheritune.report.page import maps, sections
+from inheritune.report.page import analyses, sections
 from inheritune.report.page.figures import Context, page_data
 from inheritune.report.read.models import Model, Sources, load, models
 from inheritune.report.text import tables
@@ -41,7 +41,7 @@ def write_report(paths: Sequence[str | Path] | str | Path, out: str | Path) -> P
     Raises:
         OutputError: a folder is none of these, or cannot be read, or `out` is a folder or a file that is not a report.
     """
-    out = Path(out)
+    out = storage.user_path(out)
     check_page(out)
     storage.write_text(out, render(load(paths)))
     return out
@@ -73,7 +73,7 @@ def save_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
     Raises:
         OutputError: a path is neither a run nor an analysis, or the folder holds other files or cannot be written.
     """
-    sources, folder = load(paths), Path(folder)
+    sources, folder = load(paths), storage.user_path(folder)
     with storage.claimed(folder, FIGURES, "--figures"):
         figures = sections.build(sources)[0]
         for label, analysis in sources.analysed.items():
@@ -95,7 +95,7 @@ def render(sources: Sources) -> str:
     )
     scripts = [_safe_script(script()), _safe_script(_template("page.js"))]
     figures, context = sections.build(sources)
-    data = page_data(figures) | {"weights": maps.weights(context["maps"])}
+    data = page_data(figures) | {"weights": analyses.weights(context["maps"])}
     return environment.get_template("report.html.j2").render(
         **context,
         **_frame(sources),

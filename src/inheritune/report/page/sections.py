@@ -1,15 +1,27 @@
-"""The sections of the page: which charts there are, and what stands beside them."""
+"""The sections of the page: which charts there are, of training and of analyses, and what stands beside them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from inheritune.records.analysis import Mask
 from inheritune.report.charts.base import colours
-from inheritune.report.charts.images import ANCHORS
-from inheritune.report.page import attention, blocks, training
+from inheritune.report.charts.maps import ANCHORS
+from inheritune.report.charts.training import WATCHED, curves, training_map
+from inheritune.report.page import analyses
 from inheritune.report.page.figures import Context, Figures
-from inheritune.report.page.maps import maps
-from inheritune.report.read.models import Sources, models
+from inheritune.report.read.models import Model, Sources, models
+from inheritune.report.read.runs import Run
+from inheritune.report.rows import measures, series
 from inheritune.report.text import findings, tables
 from inheritune.spectra.result import COLLAPSED_RANK
+
+_WATCHED: tuple[list[tuple[str, Mask | None]], ...] = (
+    [("max_rank", "causal"), ("max_rank", "full")],
+    [("collapsed", "causal"), ("collapsed", "full")],
+    [("query", None), ("key", None)],
+)
+"""What is watched; charts of one list stand side by side and share a colour scale."""
 
 
 def build(sources: Sources) -> tuple[Figures, Context]:
@@ -19,22 +31,22 @@ def build(sources: Sources) -> tuple[Figures, Context]:
     references = [model.label for model in trained if model.run is None]
     palette = colours(references, [model.label for model in shown if model.label not in references])
     context: Context = {
-        "curves": training.loss_curves(sources.runs, trained, palette, figures),
-        "watched": training.watched(sources.runs, figures),
+        "curves": loss_curves(sources.runs, trained, palette, figures),
+        "watched": watched(sources.runs, figures),
         "analysed": list(analysed),
         "not_analysed": [model.label for model in shown if model.analysis is None],
         "analyses": findings.analysis_table(analysed),
-        "conditions": attention.conditions(analysed),
+        "conditions": analyses.conditions(analysed),
         "caution": findings.unlike_lengths(analysed),
-        "profiles": attention.profiles(analysed, palette, figures),
-        "taus": attention.taus(analysed, figures),
-        "heads": attention.heads(analysed, figures),
-        "classes": attention.classes(analysed, figures),
-        "importance": blocks.importance(analysed, palette, figures),
-        "mlp": blocks.mlp(analysed, palette, figures),
-        "gradients": blocks.gradients(analysed, figures),
+        "profiles": analyses.profiles(analysed, palette, figures),
+        "taus": analyses.taus(analysed, figures),
+        "heads": analyses.heads(analysed, figures),
+        "classes": analyses.classes(analysed, figures),
+        "importance": analyses.importance(analysed, palette, figures),
+        "mlp": analyses.mlp(analysed, palette, figures),
+        "gradients": analyses.gradients(analysed, figures),
         "advice": [advice for advice in map(findings.recommendation, shown) if advice is not None],
-        "maps": maps(analysed),
+        "maps": analyses.maps(analysed),
         "map_colours": ", ".join(ANCHORS),
         "collapsed_below": COLLAPSED_RANK,
     }
@@ -57,3 +69,50 @@ def settings(sources: Sources) -> list[Context]:
     return runs + [
         {"label": label, "pairs": tables.study_settings(analysis), "recipe": None} for label, analysis in alone.items()
     ]
+
+
+def loss_curves(
+    runs: Sequence[Run], trained: Sequence[Model], palette: dict[str, str], figures: Figures
+) -> Context | None:
+    """Add the training curves; None when no run has a loss to draw."""
+    rows = [row for run in runs for row in series.curve_rows(run)]
+    if not rows:
+        return None
+    references = series.reference_rows(trained)
+    losses = series.loss_range(rows, references)
+    marks = [row for run in runs for row in series.round_rows(run)]
+    return {
+        "chart": figures.add(curves(rows, references, marks, palette, losses), "training-loss"),
+        "references": [row["model"] for row in references],
+        "rounds": bool(marks),
+        "kinds": sorted({row["kind"] for row in rows}),
+        "distilled": [run.label for run in runs if run.record.method == "distill"],
+        "bin": max(series.bin_size(run) for run in runs),
+        "cut": f"{losses[1]:.2f}" if any(row["loss"] > losses[1] for row in rows) else None,
+    }
+
+
+def watched(runs: Sequence[Run], figures: Figures) -> list[Context]:
+    """Add the heat maps of collapse over training, for each run that was watched."""
+    shown = [(run.label, [ids for each in _WATCHED if (ids := _side_by_side(run, each, figures))]) for run in runs]
+    return [{"label": label, "groups": groups} for label, groups in shown if groups]
+
+
+def _side_by_side(run: Run, wanted: list[tuple[str, Mask | None]], figures: Figures) -> list[str]:
+    """Add the charts of one kind, which share a colour scale; nothing for what was not recorded."""
+    logarithmic = WATCHED[wanted[0][0]].logarithmic
+    drawn = [
+        (quantity, mask, [row for row in rows if row["value"] > 0 or not logarithmic])
+        for quantity, mask in wanted
+        if (rows := measures.collapse_rows(run, quantity, mask))
+    ]
+    ends = measures.value_range([row for _, _, rows in drawn for row in rows], logarithmic)
+    marks, ids = series.round_rows(run), []
+    for quantity, mask, rows in drawn:
+        if ends is None or not rows:
+            continue
+        title = f"{run.label[:20]}: {WATCHED[quantity].title}{f', {mask} mask' if mask else ''}"
+        chart = training_map(rows, WATCHED[quantity], marks, title, ends)
+        kind = quantity.replace("_", "") if mask else f"gradient-{quantity}"
+        ids.append(figures.add(chart, f"{kind}-over-training", run.label, *([mask] if mask else [])))
+    return ids

@@ -1,20 +1,65 @@
-"""Finished runs: the record, and the logs, analyses and losses that it names."""
+"""Finished runs: the record, and the logs (a line of JSON for each logged step), analyses and losses that it names."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
-from inheritune.errors import OutputError, nearest
-from inheritune.records.base import read_record
+from inheritune.errors import OutputError, nearest_path
+from inheritune.records.base import Record, first_problem, read_record
 from inheritune.records.runs import QuickstartRecord, ReproductionRecord, RunRecord
 from inheritune.report.read.analyses import Analysis, load_analysis
-from inheritune.report.read.logs import AnyStep, LoggedStep, WatchedStep, read_log
 from inheritune.spectra.folder import SPECTRA
-from inheritune.storage import RECORD, read_json
+from inheritune.storage import RECORD, read_json, user_path
+
+
+class Step(Record):
+    """What every line has; a number that was not finite when it was logged reads as None."""
+
+    step: int
+    """Of the round, counted from 0."""
+    tokens: int
+    """That the round had been trained on."""
+
+
+class LoggedStep(Step):
+    """A line of `metrics.jsonl`; losses in nats per token."""
+
+    loss: float | None = None
+    valid_loss: float | None = None
+
+
+class WatchedMask(Record):
+    """The attention of each watched layer under one mask."""
+
+    max_rank: tuple[float | None, ...]
+    collapsed: tuple[float | None, ...]
+    """The share of the layer's heads, 0 to 1."""
+
+
+class WatchedGradients(Record):
+    """Frobenius norms of each watched layer's query and key gradients."""
+
+    query: tuple[float | None, ...]
+    key: tuple[float | None, ...]
+
+
+class WatchedStep(Step):
+    """A line of `collapse.jsonl`; each list has an entry for each of `layers`."""
+
+    layers: tuple[int, ...]
+    causal: WatchedMask | None = None
+    full: WatchedMask | None = None
+    gradients: WatchedGradients | None = None
+
+
+AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 @dataclass(frozen=True)
@@ -47,7 +92,7 @@ def unique_folders(paths: Sequence[str | Path] | str | Path) -> list[Path]:
     if not paths:
         raise OutputError(f"nothing to report on: pass one or more folders that hold a {RECORD} or a {SPECTRA}")
     named = [paths] if isinstance(paths, str | Path) else paths
-    folders = [Path(path).expanduser().resolve() for path in named]
+    folders = [user_path(path).resolve() for path in named]
     return list(dict.fromkeys(each for folder in folders for each in _runs_of(folder)))
 
 
@@ -82,8 +127,7 @@ def _read(folder: Path) -> RunRecord:
     if folder.is_file():
         raise OutputError(f"{folder} is a file: expected its folder, {folder.parent}")
     if not folder.exists():
-        beside = [each.name for each in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise OutputError(f"no folder {folder}: expected a finished run or an analysis{nearest(folder.name, beside)}")
+        raise OutputError(f"no folder {folder}: expected a finished run or an analysis{nearest_path(folder)}")
     if not (folder / RECORD).is_file():
         raise OutputError(f"{folder} is neither a finished run nor an analysis: it has no {RECORD} and no {SPECTRA}")
     return read_record(folder / RECORD, RunRecord)
@@ -118,6 +162,29 @@ def _load(folder: Path, label: str, record: RunRecord) -> Run:
         losses=None if losses is None else _read_losses(losses),
         absent=tuple(absent),
     )
+
+
+def read_log(path: Path, kind: type[AnyStep]) -> list[AnyStep]:
+    """Return the lines of a log in the order of their steps; of a step that was logged twice, the later line.
+
+    Raises:
+        OutputError: the file cannot be read, or a line is not a step.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+    steps: dict[int, AnyStep] = {}
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = kind.model_validate(json.loads(text, parse_constant=lambda _: None))
+        except ValueError as error:
+            cause = first_problem(error) if isinstance(error, ValidationError) else error
+            raise OutputError(f"{path} line {number} is not a logged step: {cause}") from error
+        steps[line.step] = line
+    return [steps[step] for step in sorted(steps)]
 
 
 def _read_losses(path: Path) -> np.ndarray:

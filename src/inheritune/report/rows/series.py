@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from inheritune.layers import plural
 from inheritune.records.analysis import Mask
 from inheritune.records.runs import ReferenceRecord
 from inheritune.report.read.analyses import Analysis
-from inheritune.report.read.logs import LoggedStep
 from inheritune.report.read.models import Model
-from inheritune.report.read.runs import Run
+from inheritune.report.read.runs import LoggedStep, Run
 from inheritune.spectra.result import COLLAPSED_RANK
 
 Value = TypeVar("Value")
@@ -73,7 +73,7 @@ def round_rows(run: Run) -> list[Row]:
         {
             "model": run.label,
             "round": each.name,
-            "label": f"{each.layers} layer{'s'[: each.layers != 1]}",
+            "label": plural(each.layers, "layer"),
             "tokens": start,
         }
         for each, start in zip(rounds, offsets(run), strict=False)

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from inheritune.layers import plural
 from inheritune.records.analysis import Mask
 from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.models import Model, Sources
 from inheritune.report.rows.measures import agreements
 from inheritune.report.rows.series import Row, class_counts, head_rows
-from inheritune.report.text import evidence
 from inheritune.report.text import format as fmt
-from inheritune.report.text.steps import Step, after_analysis
+from inheritune.report.text import steps
+from inheritune.report.text.steps import Step
 from inheritune.report.text.tables import Table
 from inheritune.report.text.verdict import Verdict, verdict
 
@@ -25,7 +26,7 @@ _SIGNIFICANT = 0.05
 def opening(sources: Sources) -> Verdict:
     """Return what the page opens with: the verdict on runs, or what analyses alone show."""
     studies, analysed = sources.studies, sources.analysed
-    weak = list(dict.fromkeys(line for analysis in analysed.values() for line in evidence.of_analysis(analysis)))
+    weak = list(dict.fromkeys(line for analysis in analysed.values() for line in steps.weak_analysis(analysis)))
     said = [statement(model.label, analysed[model.label]) for model in studies]
     if sources.runs:
         opened = verdict(sources.runs)
@@ -53,7 +54,7 @@ def statement(label: str, analysis: Analysis) -> str:
 def _lazy(analysis: Analysis, mask: Mask) -> str:
     """Return `2 of 10 layers are lazy (layers 2–3)`; layers without attention are not counted."""
     layers, number = analysis.lazy_layers(mask), len(analysis.record.layers)
-    of = f"{fmt.plural(number, 'layer')}{'' if number == analysis.depth else ' with attention'}"
+    of = f"{plural(number, 'layer')}{'' if number == analysis.depth else ' with attention'}"
     if not layers:
         return f"none of {of} is lazy"
     verb, noun = ("is", "layer") if len(layers) == 1 else ("are", "layers")
@@ -62,7 +63,7 @@ def _lazy(analysis: Analysis, mask: Mask) -> str:
 
 def _collapsed(analysis: Analysis, mask: Mask) -> str:
     count, heads, share = _share(analysis, mask)
-    return f"{count} of {fmt.plural(heads, 'head')} ({share}) {'is' if count == 1 else 'are'} collapsed"
+    return f"{count} of {plural(heads, 'head')} ({share}) {'is' if count == 1 else 'are'} collapsed"
 
 
 def _share(analysis: Analysis, mask: Mask) -> tuple[int, int, str]:
@@ -101,15 +102,15 @@ def recommendation(model: Model) -> Advice | None:
     if held is None:
         return None
     start, cut, depth = range(held.start), held.cut, held.depth
-    words = f"start Inheritune with the first {fmt.plural(held.start, 'layer')} ({fmt.ranges(start)})"
+    words = f"start Inheritune with the first {plural(held.start, 'layer')} ({fmt.ranges(start)})"
     if cut:
-        words += f"; to cut without growing, leave out {fmt.plural(len(cut), 'layer')} ({fmt.ranges(cut)})"
+        words += f"; to cut without growing, leave out {plural(len(cut), 'layer')} ({fmt.ranges(cut)})"
     facts = [("start with", _layers(start, depth)), ("cut", _layers(cut, depth))]
     if held.keep != tuple(start):
         facts.append(("keep", _layers(held.keep, depth)))
     facts += [(f"{name} would cut", _layers(layers, depth)) for name, layers in held.others.items()]
     reason = held.reason[:1].upper() + held.reason[1:]
-    return Advice(model.label, f"{words}.", reason, facts, after_analysis(model))
+    return Advice(model.label, f"{words}.", reason, facts, steps.after_analysis(model))
 
 
 def _layers(layers: Sequence[int], depth: int) -> str:
@@ -126,7 +127,7 @@ def analysis_table(analysed: Mapping[str, Analysis]) -> Table:
     if any(advised):
         columns.append("start with")
         for row, advice in zip(rows, advised, strict=True):
-            row.append(fmt.plural(advice.start, "layer") if advice else fmt.NOTHING)
+            row.append(plural(advice.start, "layer") if advice else fmt.NOTHING)
     return Table(columns, rows)
 
 
@@ -156,7 +157,7 @@ def agreement_sentence(analysis: Analysis) -> str:
             rho = f"{correlation:.2f}".replace("-", "−")
             numbers = f" (Spearman rank correlation {rho}, n = {layers} layers, {p})"
         said.setdefault(words, []).append(f"under the {mask} mask{numbers}")
-    few = any(layers < evidence.FEW_LAYERS for _, layers, *_ in measured)
+    few = any(layers < steps.FEW_LAYERS for _, layers, *_ in measured)
     caution = "Correlation over so few layers is weak evidence" if few else "This is weak evidence"
     sentence = "; ".join(f"{words} {' and '.join(numbers)}" for words, numbers in said.items())
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from inheritune import layers
-from inheritune.records.evaluation import Comparison
+from inheritune.records.evaluation import Comparison, Speed
 
 NOTHING = "–"
 """What a table cell shows where the record has no number."""
@@ -73,6 +73,7 @@ ranges = functools.partial(layers.ranges, dash=NOTHING)
 """Ascending layers as ranges with an en dash: `0–2, 5`; the dash alone for none."""
 
 
-def plural(number: int, noun: str) -> str:
-    """Write a count with its noun: `1 layer`, `3 layers`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def how(measured: Speed) -> str:
+    """Return how a speed was measured: `float32, 2 threads`; on an accelerator its name, and no threads."""
+    place = layers.plural(measured.threads, "thread") if measured.device == "cpu" else measured.device
+    return place if measured.dtype is None else f"{measured.dtype.removeprefix('torch.')}, {place}"

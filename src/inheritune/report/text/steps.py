@@ -1,16 +1,25 @@
-"""What to do next: sentences with commands that work from wherever they are printed."""
+"""How little the evidence is, with the thresholds for it, and what to do next: commands that work from anywhere."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from inheritune.layers import plural
+from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.models import Model, path_or_id
 from inheritune.report.read.runs import Run
-from inheritune.report.text import evidence
-from inheritune.report.text import format as fmt
 
+FEW_WINDOWS = 100
+"""Of validation; the paired t test over fewer says little of other text."""
+FEW_STEPS = 100
+"""Of training, all rounds together; a learning rate has hardly left its warm-up by then."""
+FEW_SEQUENCES = 30
+"""Of an analysis; the mean rank of a head over fewer depends on the text."""
+FEW_LAYERS = 30
+"""Of a correlation over the layers of one model."""
 _TEXT = "TEXT.txt"
 """What a command names where the record does not say which text was used."""
 _MORE = 4
@@ -28,6 +37,30 @@ class Step:
 
     def __str__(self) -> str:
         return self.purpose if self.command is None else f"{self.purpose}: {self.command}"
+
+
+def weak_runs(main: Run, others: Sequence[Run]) -> list[str]:
+    """Say how little the verdict on a run rests on: few windows, few steps, one seed; nothing that is not so."""
+    record = main.record
+    steps = sum(each.steps for each in record.rounds)
+    few = _few(record.result.evaluation.windows, FEW_WINDOWS, "validation window")
+    few += _few(steps, FEW_STEPS, "training step")
+    notes = [f"Weak evidence: {' and '.join(few)}."] if few else []
+    kind = record.method, record.result.layers
+    seeds = {run.record.seed for run in others if (run.record.method, run.record.result.layers) == kind}
+    if seeds <= {record.seed}:
+        notes.append(f"One seed ({record.seed}): how far another seed's result would differ is not known.")
+    return notes
+
+
+def weak_analysis(analysis: Analysis) -> list[str]:
+    """Say that an analysis rests on few sequences; nothing otherwise."""
+    few = _few(analysis.record.sequences, FEW_SEQUENCES, "analysed sequence")
+    return [f"Weak evidence: {few[0]}, so other text may give other ranks."] if few else []
+
+
+def _few(number: int, enough: int, noun: str) -> list[str]:
+    return [f"{plural(number, noun)} (fewer than {enough})"] if number < enough else []
 
 
 def after_analysis(model: Model) -> list[Step]:
@@ -48,7 +81,7 @@ def after_analysis(model: Model) -> list[Step]:
     text = path_or_id(record.data.source or _TEXT) if record.data else _TEXT
     changes = [f"reference={name}", f"data.source={text}", f"layers={advice.start}"]
     command = ["inheritune", "run", "heal", *(part for change in changes for part in ("--set", change))]
-    purpose = f"Or keep its first {fmt.plural(advice.start, 'layer')} and train them, best on a text of your own"
+    purpose = f"Or keep its first {plural(advice.start, 'layer')} and train them, best on a text of your own"
     return [*steps, Step(purpose, shlex.join([*command, "--out", f"{short}-healed"]))]
 
 
@@ -57,10 +90,10 @@ def after_run(run: Run) -> list[Step]:
     record = run.record
     test, windows = record.result.comparison, record.result.evaluation.windows
     steps = [each.steps for each in record.rounds]
-    if sum(steps) < evidence.FEW_STEPS or (test is not None and not test.matches and test.ci_low > 0):
+    if sum(steps) < FEW_STEPS or (test is not None and not test.matches and test.ci_low > 0):
         had = f" ({steps[-1]} a round here)" if steps else ""
         return [Step(f"Train longer: raise training.steps{had} in its recipe, and run it into a new folder")]
-    if test is not None and (not test.matches or windows < evidence.FEW_WINDOWS):
+    if test is not None and (not test.matches or windows < FEW_WINDOWS):
         return _evaluate(run, f"Compare on {_MORE} times as many windows", "--windows", str(_MORE * windows))
     return _evaluate(run, "Measure its loss and speed again on this machine", "--speed")
 

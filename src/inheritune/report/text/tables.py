@@ -14,7 +14,6 @@ from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.models import Model
 from inheritune.report.read.runs import Run
 from inheritune.report.text import format as fmt
-from inheritune.report.text import speed
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def _model_row(model: Model, record: ReferenceRecord | ResultRecord) -> list[str
         *fmt.tested(model.comparison),
         fmt.count(record.tokens),
         fmt.duration(record.seconds if isinstance(record, ResultRecord) else None),
-        fmt.NOTHING if own is None else f"{fmt.rate(own.generate_tokens_per_second)}\n{speed.how(own)}",
+        fmt.NOTHING if own is None else f"{fmt.rate(own.generate_tokens_per_second)}\n{fmt.how(own)}",
     ]
 
 

@@ -1,6 +1,8 @@
 """The verdict: what the records show, in one sentence, what to do next, and the notes that belong to it.
 
 Each outcome of the paired test has its own words, and a comparison that was not made is said not to have been made.
+Only speeds that were measured in turns are compared: two measurements one after the other differ by some per cent by
+themselves, so without an interval nothing is said of which model is faster.
 """
 
 from __future__ import annotations
@@ -9,14 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from inheritune.records.evaluation import Comparison
-from inheritune.records.runs import RunRecord
+from inheritune.evaluation import compare
+from inheritune.layers import plural
+from inheritune.records.evaluation import Comparison, Speed, SpeedRatio
+from inheritune.records.runs import ResultRecord, RunRecord
 from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.models import is_same_reference, primary
 from inheritune.report.read.runs import Run
-from inheritune.report.text import evidence, rivals, speed
 from inheritune.report.text import format as fmt
-from inheritune.report.text.steps import Step, after_run
+from inheritune.report.text import steps
+from inheritune.report.text.steps import Step
+
+_ABOUT_EQUAL = 0.01
+"""Two runs count as trained on as many tokens when the numbers differ by at most this fraction."""
 
 Outcome = Literal["better", "matched", "undecided", "worse", "untested", "alone"]
 
@@ -51,8 +58,8 @@ def verdict(runs: Sequence[Run]) -> Verdict:
     others = [run for run in runs if run is not main]
     notes = [lazy_note(_reference_analysis(runs, main))] if main.record.reference is not None else []
     notes += [*depth_note(main.record), *repeated_test_note(main.record)]
-    notes += [rivals.note(main, other) for other in others]
-    if main.record.method == "inheritune" and not any(rivals.is_fair_scratch(main, run) for run in others):
+    notes += [rival_note(main, other) for other in others]
+    if main.record.method == "inheritune" and not any(is_fair_scratch(main, run) for run in others):
         notes.append(
             "No model of the same depth trained from scratch on as many tokens is among these runs, so what "
             "inheriting the weights gained cannot be told from them."
@@ -60,8 +67,8 @@ def verdict(runs: Sequence[Run]) -> Verdict:
     notes += [
         f"{run.label}: {name} is named in the record but is not on the disk." for run in runs for name in run.absent
     ]
-    cautions = evidence.of_runs(main, others)
-    return Verdict(judge(main.record), sentence(main.record), after_run(main), cautions, notes)
+    cautions = steps.weak_runs(main, others)
+    return Verdict(judge(main.record), sentence(main.record), steps.after_run(main), cautions, notes)
 
 
 def judge(record: RunRecord) -> Outcome:
@@ -87,14 +94,14 @@ def sentence(record: RunRecord) -> str:
     subject = f"{_SUBJECTS.get(record.method, f'The {record.method} model')} with {_size(record)}"
     if outcome == "alone":
         spent = f"{_tokens(record)} without a reference to measure it against"
-        return f"{subject}, after {spent}, has {_losses(outcome, record)}; {speed.sentence(record)}."
+        return f"{subject}, after {spent}, has {_losses(outcome, record)}; {speed_words(record)}."
     claim = f"{subject} {_CLAIMS[outcome]} after {_tokens(record)}"
-    return f"{claim}: {_losses(outcome, record)}; {speed.sentence(record)}."
+    return f"{claim}: {_losses(outcome, record)}; {speed_words(record)}."
 
 
 def _size(record: RunRecord) -> str:
     result, reference = record.result, record.reference
-    own = fmt.plural(result.layers, "layer")
+    own = plural(result.layers, "layer")
     if reference is None:
         return f"{own} and {fmt.count(result.parameters)} parameters"
     share = fmt.percent(round(result.parameters / reference.parameters, 2))
@@ -130,6 +137,34 @@ def _reading(outcome: Outcome, comparison: Comparison) -> str:
     if outcome == "matched" and comparison.ci_low > 0:
         return ", measurably worse but by less than the margin"
     return ""
+
+
+def speed_words(record: RunRecord) -> str:
+    """Return what is known of the speed of a run's result, and of how it stands to the reference's."""
+    own, other = record.result.speed, record.reference.speed if record.reference else None
+    if own is None:
+        return "its generation speed was not measured"
+    text = f"it generates {fmt.rate(own.generate_tokens_per_second)} tokens/s"
+    if other is None:
+        return f"{text} ({fmt.how(own)})"
+    both = f"{text}, the reference {fmt.rate(other.generate_tokens_per_second)}"
+    if not _same_conditions(own, other):
+        return f"{both}, under other conditions ({fmt.how(own)} and {fmt.how(other)}: not comparable)"
+    if record.result.speed_ratio is None:
+        return f"{both} ({fmt.how(own)}; measured one after the other, so a few per cent mean nothing)"
+    return f"{both} ({fmt.how(own)}): {_ratio(record.result.speed_ratio)}"
+
+
+def _ratio(measured: SpeedRatio) -> str:
+    """Say which of two models generates faster; neither, where the interval of the ratio holds 1."""
+    bounds = f"{fmt.percent(measured.confidence)} CI {measured.ci_low:.2f} to {measured.ci_high:.2f}"
+    text = f"{measured.ratio:.2f} times as fast ({bounds}, {plural(measured.turns, 'turn')})"
+    return text if not measured.ci_low <= 1 <= measured.ci_high else f"no difference is shown, {text}"
+
+
+def _same_conditions(one: Speed, other: Speed) -> bool:
+    names = ("batch", "prompt_length", "new_tokens", "device", "threads", "dtype")
+    return all(one[name] == other[name] for name in names)
 
 
 def lazy_note(analysis: Analysis | None) -> str:
@@ -181,3 +216,43 @@ def _reference_analysis(runs: Sequence[Run], main: Run) -> Analysis | None:
     """Return the analysis of the primary run's reference, which another run may hold."""
     alike = [run for run in runs if is_same_reference(run.record.reference, main.record.reference)]
     return next((run.reference_analysis for run in [main, *alike] if run.reference_analysis), None)
+
+
+def rival_note(main: Run, other: Run) -> str:
+    """Compare the primary run with another by loss: with a paired test where both kept the loss of each window."""
+    own, rival = main.record.result.evaluation, other.record.result.evaluation
+    who = f"{other.label} ({other.record.method}, {_budget(main.record.result, other.record.result)})"
+    windows = [each.record.data and each.record.data.digest for each in (main, other)]
+    if windows[0] != windows[1] or (own.windows, own.length) != (rival.windows, rival.length):
+        return f"{who} was measured on other data or windows: the losses are not comparable."
+    text, gap = f"{who} reaches validation loss {fmt.loss(rival.loss)}: ", own.loss - rival.loss
+    if main.losses is None or other.losses is None:
+        side = "lower" if gap < 0 else "higher"
+        return (
+            f"{text}that of {main.label} is {abs(gap):.4f} nats {side}; no interval can be given for this difference."
+        )
+    test = compare(main.losses, other.losses)
+    evidence = f"{fmt.interval(test.ci_low, test.ci_high, test.confidence)}, paired over {test.windows:,} windows"
+    if test.ci_low <= 0 <= test.ci_high:
+        return f"{text}the two cannot be told apart, {fmt.signed(test.difference)} nats for {main.label} ({evidence})."
+    side = "better" if test.difference < 0 else "worse"
+    return f"{text}{main.label} is {side} by {abs(test.difference):.4f} nats ({evidence})."
+
+
+def _budget(own: ResultRecord, rival: ResultRecord) -> str:
+    """Say how a rival's depth and tokens stand to the primary run's."""
+    depth = "the same depth" if own.layers == rival.layers else plural(rival.layers, "layer")
+    if _as_many_tokens(own, rival):
+        return f"{depth} and as many tokens"
+    times = f", {rival.tokens / own.tokens:.2f} times as many" if own.tokens else ""
+    return f"{depth}, {fmt.count(rival.tokens)} tokens{times}"
+
+
+def _as_many_tokens(own: ResultRecord, rival: ResultRecord) -> bool:
+    return abs(rival.tokens - own.tokens) <= _ABOUT_EQUAL * own.tokens
+
+
+def is_fair_scratch(main: Run, other: Run) -> bool:
+    """Tell whether a run is the baseline of another: from scratch, as deep, on as many tokens."""
+    own, rival = main.record.result, other.record.result
+    return other.record.method == "scratch" and own.layers == rival.layers and _as_many_tokens(own, rival)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from inheritune.errors import PlanError, unknown_name
-from inheritune.layers import ranges, runs
+from inheritune.layers import plural, ranges, runs
 from inheritune.surgery.plan.selection import PARTS, parse_parts, whole_number
 
 Model: TypeAlias = Literal["reference", "target"]
@@ -78,8 +78,7 @@ def plan_table(rows: Sequence[LayerRow]) -> str:
     lines = [header, *map(_line, runs(enumerate(rows), _follows))]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    count = len(rows)
-    title = f"{count} layer{'s' if count > 1 else ''}, numbered from 0, both ends of a range included"
+    title = f"{plural(len(rows), 'layer')}, numbered from 0, both ends of a range included"
     return "\n".join([title, *(line.rstrip() for line in text), *order_notes(rows)])
 
 
