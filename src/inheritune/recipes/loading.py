@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -40,7 +39,8 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
     Raises:
         RecipeError: the file cannot be read, or the settings are wrong; the line names every problem.
     """
-    importlib.import_module("inheritune.recipes.methods")  # which a recipe may name; to list recipes it takes too long
+    import inheritune.recipes.methods  # noqa: F401 - which a recipe may name; to list recipes takes no torch
+
     if not isinstance(source, Recipe | Mapping | str | Path):
         raise RecipeError(f"the recipe is a {type(source).__name__}: expected a file, a name, a dict or a Recipe")
     settings = source.as_json() if isinstance(source, Recipe) else source

@@ -6,8 +6,11 @@ A new method is a file here with a `Method`, and its name in the list below.
 from typing import cast
 
 from inheritune.recipes.methods.base import Method
-from inheritune.recipes.methods.baselines import Distill, HalfWidth, HybridStacking, Scratch, Stacking
+from inheritune.recipes.methods.distill import Distill
+from inheritune.recipes.methods.half_width import HalfWidth
 from inheritune.recipes.methods.inheritune import Inheritune
+from inheritune.recipes.methods.scratch import Scratch
+from inheritune.recipes.methods.stacking import HybridStacking, Stacking
 from inheritune.recipes.schema import METHODS, Recipe
 
 for method in (Inheritune(), Scratch(), Stacking(), HybridStacking(), HalfWidth(), Distill()):
