@@ -15,7 +15,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 PACKAGE = "inheritune"
 ROOMS = (
-    "cli", "experiments", "report", "recipes", "evaluation", "training", "data", "surgery", "spectra", "decoder",
+    "cli", "experiments", "report", "recipes", "training", "surgery", "spectra", "evaluation", "data", "decoder",
     "checkpoints",
 )  # fmt: skip
 BASE = ("errors", "layers", "progress", "distributed", "records", "storage")

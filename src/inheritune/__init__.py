@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from inheritune.spectra.analysis import analyze
     from inheritune.spectra.gradients import gradient_probe
     from inheritune.spectra.recommend import recommend
+    from inheritune.surgery.ablation import ablate
     from inheritune.surgery.files.checkpoint import inherit_checkpoint
     from inheritune.surgery.inherit import inherit
     from inheritune.surgery.plan.layer_plan import LayerPlan
@@ -27,6 +28,7 @@ __version__ = "0.2.0"
 _HOME = {
     "InherituneError": "inheritune.errors",
     "LayerPlan": "inheritune.surgery",
+    "ablate": "inheritune.surgery.ablation",
     "analyze": "inheritune.spectra",
     "gradient_probe": "inheritune.spectra",
     "recommend": "inheritune.spectra",
@@ -40,6 +42,7 @@ _HOME = {
 __all__ = [
     "InherituneError",
     "LayerPlan",
+    "ablate",
     "analyze",
     "evaluate",
     "gradient_probe",

@@ -81,7 +81,7 @@ def _lines(description: str, total: int, done: int) -> Iterator[Advance]:
             return
         shown = now
         left = (now - start) / max(finished - done, 1) * (total - finished)
-        text = f"{description}: {finished}/{total} ({finished / max(total, 1):.0%}), {_clock(left)} left"
+        text = f"{description}: {finished:.0f}/{total} ({finished / max(total, 1):.0%}), {_clock(left)} left"
         print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201 - this is the log line itself
 
     yield advance

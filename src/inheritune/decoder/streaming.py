@@ -86,8 +86,8 @@ class BlockWeights:
             with tensor.path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), tensor.start, tensor.size, os.POSIX_FADV_WILLNEED)
 
-    def load_resident(self) -> None:
-        """Read what the base model needs outside its blocks, for good.
+    def load_resident(self, part: nn.Module) -> None:
+        """Read what `part` of the model, the base model or all of it, needs outside the blocks, for good.
 
         Raises:
             ModelError: as `loaded`, or weights are missing anywhere in the checkpoint.
@@ -96,7 +96,8 @@ class BlockWeights:
         model, groups = self._decoder.model, self._checked_names()
         covered = {name for names in self._names.values() for name in names}
         inside = {id(weight) for weight in self._decoder.blocks.parameters()}
-        resident = [groups[key] for key in map(id, model.base_model.parameters()) if key not in inside]
+        missing = [weight for weight in part.parameters() if weight.is_meta and id(weight) not in inside]
+        resident = [groups[id(weight)] for weight in missing]
         stored = {next(name for name in names if name in covered): names for names in resident}
         keys = [key for key, names in self._names.items() if not stored.keys().isdisjoint(names)]
         self._load(keys, "the model outside its blocks")
@@ -220,7 +221,7 @@ def open_streamed(source: str | Path) -> StreamedDecoder:
         decoder = open_decoder(_without_weights(config, stored))
     streamed = StreamedDecoder(**vars(decoder), weights=BlockWeights(str(source), decoder, stored))
     with library_errors(f"cannot read {source} layer by layer"):
-        streamed.weights.load_resident()
+        streamed.weights.load_resident(decoder.model.base_model)
     return streamed
 
 

@@ -123,7 +123,7 @@ def window_losses(
         for start in range(0, count, rows):
             group = np.asarray(windows[start : start + rows], dtype=np.int64)
             filled = np.pad(group, ((0, rows - len(group)), (0, 0)), mode="edge")
-            losses[start : start + rows] = _group_losses(model, filled)[: len(group)]
+            losses[start : start + rows] = group_losses(model, filled)[: len(group)]
             advance(len(group))
     return losses
 
@@ -146,7 +146,7 @@ def check_windows(windows: np.ndarray, context: int | None, vocabulary: int) -> 
             raise DataError(f"token {token} in window {window}: expected 0 to {vocabulary - 1}, the model's vocabulary")
 
 
-def _group_losses(model: PreTrainedModel, group: np.ndarray) -> np.ndarray:
+def group_losses(model: PreTrainedModel, group: np.ndarray) -> np.ndarray:
     """Return the mean cross-entropy of each window of one batch, (rows, T + 1) int64: (rows,) float64."""
     tokens = torch.from_numpy(group).to(model.device)
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits.flatten(0, 1)
