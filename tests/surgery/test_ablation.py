@@ -109,7 +109,8 @@ def test_leave_one_out_runs_half_of_the_blocks() -> None:
     for block in open_decoder(model).blocks:
         block.register_forward_hook(lambda *given: runs.append(1))
     ablate(model, data, depth=layers)
-    assert len(runs) <= layers * (layers / 2 + 2)  # two tokens through one block beside the prices
+    assert len(runs) <= layers * (layers / 2 + 2)
+    assert len(runs) == layers * (layers + 1) / 2 + 1  # one more on two tokens, to try the model out
 
 
 def test_the_model_stays_as_it_was() -> None:
@@ -157,9 +158,10 @@ def test_stopped_work_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pyt
     np.testing.assert_array_equal(resumed.losses, whole.losses)
     counted = len(calls)
     ablate(model, data, store=store)
-    assert len(calls) == counted  # all of it is known
-    ablate(model, data[:, ::-1].copy(), store=store)
-    assert len(calls) > counted  # of other windows nothing is
+    assert len(calls) == counted + 1  # all of it is known but that it is the same model
+    other, windows_changed = llama(seed=1), data[:, ::-1].copy()
+    for changed, given in ((other, data), (model, windows_changed)):
+        assert ablate(changed, given, store=store).path == ablate(changed, given).path
 
 
 def test_a_damaged_store_is_not_used(tmp_path: Path) -> None:
@@ -192,6 +194,21 @@ def test_tokens_that_the_model_cannot_read_are_refused() -> None:
         ablate(llama(), windows(length=70))
     with pytest.raises(DataError, match="token 200 in window"):
         ablate(llama(), windows(vocabulary=201))
+
+
+def test_a_model_in_memory_whose_blocks_cannot_run_one_by_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama()
+    base = model.base_model
+
+    def backwards(**inputs: torch.Tensor) -> object:
+        states = base.embed_tokens(inputs["input_ids"])
+        for block in reversed(base.layers):
+            states = block(states)
+        return states
+
+    monkeypatch.setattr(base, "forward", backwards)
+    with pytest.raises(ModelError, match="cannot leave out layers of this LlamaForCausalLM: its blocks use more"):
+        ablate(model, windows())
 
 
 def test_damaged_weights_are_refused() -> None:

@@ -25,7 +25,14 @@ from inheritune.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-NOT_BY_LAYER = f"cannot read this model by layer: its blocks use more than the output of the block before; {IN_MEMORY}"
+_NOT_BY_LAYER = f"cannot read this model by layer: its blocks use more than the output of the block before; {IN_MEMORY}"
+
+
+class NotByLayerError(ModelError):
+    """The blocks of a model cannot be run one by one."""
+
+    def __init__(self) -> None:
+        super().__init__(_NOT_BY_LAYER)
 
 
 class _ReachedError(BaseException):
@@ -55,7 +62,7 @@ class Replay:
         """Return the arguments with which the model calls block `layer`, or None if it never does.
 
         Raises:
-            ModelError: the model calls another block first.
+            NotByLayerError: the model calls another block first.
         """
 
         def answer(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -79,12 +86,12 @@ class Replay:
         """Return what block `number`, which does not run, answers to its arguments.
 
         Raises:
-            ModelError: no block has run yet, and no `form` says that blocks are left out.
+            NotByLayerError: no block has run yet, and no `form` says that blocks are left out.
         """
         if self.output is not None:
             return self.output
         if self.form is None:
-            raise ModelError(NOT_BY_LAYER)  # a later block runs first
+            raise NotByLayerError  # a later block runs first
         return passed_on(args, kwargs, self.form)
 
     def branch(self) -> Replay:

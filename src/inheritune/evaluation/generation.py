@@ -15,7 +15,7 @@ import torch
 from inheritune.decoder import count_parameters, evaluating, load_model, open_decoder
 from inheritune.decoder.view import on_accelerator
 from inheritune.errors import DataError
-from inheritune.evaluation.loss import CONFIDENCE, mean_interval
+from inheritune.evaluation.paired import CONFIDENCE, mean_interval
 from inheritune.records.evaluation import Speed, SpeedRatio
 from inheritune.records.runs import Sample
 

@@ -15,7 +15,8 @@ from inheritune.decoder import count_parameters, open_decoder
 from inheritune.decoder.source import model_identity
 from inheritune.errors import InherituneError, OutputError
 from inheritune.evaluation.generation import compare_speed, loaded, measure_speed
-from inheritune.evaluation.loss import CONFIDENCE, MARGIN, check_settings, compare, evaluate_windows
+from inheritune.evaluation.loss import evaluate_windows
+from inheritune.evaluation.paired import CONFIDENCE, MARGIN, check_settings, compare
 from inheritune.evaluation.tasks import check_tasks, run_tasks
 from inheritune.evaluation.windows import common_windows
 from inheritune.records.base import environment, now, read_record

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from inheritune.decoder import Decoder, count_parameters, evaluating
-from inheritune.decoder.replay import NOT_BY_LAYER, Answers, Replay, replays, stand_ins
+from inheritune.decoder.replay import Answers, NotByLayerError, Replay, replays, stand_ins
 from inheritune.decoder.streaming import StreamedDecoder
 from inheritune.errors import ModelError
 from inheritune.evaluation.loss import LOGITS_PER_BATCH, check_windows, group_losses
@@ -78,7 +78,8 @@ class Remover:
         filled = np.pad(windows, ((0, -len(windows) % self.rows), (0, 0)), mode="edge")
         chunks = np.split(filled, len(filled) // self.rows)
         passes = [{Removed(): Replay(form=self.form)} for _ in chunks]
-        step = _steps(self.decoder, removals, len(chunks), advance)
+        head = _head_share(self.decoder)
+        step = _steps(removals, self.decoder.layers, head, len(chunks), advance)
         with _stopped(self.decoder) as (blocks, current):
             for layer, block in enumerate(blocks):
                 wanted = _left_out(removals, layer)
@@ -91,7 +92,7 @@ class Remover:
                 for row, removed in zip(losses, removals, strict=True):
                     current.answer = passes[number][removed].answer
                     row[number * self.rows :][: self.rows] = group_losses(self.decoder.model, chunk)
-                    step(_head_share(self.decoder))
+                    step(head)
         return losses[:, : len(windows)]
 
 
@@ -107,16 +108,15 @@ def open_remover(decoder: Decoder, windows: np.ndarray) -> Remover:
         ModelError: its blocks use more than the output of the block before, or weights are missing.
     """
     check_windows(windows, decoder.context, decoder.vocabulary)
-    if isinstance(decoder, StreamedDecoder):
-        decoder.weights.load_resident(decoder.model)
-    run = partial(_forward, decoder, windows[:1, :3])
-    with _stopped(decoder) as (blocks, current):
-        if (call := Replay().call_of(0, current, run)) is None:
-            raise ModelError(NOT_BY_LAYER)
-        with decoder.weights.blank(0) if isinstance(decoder, StreamedDecoder) else nullcontext():
-            form = blocks[0](*call.args, **call.kwargs)
-        if not replays(decoder, current, form, run):
-            raise ModelError(NOT_BY_LAYER)
+    try:
+        form = _form(decoder, partial(_forward, decoder, windows[:1, :3]))
+    except NotByLayerError as error:
+        if isinstance(decoder, StreamedDecoder):
+            raise  # its line advises to load the model whole
+        name = type(decoder.model).__name__
+        raise ModelError(
+            f"cannot leave out layers of this {name}: its blocks use more than the output of the block before"
+        ) from error
     count, length = windows.shape[0], windows.shape[1] - 1
     state, streamed = 4 * length * int(decoder.config.hidden_size), isinstance(decoder, StreamedDecoder)
     held = _VECTORS + (0 if streamed else decoder.layers)
@@ -124,6 +124,25 @@ def open_remover(decoder: Decoder, windows: np.ndarray) -> Remover:
     rows = -(-count // -(-count // max(1, most)))  # equal pieces, so that little is filled up
     together = max(1, STREAMED_BYTES // (rows * state * decoder.layers)) if streamed else 1
     return Remover(decoder, form, rows, rows * together)
+
+
+def _form(decoder: Decoder, run: Callable[[], object]) -> Any:
+    """Return what a block returns, after confirming that the blocks can be run one by one.
+
+    Raises:
+        NotByLayerError: they cannot.
+        ModelError: weights are missing, or the model runs a block more than once.
+    """
+    if isinstance(decoder, StreamedDecoder):
+        decoder.weights.load_resident(decoder.model)
+    with _stopped(decoder) as (blocks, current):
+        if (call := Replay().call_of(0, current, run)) is None:
+            raise NotByLayerError
+        with decoder.weights.blank(0) if isinstance(decoder, StreamedDecoder) else nullcontext():
+            form = blocks[0](*call.args, **call.kwargs)
+        if not replays(decoder, current, form, run):
+            raise NotByLayerError
+    return form
 
 
 def _through(
@@ -155,11 +174,11 @@ def _left_out(removals: Sequence[Removed], layer: int) -> set[Removed]:
 
 
 def _steps(
-    decoder: Decoder, removals: Sequence[Removed], chunks: int, advance: Callable[[float], None]
+    removals: Sequence[Removed], layers: int, head: float, chunks: int, advance: Callable[[float], None]
 ) -> Callable[[float], None]:
-    """Return what takes the work of each step, in block runs, and hands on its share of all."""
-    runs = sum(layer not in held for layer in range(decoder.layers) for held in _left_out(removals, layer))
-    total = chunks * (runs + len(removals) * _head_share(decoder))
+    """Return what takes the work of each step, in block runs (the head's is `head`), and hands on its share of all."""
+    runs = sum(layer not in held for layer in range(layers) for held in _left_out(removals, layer))
+    total = chunks * (runs + len(removals) * head)
     return lambda work: advance(work / total)
 
 

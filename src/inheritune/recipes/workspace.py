@@ -20,7 +20,8 @@ from inheritune.decoder.view import on_accelerator
 from inheritune.distributed import count_processes, from_main, is_main
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError, RecipeError, library_errors, nearest
 from inheritune.evaluation import compare, evaluate_windows, window_losses
-from inheritune.evaluation.loss import Evaluation, check_settings
+from inheritune.evaluation.loss import Evaluation
+from inheritune.evaluation.paired import check_settings
 from inheritune.evaluation.windows import context_of, open_tokenizer
 from inheritune.recipes.schema import Recipe, RecipeTraining
 from inheritune.records.base import read_record

@@ -2,8 +2,8 @@
 
 Which layers to cut is measured, not read off their rank. `ablate` computes the loss without each layer (leave-one-out),
 then deletes greedily: each time the layer whose removal costs least, as the layers that are left now stand. Deletion by
-loss chooses better layers than Block Influence (Minitron, arXiv 2407.14679, table 13); one cut of all the layers that
-are cheapest one by one is worse than the greedy path, because neighbours can stand in for each other only once.
+loss chooses better layers than Block Influence (Minitron, arXiv 2407.14679, table 13). The prices of single layers do
+not add up: where two layers stand in for each other, either is cheap as long as the other is there.
 
 The windows that choose layers must not be the ones that judge the result.
 """
@@ -28,7 +28,7 @@ from inheritune.errors import InherituneError, ModelError, PlanError
 from inheritune.evaluation.removal import Removed, open_remover
 from inheritune.progress import note, progress
 from inheritune.spectra.checks import check_tokens, check_weights
-from inheritune.storage import written_file
+from inheritune.storage import user_path, written_file
 from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.plan.layer_plan import LayerPlan
 
@@ -129,7 +129,7 @@ def ablate(
     depth: int = 1,
     beam: int = 1,
     stream: bool | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
 ) -> Ablation:
     """Measure what each layer costs, and delete greedily down to `depth` layers. The model is not changed.
 
@@ -141,7 +141,8 @@ def ablate(
         beam: how many sets of layers are kept at each depth; more than 1 can find a better set than greedy deletion,
             for as many times the work.
         stream: read the checkpoint layer by layer; None does so when it would fill most of the memory that is free.
-        store: a file that the losses measured so far are written to now and then, and taken from.
+        store: a file that the losses measured so far are written to now and then, and taken from if the whole model has
+            the losses on the first windows that the file has for it (to 1e-6: other weights have others).
 
     Raises:
         InherituneError: `depth` or `beam` is out of range, or the model has one layer.
@@ -160,7 +161,7 @@ def ablate(
         raise InherituneError(f"beam {beam}: expected at least 1")
     if not isinstance(decoder, StreamedDecoder):  # which looks at each block's as it reads them
         check_weights(decoder)
-    return _Search(decoder, windows, store).run(depth, beam)
+    return _Search(decoder, windows, None if store is None else user_path(store)).run(depth, beam)
 
 
 class _Search:
@@ -171,6 +172,9 @@ class _Search:
         self._refusals: dict[Removed, str] = {}
         self._remover = open_remover(decoder, windows)
         self._table = _Table(decoder.layers, len(windows), store, _digest(decoder, windows))
+        first = windows[: self._remover.group]
+        if self._table.losses and not self._table.agrees(self._remover.losses(first, [Removed()])[0]):
+            self._table.losses.clear()
         singles = {layer: self._refusal(Removed([layer])) for layer in range(self.layers)}
         self.refused = {layer: why for layer, why in singles.items() if why}
         if len(self.refused) == self.layers:
@@ -258,6 +262,11 @@ class _Table:
     def count(self) -> int:
         """The number of losses that are known."""
         return sum(int((~np.isnan(row)).sum()) for row in self.losses.values())
+
+    def agrees(self, losses: np.ndarray) -> bool:
+        """Return whether the whole model had these losses (n,) on the first windows when it was measured."""
+        held = self.losses.get(Removed(), np.empty(0))[: len(losses)]
+        return held.shape == losses.shape and np.allclose(held, losses, rtol=0, atol=1e-6)
 
     def mean(self, removed: Removed) -> float:
         """Return the mean loss without a set, infinity where it overflows."""

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from inheritune.decoder.replay import NOT_BY_LAYER, Replay, replays, stand_ins
+from inheritune.decoder.replay import NotByLayerError, Replay, replays, stand_ins
 from inheritune.decoder.streaming import StreamedDecoder
-from inheritune.errors import ModelError
 
 
 def run_by_layer(
@@ -51,4 +50,4 @@ def run_by_layer(
                         replay.output = block(*call.args, **call.kwargs)
                     del call  # holds the states before the block
         if trial and not replays(decoder, current, last[0].output, partial(run_chunk, 0)):
-            raise ModelError(NOT_BY_LAYER)
+            raise NotByLayerError
