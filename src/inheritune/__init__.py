@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from inheritune.evaluation import evaluate
     from inheritune.recipes import plan, run
     from inheritune.report import write_report as report
+    from inheritune.spectra.advice import recommend
     from inheritune.spectra.analysis import analyze
     from inheritune.spectra.gradients import gradient_probe
-    from inheritune.spectra.recommend import recommend
     from inheritune.surgery.ablation import ablate
     from inheritune.surgery.files.checkpoint import inherit_checkpoint
     from inheritune.surgery.inherit import inherit
@@ -31,7 +31,7 @@ _HOME = {
     "ablate": "inheritune.surgery.ablation",
     "analyze": "inheritune.spectra",
     "gradient_probe": "inheritune.spectra",
-    "recommend": "inheritune.spectra",
+    "recommend": "inheritune.spectra.advice",
     "evaluate": "inheritune.evaluation",
     "inherit": "inheritune.surgery",
     "inherit_checkpoint": "inheritune.surgery",

@@ -187,6 +187,7 @@ def test_what_the_neighbours_would_cut_stands_beside_it() -> None:
         "Block Influence would cut   1-2     1, 2",
         "angular distance would cut  1-2     1, 2",
         f"why: layers 2-3 are lazy (AvgRank 1.00 under the causal mask, {SINK}; 5.00 for the layers before).",
+        "note: the paper's rule of thumb, unmeasured: analyze --ablate measures what each layer costs",
         "how: --layers 0:2 (the end is excluded)",
     ]
     unknown = recommend(spectra([5.0, 5.0, 1.0, 1.0], blocks=measures([0.5, np.nan, 0.2, 0.4], {(0, 2): np.nan})))
@@ -202,7 +203,7 @@ def test_layers_that_stay_may_have_gaps() -> None:
     found = Recommendation(depth=8, start=6, cut=(3, 6, 7), reason="by hand.")
     assert (found.keep, list(found), len(found)) == ((0, 1, 2, 4, 5), [0, 1, 2, 4, 5], 5)
     assert found.option == "0:3,4:6"
-    assert found.rows()[:2] == [("keep", "0-2, 4-5", "0, 1, 2, 4, 5"), ("cut", "3, 6-7", "3, 6, 7")]
+    assert found.rows()[:2] == [("keep", "0-2, 4-5", "", "0, 1, 2, 4, 5"), ("cut", "3, 6-7", "", "3, 6, 7")]
     assert (ranges([]), ranges([4])) == ("-", "4")
 
 

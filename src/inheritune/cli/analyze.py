@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DEFAULT_SOURCE = "stdlib"
 DEFAULT_SIZE = 100
 """Sequences and tokens in each, as in the paper (section 2)."""
+WINDOWS, LENGTH = 32, 128
+"""What layers are chosen on."""
 
 
 def analyze(
@@ -62,13 +64,39 @@ def analyze(
             show_default="where it would not fit",
         ),
     ] = None,
+    ablate: Annotated[
+        bool,
+        typer.Option(
+            "--ablate", help="Measure what each layer costs too, and which to cut for each depth: prices.json."
+        ),
+    ] = False,
+    depth: Annotated[
+        int | None, typer.Option(help="With --ablate: delete layers down to this depth.", show_default="half")
+    ] = None,
+    beam: Annotated[
+        int, typer.Option(help="With --ablate: sets of layers kept at each depth; more may find a better one.")
+    ] = 1,
+    ablate_windows: Annotated[
+        int, typer.Option(help="With --ablate: windows of training text that layers are chosen on.")
+    ] = WINDOWS,
+    ablate_length: Annotated[
+        int | None,
+        typer.Option(help="With --ablate: tokens of a window.", show_default=f"{LENGTH}, or the model's context"),
+    ] = None,
 ) -> None:
     """Measure every attention head, MLP and block, say which layers are lazy, and recommend a cut."""
     from inheritune.cli.print_analysis import print_analysis
+    from inheritune.cli.print_prices import print_prices
     from inheritune.decoder import load_config
     from inheritune.decoder.source import resolve_model
+    from inheritune.evaluation.windows import context_of
     from inheritune.records.analysis import AnalysedText
+    from inheritune.spectra.advice import recommend_by_price
     from inheritune.spectra.flow import analyze_into
+    from inheritune.spectra.folder import from_record
+    from inheritune.surgery.ablation import check_ablation
+    from inheritune.surgery.config.target import depth_of
+    from inheritune.surgery.prices import check_choice, measure_prices
 
     if data is not None and tokens is not None:
         raise InherituneError("both --data and --tokens are given: expected one of them")
@@ -76,7 +104,9 @@ def analyze(
         raise InherituneError(f"--seed {seed}: expected 0 or more")
     taus, heads = _read_taus(tau), _read_heads(maps)
     place = resolve_model(model)
-    load_config(place)  # what is no decoder is refused before any text is read
+    config = load_config(place)  # what is no decoder is refused before any text is read
+    if ablate:
+        check_ablation(depth_of(config), depth, beam)
     if tokens is not None:
         tokenizer = _tokenizer(place)
         windows, origin = _read_windows(tokens, sequences, length), AnalysedText(source=str(tokens))
@@ -84,6 +114,11 @@ def analyze(
         windows, origin, tokenizer = _draw_windows(
             place, DEFAULT_SOURCE if data is None else data, sequences, length, seed, separator, field
         )
+    if ablate:
+        size = ablate_length or min(LENGTH, context_of(config) or LENGTH)
+        source = (place, origin.source or DEFAULT_SOURCE, separator, field)
+        chosen = windows[:ablate_windows] if tokens else _tuning_windows(*source, ablate_windows, size)
+        check_choice(chosen, config)
     record, drawn = analyze_into(
         out,
         model,
@@ -98,6 +133,7 @@ def analyze(
         stream=stream,
         data=origin,
         claim=True,
+        reuse=ablate,
     )
     held = origin.tokens
     if held is not None and windows.size > held:
@@ -107,7 +143,22 @@ def analyze(
             "errors are too small",
             err=True,
         )
-    print_analysis(model, record, drawn, out)
+    print_analysis(model, record, drawn, out, recommended=not ablate)
+    if not ablate:
+        return
+    prices = measure_prices(
+        out,
+        place,
+        chosen,
+        depth=depth,
+        beam=beam,
+        spectra=from_record(record),
+        name=record.model,
+        identity=record.identity,
+        data=AnalysedText(source=origin.source),
+        stream=stream,
+    )
+    print_prices(prices, recommend_by_price(prices), out)
 
 
 def _read_taus(text: str) -> list[float]:
@@ -146,6 +197,21 @@ def _draw_windows(
     tokens = read_tokens(source, tokenizer, separator, field)
     windows = draw_windows(tokens, count, size, seed, source)
     return windows, AnalysedText(source=source, tokens=len(tokens), seed=seed), tokenizer
+
+
+def _tuning_windows(model: str, source: str, separator: str, field: str, count: int, length: int) -> np.ndarray:
+    """Return (N, T + 1) int64 token ids of windows of training text that layers are chosen on.
+
+    Raises:
+        DataError: there is too little text for one window, or a count is too small.
+    """
+    from inheritune.data import tuning_windows
+    from inheritune.decoder import load_tokenizer
+
+    for option, number, least in (("--ablate-windows", count, 2), ("--ablate-length", length, 1)):
+        if number < least:
+            raise DataError(f"{option} {number}: expected at least {least}")
+    return tuning_windows(source, load_tokenizer(model), length, count, separator, field)
 
 
 def _read_windows(path: Path, sequences: int | None, length: int | None) -> np.ndarray:

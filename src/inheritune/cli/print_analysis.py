@@ -15,7 +15,7 @@ from inheritune.spectra.result import COLLAPSED_RANK
 from inheritune.storage import IDENTITY
 
 
-def print_analysis(model: str, record: AnalysisRecord, drawn: MapsRecord, out: Path) -> None:
+def print_analysis(model: str, record: AnalysisRecord, drawn: MapsRecord, out: Path, recommended: bool = True) -> None:
     """Print the table of layers, what it comes to, a line on each further thing that was asked for, and the files.
 
     Args:
@@ -23,6 +23,7 @@ def print_analysis(model: str, record: AnalysisRecord, drawn: MapsRecord, out: P
         record: what `spectra.json` holds.
         drawn: what `maps.json` holds.
         out: their folder.
+        recommended: whether the cut that the ranks recommend is printed.
     """
     columns = ["layer", *(f"{mask}\n{name}" for mask in record.masks for name in ("MaxRank", "AvgMass", "coll."))]
     columns += ["block\ninfluence", "MLP\nrank"]
@@ -35,7 +36,8 @@ def print_analysis(model: str, record: AnalysisRecord, drawn: MapsRecord, out: P
     if classes:
         counts = ", ".join(f"{classes.count(name)} {name}" for name in ("sink", "uniform", "potent"))
         typer.echo(f"Heads: {counts}.")
-    typer.echo(f"Recommended: {record.recommendation}")
+    if recommended:
+        typer.echo(f"Recommended: {record.recommendation}")
     _print_more(record, drawn, out)
 
 

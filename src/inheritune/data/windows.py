@@ -18,6 +18,7 @@ from inheritune.data.shards import Shards, is_shards, open_shards
 from inheritune.data.sources import STDLIB, VALID_FRACTION, read_documents
 from inheritune.data.tokenizer import encode
 from inheritune.errors import DataError, unknown_name
+from inheritune.progress import note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,12 +117,73 @@ def validation_windows(
     return spread_windows(read_tokens(source, tokenizer), length, limit, source)
 
 
+def tuning_windows(
+    source: str | Path | Shards,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    limit: int,
+    separator: str = BLANK_LINE,
+    field: str = "text",
+) -> np.ndarray:
+    """Return at most `limit` windows to choose layers and settings on, spread evenly: none that judges is among them.
+
+    They come from the training split of shards, or from training documents of a text as `prepare` splits it; of a text
+    with too few of them, from all of it, which is said.
+
+    Args:
+        source: shards or any text source.
+        tokenizer: what turns text into tokens; shards come with their own.
+        length: input tokens of a window.
+        limit: the greatest number of windows.
+        separator: as `prepare` takes it.
+        field: as `prepare` takes it.
+
+    Returns:
+        int64 of shape (windows, length + 1).
+
+    Raises:
+        DataError: there are fewer tokens than one window.
+    """
+    if not isinstance(source, Shards) and is_shards(source):
+        source = open_shards(source)
+    if isinstance(source, Shards):
+        starts = _spread(source.tokens("train"), length, limit, source, "training")
+        return np.stack([source.read("train", int(start), length + 1) for start in starts])
+    texts: dict[str, list[str]] = {"tuning": [], "training": [], "all": []}
+    missing = 16 * length * limit  # characters, of which a token hardly has more
+    for document in read_documents(source, separator, field):
+        share = document.position() / VALID_FRACTION
+        if 1 <= share < 2:
+            texts["tuning"].append(document.text)
+            missing -= len(document.text)
+        if missing > 0:
+            texts["all"].append(document.text)
+            if share >= 1:
+                texts["training"].append(document.text)
+    for name, chosen in texts.items():
+        parts = [*encode(chosen, tokenizer)]
+        tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        if name == "all":
+            note(
+                f"{source} is too short to be split: layers are chosen on all of it, so judge the result on other text"
+            )
+        if len(tokens) > length * limit or name == "all":
+            break
+    return spread_windows(tokens, length, limit, source)
+
+
+def _spread(tokens: int, length: int, limit: int, name: object, kind: str) -> np.ndarray:
+    """Return where at most `limit` evenly spread windows start, (windows,) int64."""
+    whole = (tokens - 1) // length
+    if whole < 1:
+        raise DataError(f"{name} has {tokens} {kind} tokens: expected at least {length + 1}, one window")
+    count = min(limit, whole)
+    return length * (np.arange(count) * whole // count)
+
+
 def spread_windows(tokens: np.ndarray, length: int, limit: int, name: object) -> np.ndarray:
     """Return windows as `validation_windows` does, of tokens (tokens,) of `read_tokens`; `name` is for an error."""
-    whole = (len(tokens) - 1) // length
-    if whole < 1:
-        raise DataError(f"{name} has {len(tokens)} validation tokens: expected at least {length + 1}, one window")
-    starts = length * (np.arange(min(limit, whole)) * whole // min(limit, whole))
+    starts = _spread(len(tokens), length, limit, name, "validation")
     return tokens[starts[:, None] + np.arange(length + 1)]
 
 

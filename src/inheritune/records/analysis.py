@@ -99,11 +99,15 @@ class Recommendation(Record):
 
     Attributes:
         depth: number of layers of the analysed model.
-        start: l, with how many first layers to start Inheritune.
+        start: l, with how many layers to start Inheritune; the first ones, unless the cut was measured.
         cut: the layers to cut, 0-based, ascending.
         reason: one sentence.
-        others: which layers the measures of other papers would cut, as many as `cut`, by the measure's name; the
-            measures agree where the lists do.
+        others: which layers other rules would cut, as many as `cut`, by the rule's name; rules agree where the lists
+            do.
+        measured: whether the cut was chosen by the losses of cuts (`ablate`); else by the paper's rule of thumb.
+        losses: nats a token before any training, on one set of windows: of the whole model (`whole`), of the
+            recommended cut (`keep`) and of the others, by their names; null where a cut's loss was not measured.
+        uniform: the loss of guessing evenly among all tokens, where losses were measured.
     """
 
     depth: int = Field(ge=1, le=100_000)
@@ -111,6 +115,9 @@ class Recommendation(Record):
     cut: tuple[int, ...]
     reason: str
     others: dict[str, tuple[int, ...]] = {}
+    measured: bool = False
+    losses: dict[str, float | None] = {}
+    uniform: float | None = None
 
     @model_validator(mode="after")
     def _fits_the_depth(self) -> Self:
@@ -142,20 +149,44 @@ class Recommendation(Record):
         """What `--layers` and a recipe's `layers` take to say the same, the end of a range excluded: `0:12`."""
         return ",".join(f"{run[0]}:{run[-1] + 1}" for run in runs(self.keep))
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Return what to do, the layers as ranges and the layers as a list, one row for each thing to print."""
-        rows = [("keep", self.keep), ("cut", self.cut)]
-        rows += [(f"{name} would cut", layers) for name, layers in self.others.items()]
-        return [(what, ranges(layers), ", ".join(map(str, layers)) or "-") for what, layers in rows]
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return what to do, the layers as ranges, the loss, the layers as a list; one row for each thing."""
+        rows = [("keep", self.keep, "keep"), ("cut", self.cut, "")]
+        rows += [(f"{name} would cut", layers, name) for name, layers in self.others.items()]
+        return [
+            (what, ranges(layers), self._loss(name), ", ".join(map(str, layers)) or "-") for what, layers, name in rows
+        ]
+
+    def _loss(self, name: str) -> str:
+        loss = self.losses.get(name)
+        return "" if loss is None else f"{loss:.3f}"
+
+    def warnings(self) -> list[str]:
+        """Return what a user has to know before following the recommendation, a line each."""
+        said, loss = [], self.losses.get("keep")
+        if not self.measured and self.cut:
+            said.append("the paper's rule of thumb, unmeasured: analyze --ablate measures what each layer costs")
+        if loss is not None and self.uniform is not None and loss > self.uniform:
+            said.append(
+                f"before training this cut has a loss of {loss:.2f}, above that of uniform guessing, "
+                f"{self.uniform:.2f}: it has lost all that the model knew"
+            )
+        return said
 
     def table(self) -> str:
         """Return the recommendation as text: the plan with both ends of a range included, the reason, the option."""
-        lines = [("", "ranges", "layers"), *self.rows()]
-        widths = [max(len(line[column]) for line in lines) for column in range(2)]
-        start = f"start with {plural(self.start, 'layer')} of {self.depth}"
-        title = f"{start}, numbered from 0, both ends of a range included"
-        body = [f"{a.ljust(widths[0])}  {b.ljust(widths[1])}  {c}".rstrip() for a, b, c in lines]
-        return "\n".join([title, *body, f"why: {self.reason}", f"how: --layers {self.option} (the end is excluded)"])
+        head = ("", "ranges", "untrained loss" if self.losses else "", "layers")
+        lines = [head, *self.rows()]
+        widths = [max(len(line[column]) for line in lines) for column in range(3)]
+        doing = f"keep {plural(len(self), 'layer')}" if self.measured else f"start with {plural(self.start, 'layer')}"
+        title = f"{doing} of {self.depth}, numbered from 0, both ends of a range included"
+        if (whole := self._loss("whole")) and self.uniform is not None:
+            title += f"; the whole model's loss is {whole}, uniform guessing {self.uniform:.3f}"
+        shown = [*range(4)] if self.losses else [0, 1, 3]
+        body = ["  ".join(line[column].ljust((*widths, 0)[column]) for column in shown) for line in lines]
+        said = [f"note: {line}" for line in self.warnings()]
+        how = f"how: --layers {self.option} (the end is excluded)"
+        return "\n".join([title, *(line.rstrip() for line in body), f"why: {self.reason}", *said, how])
 
 
 class AnalysedText(Record):

@@ -5,10 +5,10 @@
 """
 
 from inheritune.records.analysis import Recommendation
+from inheritune.spectra.advice import load_recommendation, recommend
 from inheritune.spectra.analysis import analyze
 from inheritune.spectra.flow import analyze_into
 from inheritune.spectra.folder import (
-    load_recommendation,
     load_spectra,
     read_analysis,
     read_maps,
@@ -27,7 +27,6 @@ from inheritune.spectra.measure.rank import (
     squared_singular_values,
     stable_rank,
 )
-from inheritune.spectra.recommend import recommend
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.capture import visit_attention
 

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
+
 from inheritune.decoder.source import model_identity, resolve_model
-from inheritune.records.analysis import AnalysedText, AnalysisRecord, MapsRecord
+from inheritune.errors import ModelError, library_errors
+from inheritune.progress import note
+from inheritune.records.analysis import AnalysedText, AnalysisRecord, MapsRecord, Recommendation
+from inheritune.records.base import read_record
 from inheritune.spectra.analysis import Model, Options, Prepared, measure, prepare
-from inheritune.spectra.folder import save_maps, save_spectra
+from inheritune.spectra.folder import MAPS, SPECTRA, read_analysis, save_maps, save_spectra
 from inheritune.spectra.maps import check_heads_of, draw_maps
-from inheritune.storage import check_folder, claimed
+from inheritune.spectra.recommend import recommend
+from inheritune.storage import check_folder, claimed, read_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from inheritune.decoder import Decoder
+
+LOSS_SEQUENCES = 16
+"""So many of the analysed sequences, the first, tell what the recommended cut leads to; to choose a cut needs more."""
 
 
 def analyze_into(
@@ -30,6 +42,7 @@ def analyze_into(
     identity: str | None = None,
     data: AnalysedText | None = None,
     claim: bool = False,
+    reuse: bool = False,
     **options: Unpack[Options],
 ) -> tuple[AnalysisRecord, MapsRecord]:
     """Analyse a model and write `maps.json`, then `spectra.json`; nothing is written before the analysis is done.
@@ -44,6 +57,7 @@ def analyze_into(
         identity: what the model is, wherever it lies; of a folder it is read (`model_identity`).
         data: where the tokens are from.
         claim: hold `folder` for this analysis and no other, as the command does; a run's own folder is held already.
+        reuse: with `claim`, read the files where the folder holds this very analysis already.
         options: as `analyze`, but that both masks are analysed where none is named.
 
     Returns:
@@ -62,11 +76,35 @@ def analyze_into(
     work = _work(prepared, identity or name, heads)
     if claim:
         check_folder(folder, work)
+        if reuse and (folder / SPECTRA).is_file() and (folder / MAPS).is_file() and read_identity(folder) == work:
+            note(f"{folder} has this analysis already")
+            return read_analysis(folder), read_record(folder / MAPS, MapsRecord)
     result = measure(prepared)
     maps = draw_maps(prepared, result, tokenizer, heads)
+    advice = _with_losses(recommend(result), prepared.decoder, prepared.tokens[:LOSS_SEQUENCES].numpy())
     with claimed(folder, work) if claim else nullcontext():
         drawn = save_maps(maps, folder)
-        return save_spectra(result, folder, name, data, identity), drawn
+        return save_spectra(result, folder, name, data, identity, advice), drawn
+
+
+def _with_losses(advice: Recommendation, decoder: Decoder, tokens: np.ndarray) -> Recommendation:
+    """Return a recommendation with the losses of its cut and of the others before training, on (N, T) int64 tokens.
+
+    A model that cannot be run without these layers has none.
+    """
+    from inheritune.evaluation.removal import Removed, open_remover  # which loads torch
+
+    cuts = {"whole": (), "keep": advice.cut, **advice.others}
+    failure = f"the loss without the layers that are to be cut is not known: this {type(decoder.model).__name__} fails"
+    try:
+        with library_errors(failure):
+            losses = open_remover(decoder, tokens).losses(tokens, [Removed(cut) for cut in cuts.values()])
+    except ModelError as error:
+        note(str(error))
+        return advice
+    means = [float(row.mean()) if np.isfinite(row).all() else None for row in losses]
+    found = dict(zip(cuts, means, strict=True))
+    return advice.model_copy(update={"losses": found, "uniform": math.log(decoder.vocabulary)})
 
 
 def _label(source: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from inheritune.errors import OutputError
 from inheritune.records.analysis import (
     AnalysedText,
     AnalysisRecord,
@@ -30,6 +29,8 @@ from inheritune.spectra.result import BothSpectra, Spectra
 
 SPECTRA = "spectra.json"
 MAPS = "maps.json"
+PRICES = "prices.json"
+"""Where layers were left out too; also in the folder of a run."""
 
 _OF_BLOCKS = ("influence", "mlp_rank", "mlp_rank_error", "mlp_mass")
 _MEASURES = ("rank", "rank_error", "mass", "entropy", "stable_rank", "sink_column", "sink_epsilon")
@@ -64,31 +65,20 @@ def load_spectra(folder: str | Path) -> Spectra | BothSpectra:
     return from_record(read_analysis(folder))
 
 
-def load_recommendation(folder: str | Path) -> Recommendation:
-    """Read the recommendation in the `spectra.json` that `inheritune analyze` wrote in `folder`.
-
-    Raises:
-        OutputError: there is no such file, it is not as an analysis wrote it, or it holds no recommendation.
-    """
-    held, path = read_analysis(folder).recommendation, Path(folder) / SPECTRA
-    if held is None:
-        raise OutputError(f"{path} holds no recommendation (an older analysis?): {AnalysisRecord.AGAIN}")
-    return held
-
-
 def save_spectra(
     result: Spectra | BothSpectra,
     folder: str | Path,
     model: str,
     data: AnalysedText | None = None,
     identity: str | None = None,
+    advice: Recommendation | None = None,
 ) -> AnalysisRecord:
     """Write `result` to `spectra.json` in `folder` and return the record; see `to_record`.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    return to_record(result, model, data, identity).write(Path(folder) / SPECTRA)
+    return to_record(result, model, data, identity, advice).write(Path(folder) / SPECTRA)
 
 
 def save_maps(maps: Iterable[AttentionMap], folder: str | Path) -> MapsRecord:
@@ -101,14 +91,18 @@ def save_maps(maps: Iterable[AttentionMap], folder: str | Path) -> MapsRecord:
 
 
 def to_record(
-    result: Spectra | BothSpectra, model: str, data: AnalysedText | None = None, identity: str | None = None
+    result: Spectra | BothSpectra,
+    model: str,
+    data: AnalysedText | None = None,
+    identity: str | None = None,
+    advice: Recommendation | None = None,
 ) -> AnalysisRecord:
     """Return the record of what `analyze` returned, in which null is what is not defined (NaN).
 
     `model` is what to call the model, a folder or hub id; `data` where the tokens are from; `identity` what the model
-    is, wherever it lies (`model_identity`).
+    is, wherever it lies (`model_identity`); `advice` its recommendation, where more is known of it than the ranks say.
     """
-    first, advice = result.parts[0], recommend(result)
+    first, advice = result.parts[0], advice or recommend(result)
     probe = first.gradients
     return AnalysisRecord(
         model=model,

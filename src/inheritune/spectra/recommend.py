@@ -63,7 +63,7 @@ def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recom
         start=start,
         cut=tuple(range(start, depth)),
         reason=f"{reason}{_remarks(profile, start)}.",
-        others=_others(first.blocks, depth - start, depth),
+        others=rival_cuts(first.blocks, depth - start, depth),
     )
 
 
@@ -163,8 +163,8 @@ def _remarks(profile: _Profile, start: int) -> str:
     return remarks
 
 
-def _others(blocks: BlockMeasures | None, count: int, depth: int) -> dict[str, tuple[int, ...]]:
-    """Return which layers the measures of other papers would cut, where they are known."""
+def rival_cuts(blocks: BlockMeasures | None, count: int, depth: int) -> dict[str, tuple[int, ...]]:
+    """Return which `count` of `depth` layers the measures of other papers would cut, where they are known."""
     others: dict[str, tuple[int, ...]] = {}
     if blocks is None or count == 0 or blocks.depth != depth:
         return others

@@ -72,6 +72,7 @@ class Ablation:
         refused: for each such layer, why.
         cuts: the best set found of 1, 2, ... layers; `cuts[k - 1].removed` has k of them.
         steps: the greedy deletions, one by one, on the way to the last of `cuts`. With a beam of 1 they are `cuts`.
+        others: the further sets that were asked for, in their order; None where no model without them can be made.
         length: T, predicted tokens of a window.
         beam: how many sets were kept at each depth.
     """
@@ -81,6 +82,7 @@ class Ablation:
     refused: dict[int, str]
     cuts: tuple[Cut, ...]
     steps: tuple[Cut, ...]
+    others: tuple[Cut | None, ...]
     length: int
     beam: int
 
@@ -128,6 +130,7 @@ def ablate(
     *,
     depth: int = 1,
     beam: int = 1,
+    others: Iterable[Iterable[int]] = (),
     stream: bool | None = None,
     store: str | Path | None = None,
 ) -> Ablation:
@@ -140,6 +143,7 @@ def ablate(
         depth: layers that are left at the end of the path; as many as the model has leave out the path.
         beam: how many sets of layers are kept at each depth; more than 1 can find a better set than greedy deletion,
             for as many times the work.
+        others: further sets of layers to leave out, such as those that another rule would cut.
         stream: read the checkpoint layer by layer; None does so when it would fill most of the memory that is free.
         store: a file that the losses measured so far are written to now and then, and taken from if the whole model has
             the losses on the first windows that the file has for it (to 1e-6: other weights have others).
@@ -153,15 +157,27 @@ def ablate(
     windows = check_tokens(tokens).numpy()
     decoder = load_decoder(model, stream)
     layers = decoder.layers
+    check_ablation(layers, depth, beam)
+    further = [tuple(dict.fromkeys(order)) for order in others]
+    if wrong := [order for order in further if not {*order} < {*range(layers)}]:
+        raise PlanError(f"layers {[*wrong[0]]} to leave out: expected some of 0 to {layers - 1}, and not all")
+    if not isinstance(decoder, StreamedDecoder):  # which looks at each block's as it reads them
+        check_weights(decoder)
+    return _Search(decoder, windows, None if store is None else user_path(store)).run(depth, beam, further)
+
+
+def check_ablation(layers: int, depth: int | None, beam: int) -> None:
+    """Refuse what cannot be measured of a model of so many layers; no depth stands for one that fits.
+
+    Raises:
+        InherituneError: `depth` or `beam` is out of range, or the model has one layer.
+    """
     if layers == 1:
         raise InherituneError("the model has one layer: expected at least 2, there is none to leave out")
-    if not 1 <= depth <= layers:
+    if depth is not None and not 1 <= depth <= layers:
         raise InherituneError(f"depth {depth}: expected 1 to {layers}, the layers of the model")
     if beam < 1:
         raise InherituneError(f"beam {beam}: expected at least 1")
-    if not isinstance(decoder, StreamedDecoder):  # which looks at each block's as it reads them
-        check_weights(decoder)
-    return _Search(decoder, windows, None if store is None else user_path(store)).run(depth, beam)
 
 
 class _Search:
@@ -180,20 +196,24 @@ class _Search:
         if len(self.refused) == self.layers:
             raise ModelError(f"no layer of this model can be left out: {self.refused[0]}")
 
-    def run(self, depth: int, beam: int) -> Ablation:
-        """Measure the whole model, each layer and the path; see `ablate`."""
-        total = 1 + self.layers + beam * sum(range(depth + 1, self.layers))
+    def run(self, depth: int, beam: int, others: Sequence[Order]) -> Ablation:
+        """Measure the whole model, each layer, the path and other sets; see `ablate`."""
+        fitting = [removed for removed in map(Removed, others) if not self._refusal(removed)]
+        total = 1 + self.layers + beam * sum(range(depth + 1, self.layers)) + len({*fitting})
         with progress("leaving out layers", total * len(self._windows), self._table.count) as advance:
             self._advance = advance
             singles = [Removed([layer]) for layer in range(self.layers) if layer not in self.refused]
             self._measure([Removed(), *singles])
             cuts, steps = self._descend(depth, beam)
+            for part in range(0, len(fitting), self.layers):  # as many together as are held for single layers
+                self._measure(fitting[part : part + self.layers])
         return Ablation(
             whole=self._cut(()),
             singles=tuple(None if i in self.refused else self._cut((i,)) for i in range(self.layers)),
             refused=self.refused,
             cuts=tuple(self._cut(order) for order in cuts),
             steps=tuple(self._cut(order) for order in steps),
+            others=tuple(None if self._refusal(Removed(order)) else self._cut(order) for order in others),
             length=self._windows.shape[1] - 1,
             beam=beam,
         )

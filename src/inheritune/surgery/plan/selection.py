@@ -24,7 +24,8 @@ from typing import Any, TypeAlias
 
 from inheritune.errors import PlanError, unknown_name
 from inheritune.records.analysis import Recommendation
-from inheritune.spectra.folder import SPECTRA, load_recommendation
+from inheritune.spectra.advice import load_recommendation
+from inheritune.spectra.folder import SPECTRA
 
 _EXPECTED = (
     "expected a count (12), a range with its end excluded (0:12) or a list (0,2,4), "
