@@ -176,3 +176,39 @@ def test_one_window_is_refused() -> None:
 
     with pytest.raises(DataError, match="1 window to choose layers on"):
         check_choice(windows(1), llama(2).config)
+
+
+def test_a_budget_of_inherit_keeps_the_measured_layers(folder: Path) -> None:
+    model, analysis = folder / "model", folder / "priced"
+    command = ("analyze", model, "--tokens", folder / "windows.npy", "--out", analysis, "--ablate", "--depth", 2)
+    assert invoke(*command).exit_code == 0
+    done = invoke("inherit", model, "--keep", "50%", "--analysis", analysis, "--out", folder / "small")
+    kept = recommend(analysis, keep=2).keep
+    assert "keep 2 layers of 4" in done.output
+    record = json.loads((folder / "small" / "inherit.json").read_text())
+    assert [row["source"] for row in record["plan"]] == list(kept)
+    first = invoke("inherit", model, "--drop", 1, "--plan-only")
+    assert "the first 3 layers are the paper's rule of thumb, unmeasured" in first.output
+    assert "reference 0-2" in first.output
+    spread = invoke("inherit", model, "--keep", 2, "--arrange", "evenly-spaced", "--plan-only")
+    assert "reference 3" in spread.output
+    assert "unmeasured" not in spread.output
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--keep", "2", "--layers", "2"], "--keep and --layers are both given: expected one of them"),
+        (["--drop", "2", "--grow-from", "MODEL"], "--drop and --grow-from are both given: expected one of them"),
+        (["--analysis", "A"], "--analysis says which layers stay, not how many: pass --keep or --drop too"),
+        (["--keep", "2", "--analysis", "A", "--data", "T"], "--analysis and --data both say which layers stay"),
+        (["--keep", "2", "--data", "T", "--arrange", "last"], "--data and --arrange both say which layers stay"),
+        (["--keep", "5"], "keep 5 of 4 layers leaves 5: expected 1 to 4, or a share such as 80%"),
+        (["--keep", "2", "--analysis", "A"], "no file A/spectra.json: expected a record written by inheritune"),
+    ],
+)
+def test_a_budget_of_inherit_that_cannot_be_is_one_line(options: list[str], line: str, folder: Path) -> None:
+    given = [str(folder / "model") if option == "MODEL" else option for option in options]
+    done = invoke("inherit", folder / "model", *given, "--out", folder / "small")
+    assert str(done.exception).startswith(line)
+    assert not (folder / "small").exists()

@@ -10,6 +10,7 @@ import typer
 
 from inheritune.cli.options import SEPARATOR, Field, Model, PathOption, Separator, SourceOption
 from inheritune.errors import DataError, InherituneError
+from inheritune.records.prices import LENGTH, WINDOWS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 DEFAULT_SOURCE = "stdlib"
 DEFAULT_SIZE = 100
 """Sequences and tokens in each, as in the paper (section 2)."""
-WINDOWS, LENGTH = 32, 128
-"""What layers are chosen on."""
 
 
 def analyze(
@@ -89,14 +88,13 @@ def analyze(
     from inheritune.cli.print_prices import print_prices
     from inheritune.decoder import load_config
     from inheritune.decoder.source import resolve_model
-    from inheritune.evaluation.windows import context_of
     from inheritune.records.analysis import AnalysedText
     from inheritune.spectra.advice import recommend_by_price
     from inheritune.spectra.flow import analyze_into
     from inheritune.spectra.folder import from_record
     from inheritune.surgery.ablation import check_ablation
     from inheritune.surgery.config.target import depth_of
-    from inheritune.surgery.prices import check_choice, measure_prices
+    from inheritune.surgery.prices import check_choice, choice_windows, measure_prices
 
     if data is not None and tokens is not None:
         raise InherituneError("both --data and --tokens are given: expected one of them")
@@ -114,10 +112,11 @@ def analyze(
         windows, origin, tokenizer = _draw_windows(
             place, DEFAULT_SOURCE if data is None else data, sequences, length, seed, separator, field
         )
+    chosen = windows[:ablate_windows]
     if ablate:
-        size = ablate_length or min(LENGTH, context_of(config) or LENGTH)
-        source = (place, origin.source or DEFAULT_SOURCE, separator, field)
-        chosen = windows[:ablate_windows] if tokens else _tuning_windows(*source, ablate_windows, size)
+        if tokens is None:
+            source = origin.source or DEFAULT_SOURCE
+            chosen = choice_windows(place, source, separator, field, ablate_windows, ablate_length)
         check_choice(chosen, config)
     record, drawn = analyze_into(
         out,
@@ -197,21 +196,6 @@ def _draw_windows(
     tokens = read_tokens(source, tokenizer, separator, field)
     windows = draw_windows(tokens, count, size, seed, source)
     return windows, AnalysedText(source=source, tokens=len(tokens), seed=seed), tokenizer
-
-
-def _tuning_windows(model: str, source: str, separator: str, field: str, count: int, length: int) -> np.ndarray:
-    """Return (N, T + 1) int64 token ids of windows of training text that layers are chosen on.
-
-    Raises:
-        DataError: there is too little text for one window, or a count is too small.
-    """
-    from inheritune.data import tuning_windows
-    from inheritune.decoder import load_tokenizer
-
-    for option, number, least in (("--ablate-windows", count, 2), ("--ablate-length", length, 1)):
-        if number < least:
-            raise DataError(f"{option} {number}: expected at least {least}")
-    return tuning_windows(source, load_tokenizer(model), length, count, separator, field)
 
 
 def _read_windows(path: Path, sequences: int | None, length: int | None) -> np.ndarray:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.cli.options import Model, PathOption, Private, PushTo, SourceOption
+from inheritune.cli.budget import Budget
+from inheritune.cli.options import SEPARATOR, Field, Model, PathOption, Private, PushTo, Separator, SourceOption
 from inheritune.errors import InherituneWarning, OutputError, PlanError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from inheritune.surgery import LayerPlan
+    from inheritune.surgery.plan.selection import Layers
 
 
 def inherit(
@@ -30,6 +32,21 @@ def inherit(
             "an analysis of this model: what it recommends. With --width alone: all layers."
         ),
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="How many layers stay, or a share of them (80%): the cheapest cut to so many, see --data."),
+    ] = None,
+    drop: Annotated[int | None, typer.Option(help="How many layers go, in place of --keep.")] = None,
+    analysis: Annotated[
+        Path | None,
+        PathOption(metavar="ANALYSIS", help="With --keep or --drop: an analysis of MODEL with --ablate."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        SourceOption(help="With --keep or --drop: text to measure what each cut costs."),
+    ] = None,
+    field: Field = "text",
+    separator: Separator = SEPARATOR,
     arrange: Annotated[
         str,
         typer.Option(
@@ -94,15 +111,17 @@ def inherit(
 
     check_shard_size(max_shard_size)
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
+    budget = Budget(keep, drop, analysis, data, separator, field)
+    chosen = budget.choose(model, config, layers, arrange, grow_from)
     target = None if grow_from is None else load_config(grow_from, trust_remote_code=trust_remote_code)
     start = None if grow_from is None else start_of(grow_from, model)
-    plan = _plan(config, target, layers, arrange, parts, zero_output, width, start)
+    plan = _plan(config, target, chosen, arrange, parts, zero_output, width, start)
     if revive is not None:
         plan = plan.revive(heads_to_revive(revive, depth_of(config)))
     with _notes():
-        for analysis in (layers if recommended_layers(layers) else None, revive):
-            if analysis is not None:
-                check_same_model(analysis, model)
+        for folder in (layers if recommended_layers(layers) else None, analysis, revive):
+            if folder is not None:
+                check_same_model(folder, model)
     if private and push_to is None:
         raise OutputError("--private is for an upload: pass --push-to USER/NAME")
     request = SurgeryRequest(
@@ -140,7 +159,7 @@ def _notes() -> Iterator[None]:
 def _plan(
     config: PretrainedConfig,
     target: PretrainedConfig | None,
-    layers: str | None,
+    layers: Layers | None,
     arrange: str,
     parts: str,
     zero_output: bool,

@@ -13,7 +13,7 @@ from inheritune.cli.options import Changes, PathOption, Private, PushTo, read_so
 from inheritune.errors import OutputError, RecipeError
 
 if TYPE_CHECKING:
-    from inheritune.records.runs import ReferenceRecord, RoundRecord, RunRecord
+    from inheritune.records.runs import PlannedRound, ReferenceRecord, RoundRecord, RunRecord
 
 PARTS = {
     "training": "weights, gradients and optimiser",
@@ -121,7 +121,14 @@ def plan(
     for note in cost.notes:
         typer.echo(f"note: {note}")
     rows = [
-        (f"round {i}", item.layers, f"{item.parameters:,}", f"{item.tokens:,}", time_span(item.seconds))
+        (
+            f"round {i}",
+            item.layers,
+            item.reference_layers or "-",
+            f"{item.parameters:,}",
+            f"{item.tokens:,}",
+            time_span(item.seconds),
+        )
         for i, item in enumerate(cost.rounds, 1)
     ]
     columns = ("", "layers", "parameters", "tokens", "time (rough)")
@@ -134,6 +141,15 @@ def plan(
     typer.echo(f"memory about {need:.2f} GB ({', '.join(said)}) of {free:.1f} GB free: {fits}")
     if out is not None:
         cost.write(out)
+
+
+def _round(number: int, planned: PlannedRound) -> str:
+    taken = f": {planned.reference_layers} of the reference" if planned.reference_layers else ""
+    return f"round {number}{taken}"
+
+
+def _costs(planned: PlannedRound) -> tuple[str, ...]:
+    return str(planned.layers), f"{planned.parameters:,}", f"{planned.tokens:,}", time_span(planned.seconds)
 
 
 def time_span(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,21 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
     reference = 0 if checked.reference is None else count_parameters(blueprint(source))
     teacher = _operations(source, reference, settings.length) / 3 if method.teaches else 0.0
     rate = UTILISATION * _product_rate(config.get_text_config(decoder=True).hidden_size, settings.tokens_per_step)
-    lengths = map(len, method.plans(checked, depth))
-    targets = [target_config({"reference": config}, LayerPlan.random(layers)) for layers in lengths]
+    traced = [*itertools.accumulate(method.plans(checked, depth), lambda target, plan: plan.traced(target))]
+    targets = [target_config({"reference": config}, LayerPlan.random(len(plan))) for plan in traced]
     rounds, needs = [], []
-    for target in targets:
+    for target, plan in zip(targets, traced, strict=True):
         tokens, parameters = settings.steps * settings.tokens_per_step, count_parameters(blueprint(target))
         seconds = tokens * (_operations(target, parameters, settings.length) + teacher) / rate
-        rounds.append(PlannedRound(layers=depth_of(target), parameters=parameters, tokens=tokens, seconds=seconds))
+        rounds.append(
+            PlannedRound(
+                layers=depth_of(target),
+                parameters=parameters,
+                tokens=tokens,
+                seconds=seconds,
+                reference_layers=plan.reference_layers,
+            )
+        )
         needs.append(_memory(target, settings, parameters, reference, method.teaches))
     memory = max(needs, key=lambda need: sum(dict(need).values()))
     on_gpu = torch.cuda.is_available()

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from inheritune.data import sample_windows
+from inheritune.data import sample_windows, tuning_windows
 from inheritune.decoder import load_model, open_decoder
 from inheritune.decoder.source import locate, model_identity
 from inheritune.distributed import from_main, is_main
@@ -24,17 +26,19 @@ from inheritune.recipes.methods import method_of
 from inheritune.recipes.preflight import check_recipe
 from inheritune.recipes.schema import Recipe, RecommendedLayers
 from inheritune.recipes.workspace import DATA, Workspace, open_workspace, save_losses
-from inheritune.records.analysis import AnalysedText
+from inheritune.records.analysis import AnalysedText, Recommendation
 from inheritune.records.base import environment, now, read_record
+from inheritune.records.prices import LENGTH
 from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord, RunData, RunRecord
 from inheritune.records.surgery import ParameterCounts
 from inheritune.spectra import analyze_into
+from inheritune.spectra.advice import depth_of_budget, recommend_by_price
 from inheritune.storage import RECORD, check_folder, claimed, read_identity, write_text
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
 from inheritune.surgery.config.target import depth_of
 from inheritune.surgery.files.carried import add_older_names, carry_files, fetch_files
-from inheritune.surgery.plan.row import LayerRow
+from inheritune.surgery.prices import check_choice, measure_prices
 from inheritune.surgery.width import describe_width
 
 SAMPLE_TOKENS = 64
@@ -71,7 +75,7 @@ def run(
         note(line)
     # The first process claims for all of them: the others only write where it has been.
     with claimed(folder, identity, preparation=(DATA,)) if is_main() else nullcontext():
-        workspace = open_workspace(checked, folder, config)
+        workspace = choose_layers(open_workspace(checked, folder, config))
         rounds = method.run(workspace)
         _ = workspace.reference_evaluation  # asked for by all processes, before the first works alone
         return from_main(lambda: _finish(workspace, rounds))
@@ -88,6 +92,43 @@ def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
     if not isinstance(held, dict) or named is None or held.get("analysis") != named:
         return recipe
     return load_recipe({**recipe.as_json(), "layers": held})
+
+
+def choose_layers(workspace: Workspace) -> Workspace:
+    """Measure which layers a budget keeps, where the method needs to know and nothing says it yet.
+
+    `prices.json` in the run's folder holds what was measured; a run that goes on reads it.
+
+    Raises:
+        InherituneError: as `measure_prices`.
+    """
+    recipe = workspace.recipe
+    depth = depth_of_budget(recipe.keep, recipe.drop, workspace.depth)
+    if depth is None or recipe.layers is not None or not method_of(recipe).chooses:
+        return workspace
+    settings = recipe.ablation
+    length = settings.length or min(LENGTH, workspace.training.length)
+    windows = tuning_windows(workspace.shards, workspace.tokenizer, length, settings.windows)
+    check_choice(windows, workspace.config)
+
+    def measure() -> Recommendation:
+        prices = measure_prices(
+            workspace.folder,
+            workspace.reference,
+            windows,
+            depth=depth,
+            beam=settings.beam,
+            name=str(recipe.reference),
+            identity=model_identity(str(recipe.reference)),
+            data=AnalysedText(source=recipe.data.source),
+        )
+        return recommend_by_price(prices, depth)
+
+    advice = from_main(measure)
+    note(f"{recipe.name}: {advice}")
+    layers = RecommendedLayers(**advice.as_json())
+    settled = recipe.model_copy(update={"layers": layers, "keep": None, "drop": None})
+    return replace(workspace, recipe=settled)
 
 
 def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
@@ -215,11 +256,8 @@ def _add_card(
 
 def _origins(rounds: Sequence[RoundRecord]) -> LayerPlan:
     """Return where the layers of the last round were first taken from."""
-    before: tuple[LayerRow, ...] = ()
-    for record in rounds:
-        plan = LayerPlan.from_records(record.plan or ())
-        before = tuple(before[row.source or 0] if row.model == "target" else row for row in plan)
-    return LayerPlan(before)
+    plans = [LayerPlan.from_records(record.plan or ()) for record in rounds]
+    return reduce(lambda target, plan: plan.traced(target), plans)
 
 
 def _figures(reference: ReferenceRecord, result: ResultRecord) -> dict[str, str]:

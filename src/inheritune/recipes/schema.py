@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from inheritune.errors import InherituneError, unknown_name
 from inheritune.records.analysis import Recommendation
 from inheritune.records.base import first_problem
+from inheritune.records.prices import WINDOWS
+from inheritune.spectra.advice import recommend
 from inheritune.surgery.plan.selection import recommended_layers
 from inheritune.training.settings import TrainingSettings
 
-OWN_SETTINGS = ("architecture", "layers", "parts", "width", "distill_alpha", "growth")
+OWN_SETTINGS = ("architecture", "keep", "drop", "layers", "parts", "width", "distill_alpha", "growth")
 """Settings of a recipe that only some methods take; all others are common to all."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -104,8 +106,9 @@ class GrowthSettings(_Part):
     Attributes:
         by: layers added at a time.
         mode: `continue` keeps the trained layers and appends the reference's next ones (Algorithm 1's words); `restart`
-            takes all of them afresh from the reference (the published GPT-2 Medium runs). The next ones are those
-            behind the last one that the recipe's `layers` name.
+            takes all of them afresh from the reference (the published GPT-2 Medium runs).
+        order: `next` appends the layers behind the last one that the recipe's `layers` name (the paper's); `path` puts
+            back those that a measured cut left out, the dearest first, each at its place between the others.
         zero_output: whether new layers start without output (`continue` alone), so that the loss does not jump when the
             target grows; they learn from the first step on.
         max_layers: the deepest target; None allows the reference's depth.
@@ -114,9 +117,24 @@ class GrowthSettings(_Part):
 
     by: int = Field(default=2, gt=0)
     mode: Literal["continue", "restart"] = "continue"
+    order: Literal["next", "path"] = "next"
     zero_output: bool = False
     max_layers: int | None = Field(default=None, gt=0)
     max_rounds: int | None = Field(default=None, gt=0)
+
+
+class AblationSettings(_Part):
+    """How `keep` or `drop` measure what each layer costs, where no analysis says: on training text, which never judges.
+
+    Attributes:
+        windows: how many.
+        length: input tokens of a window; None takes 128, or the model's context where it is less.
+        beam: sets of layers kept at each depth; more may find a better cut.
+    """
+
+    windows: int = Field(default=WINDOWS, gt=1)
+    length: int | None = Field(default=None, gt=0)
+    beam: int = Field(default=1, gt=0)
 
 
 class EvaluationSettings(_Part):
@@ -177,8 +195,12 @@ class Recipe(_Part):
             most methods, to inherit from.
         architecture: configuration of a model to train from scratch where there is no reference: `model_type` and the
             fields of its transformers configuration.
+        keep: how many of the reference's layers stay, or a share such as `80%`: the cheapest cut to so many, by the
+            prices in the analysis that `layers` names, or measured when the run begins.
+        drop: how many go, in place of `keep`.
         layers: depth of the target: a count (the first layers), a range `0:8` (end excluded), a list, a
-            `Recommendation` or the folder of an analysis that holds one; None takes half of the reference.
+            `Recommendation` or the folder of an analysis that holds one; None takes half of the reference, or what
+            `keep` or `drop` say.
         parts: what is inherited of each layer: `all`, or some of `attention,mlp,norms` (Table 3).
         width: share of heads, hidden and MLP units that stay, such as 0.75; None takes `1/2`.
         distill_alpha: weight of the data's cross-entropy, the rest being that of the reference's logits.
@@ -188,6 +210,7 @@ class Recipe(_Part):
         data: the text.
         training: one round.
         growth: how the target grows.
+        ablation: how layers are chosen.
         evaluation: the validation windows and the paired test.
         analysis: the attention spectra; None makes none.
     """
@@ -196,6 +219,8 @@ class Recipe(_Part):
     method: str
     reference: str | None = None
     architecture: dict[str, Any] | None = None
+    keep: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
+    drop: int | None = None
     layers: int | str | tuple[int, ...] | RecommendedLayers | None = None
     parts: str = "all"
     width: Annotated[str, Field(coerce_numbers_to_str=True)] | None = Field(default=None, validate_default=True)
@@ -205,6 +230,7 @@ class Recipe(_Part):
     data: DataSettings = DataSettings()
     training: RecipeTraining = RecipeTraining()
     growth: GrowthSettings = GrowthSettings()
+    ablation: AblationSettings = AblationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     analysis: AnalysisSettings | None = AnalysisSettings()
 
@@ -217,19 +243,27 @@ class Recipe(_Part):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _reads_the_recommendation(cls, value: Any) -> Any:
+    def _reads_the_recommendation(cls, value: Any, info: ValidationInfo) -> Any:
+        keep, drop = info.data.get("keep"), info.data.get("drop")
+        budget = "keep" if keep is not None else "drop" if drop is not None else None
         try:
             if isinstance(value, Mapping):  # as another recipe recorded it
                 return RecommendedLayers.model_validate(dict(value))
             kept = recommended_layers(value)
+            if budget and kept is not None and kept is not value:
+                kept = recommend(value, keep=keep, drop=drop)
         except ValidationError as error:
             expected = "expected a count, a range, a list, the folder of an analysis or what a recipe recorded of one"
             raise ValueError(f"{first_problem(error)}: {expected}") from error
         except InherituneError as error:
             raise ValueError(str(error)) from error
-        if not isinstance(kept, Recommendation) or isinstance(kept, RecommendedLayers):
-            return value
-        return RecommendedLayers(**kept.as_json(), analysis=None if value is kept else str(value))
+        if isinstance(kept, RecommendedLayers):
+            return kept
+        if kept is None or kept is value:
+            if budget and value is not None:
+                raise ValueError(f"{value!r} and {budget} are both given: expected one, or an analysis for layers")
+            return value if kept is None else RecommendedLayers(**kept.as_json())
+        return RecommendedLayers(**kept.as_json(), analysis=str(value))
 
     @field_validator(*OWN_SETTINGS)
     @classmethod

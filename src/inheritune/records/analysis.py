@@ -105,6 +105,7 @@ class Recommendation(Record):
         others: which layers other rules would cut, as many as `cut`, by the rule's name; rules agree where the lists
             do.
         measured: whether the cut was chosen by the losses of cuts (`ablate`); else by the paper's rule of thumb.
+        order: the cut layers by what they cost, the dearest first, where that was measured: growth puts them back so.
         losses: nats a token before any training, on one set of windows: of the whole model (`whole`), of the
             recommended cut (`keep`) and of the others, by their names; null where a cut's loss was not measured.
         uniform: the loss of guessing evenly among all tokens, where losses were measured.
@@ -116,6 +117,7 @@ class Recommendation(Record):
     reason: str
     others: dict[str, tuple[int, ...]] = {}
     measured: bool = False
+    order: tuple[int, ...] = ()
     losses: dict[str, float | None] = {}
     uniform: float | None = None
 

@@ -7,6 +7,9 @@ from pydantic import Field
 from inheritune.records.analysis import AnalysedText, Index
 from inheritune.records.base import Document, Environment, Record
 
+WINDOWS, LENGTH = 32, 128
+"""What layers are chosen on unless told otherwise: windows, and tokens of each, or fewer where the context is less."""
+
 
 class Cost(Record):
     """The loss of a cut, and how far it is above the whole model's: the paired mean with its interval; nats a token."""

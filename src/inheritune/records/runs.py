@@ -190,6 +190,8 @@ class PlannedRound(Record):
     parameters: int
     tokens: int
     seconds: float
+    reference_layers: str = ""
+    """Those that the target was made of, as ranges with both ends included."""
 
 
 class MemoryEstimate(Record):

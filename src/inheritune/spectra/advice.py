@@ -6,6 +6,7 @@ to the depth that is asked for.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -105,9 +106,19 @@ def recommend_by_price(prices: PricesRecord, keep: int | None = None, allowance:
         reason=f"{limit} nats a token before training, {basis}: {cost.difference:+.3f} ({interval})",
         others={rule: other.cut for rule, other in chosen.others.items()},
         measured=True,
+        order=_order(prices, chosen.cut),
         losses={"whole": prices.loss, "keep": cost.loss, **{rule: each.loss for rule, each in chosen.others.items()}},
         uniform=prices.uniform,
     )
+
+
+def _order(prices: PricesRecord, cut: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the layers of a cut, the dearest first: against their deletion, or by what each costs by itself."""
+    path = tuple(layer for layer, _ in prices.path[: len(cut)])
+    if {*path} == {*cut}:
+        return path[::-1]
+    costs = {layer.index: layer.cost.difference for layer in prices.layers if layer.cost}
+    return tuple(sorted(cut, key=lambda layer: -costs.get(layer, math.inf)))
 
 
 def load_recommendation(folder: str | Path) -> Recommendation:

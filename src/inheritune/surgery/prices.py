@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inheritune.data import tuning_windows
+from inheritune.data.readers import BLANK_LINE
+from inheritune.decoder import load_config, load_tokenizer
 from inheritune.decoder.streaming import load_decoder
-from inheritune.errors import DataError
+from inheritune.errors import DataError, ModelError
 from inheritune.evaluation.loss import check_windows
 from inheritune.evaluation.paired import CONFIDENCE, mean_interval
 from inheritune.evaluation.windows import context_of
@@ -23,7 +26,8 @@ from inheritune.layers import plural
 from inheritune.progress import note
 from inheritune.records.analysis import AnalysedText
 from inheritune.records.base import environment, now, read_record
-from inheritune.records.prices import Agreement, Cost, DepthPrice, LayerPrice, OtherCut, PricesRecord
+from inheritune.records.prices import LENGTH, WINDOWS, Agreement, Cost, DepthPrice, LayerPrice, OtherCut, PricesRecord
+from inheritune.spectra.analysis import analyze
 from inheritune.spectra.folder import PRICES
 from inheritune.spectra.recommend import rival_cuts
 from inheritune.spectra.result import BothSpectra, Spectra
@@ -41,7 +45,7 @@ FIRST = "first layers"
 
 
 def measure_prices(
-    folder: Path,
+    folder: Path | None,
     model: PreTrainedModel | Decoder | str | Path,
     windows: np.ndarray,
     *,
@@ -56,12 +60,14 @@ def measure_prices(
     """Measure what each layer costs and write `prices.json`, or read it where the same work is done already.
 
     Args:
-        folder: gets the file, and meanwhile what is measured so far, so that work that was stopped goes on.
+        folder: gets the file, and meanwhile what is measured so far, so that work that was stopped goes on; None writes
+            nothing.
         model: as `ablate` takes it.
         windows: (N, T + 1) int64, N at least 2: windows that choose, never those that judge.
         depth: layers that are left at the end of the path; None takes half of them, Algorithm 1's default.
         beam: as `ablate` takes it.
-        spectra: the model's analysis, for the cuts of other measures and for the correlations.
+        spectra: the model's analysis, for the cuts of other measures and for the correlations; None makes one of these
+            windows.
         name: what to call the model.
         identity: what the model is (`model_identity`).
         data: where the windows are from.
@@ -72,22 +78,27 @@ def measure_prices(
         OutputError: a file cannot be written, or the one there is damaged.
     """
     decoder = load_decoder(model, stream)
-    layers, path = decoder.layers, folder / PRICES
+    layers, path = decoder.layers, folder and folder / PRICES
     least = max(layers // 2, 1) if depth is None else depth
     digest = hashlib.sha256(windows.astype("<i8").tobytes()).hexdigest()[:16]
-    if path.is_file():
+    if path and path.is_file():
         held = read_record(path, PricesRecord)
         if (held.digest, held.beam, held.identity) == (digest, beam, identity) and held.least <= least:
             note(f"{path} has these prices already")
             return held
+    if spectra is None:
+        try:
+            spectra = analyze(decoder, windows[:, :-1])
+        except ModelError as error:
+            note(f"ranks and distances do not stand beside the prices: {error}")
     blocks = None if spectra is None else spectra.parts[0].blocks
     sets = {
         (kept, rule): cut
         for kept in range(layers - 1, least - 1, -1)
         for rule, cut in {FIRST: tuple(range(kept, layers)), **rival_cuts(blocks, layers - kept, layers)}.items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    found = ablate(decoder, windows, depth=least, beam=beam, others=sets.values(), store=folder / PART)
+    store = folder and folder / PART
+    found = ablate(decoder, windows, depth=least, beam=beam, others=sets.values(), store=store)
     others = dict(zip(sets, zip(sets.values(), found.others, strict=True), strict=True))
     record = PricesRecord(
         model=name,
@@ -108,9 +119,32 @@ def measure_prices(
         data=data,
         environment=environment(),
         created=now(),
-    ).write(path)
-    (folder / PART).unlink(missing_ok=True)
+    )
+    if path and store:
+        record.write(path)
+        store.unlink(missing_ok=True)
     return record
+
+
+def choice_windows(
+    model: str,
+    source: str | Path,
+    separator: str = BLANK_LINE,
+    field: str = "text",
+    count: int = WINDOWS,
+    length: int | None = None,
+) -> np.ndarray:
+    """Return `count` windows of a text to choose layers of a model on, (N, T + 1) int64; see `tuning_windows`.
+
+    Raises:
+        DataError: there is too little text for one window, or a count is too small.
+        ModelError: there is no such model, or it has no tokenizer.
+    """
+    for name, number, least in (("windows", count, 2), ("tokens in a window", length or 1, 1)):
+        if number < least:
+            raise DataError(f"{number} {name} to choose layers on: expected at least {least}")
+    length = length or min(LENGTH, context_of(load_config(model)) or LENGTH)
+    return tuning_windows(source, load_tokenizer(model), length, count, separator, field)
 
 
 def check_choice(windows: np.ndarray, config: PretrainedConfig) -> None:

@@ -13,9 +13,14 @@ from inheritune.recipes.rounds import run_round
 from inheritune.recipes.schema import MethodSettings, Recipe
 from inheritune.recipes.workspace import Workspace
 from inheritune.records.runs import RoundRecord
+from inheritune.spectra.advice import depth_of_budget
 from inheritune.surgery import LayerPlan, inherit, scratch
+from inheritune.surgery.plan.selection import Layers
 from inheritune.training import next_token_loss
 from inheritune.training.losses import Loss
+
+LAYERS = frozenset({"keep", "drop", "layers"})
+"""The settings that say how many layers a target has."""
 
 
 class Method(MethodSettings):
@@ -23,17 +28,23 @@ class Method(MethodSettings):
 
     Attributes:
         teaches: whether the reference runs beside the target in every step of the training.
+        chooses: whether it matters which of the reference's layers are kept, and not only how many.
     """
 
     teaches: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
 
     def first_plan(self, recipe: Recipe, depth: int) -> LayerPlan:
         """Return the layers that a recipe names of a reference of `depth` layers; its first half where it names none.
 
+        The first layers stand for those that a budget keeps, as long as they are not measured.
+
         Raises:
             PlanError: the layers are not there.
         """
-        layers = recipe.layers if recipe.layers is not None else max(depth // 2, 1)
+        layers: Layers | None = recipe.layers
+        if layers is None:
+            layers = depth_of_budget(recipe.keep, recipe.drop, depth) or max(depth // 2, 1)
         return LayerPlan.from_layers(layers, depth, recipe.parts)
 
     def plans(self, recipe: Recipe, depth: int) -> list[LayerPlan]:

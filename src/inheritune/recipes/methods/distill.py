@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import override
 
+from inheritune.recipes.methods.base import LAYERS
 from inheritune.recipes.methods.scratch import Scratch
 from inheritune.recipes.workspace import Workspace
 from inheritune.training import DistillationLoss
@@ -14,7 +15,7 @@ class Distill(Scratch):
 
     name = "distill"
     summary = "Trains a random student on the data and on the reference's logits."
-    takes = frozenset({"layers", "distill_alpha"})
+    takes = LAYERS | {"distill_alpha"}
     teaches = True
 
     @override

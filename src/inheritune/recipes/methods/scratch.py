@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import override
 
-from inheritune.recipes.methods.base import Method
+from inheritune.recipes.methods.base import LAYERS, Method
 from inheritune.recipes.schema import Recipe
 from inheritune.surgery import LayerPlan
 
@@ -14,7 +14,7 @@ class Scratch(Method):
 
     name = "scratch"
     summary = "Trains the same architecture, or one that the recipe describes, from random weights."
-    takes = frozenset({"architecture", "layers"})
+    takes = LAYERS | {"architecture"}
 
     @override
     def first_plan(self, recipe: Recipe, depth: int) -> LayerPlan:

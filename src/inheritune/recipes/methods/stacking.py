@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing_extensions import override
 
 from inheritune.errors import PlanError
-from inheritune.recipes.methods.base import Method
+from inheritune.recipes.methods.base import LAYERS, Method
 from inheritune.recipes.schema import Recipe
 from inheritune.surgery import LayerPlan
 
@@ -15,7 +15,7 @@ class Stacking(Method):
 
     name = "stacking"
     summary = "Trains half the depth from random weights, stacks it on itself, and trains again: two rounds."
-    takes = frozenset({"layers"})
+    takes = LAYERS
 
     @override
     def plans(self, recipe: Recipe, depth: int) -> list[LayerPlan]:

@@ -217,10 +217,7 @@ class LayerPlan:
             PlanError: `upto` is not more than `trained_layers`, the mode is unknown or takes no `zero_output`, or the
                 reference does not have the layers.
         """
-        if mode not in GROWTH:
-            raise PlanError(unknown_name("growth mode", mode, GROWTH))
-        if mode == "restart" and zero_output:
-            raise PlanError("growth mode 'restart' keeps no trained layers whose function could be preserved")
+        _check_growth(mode, zero_output)
         kept = _take("target", range(positive_count(trained_layers)))
         first = _take("reference", range(trained_layers)) if start is None else start
         if (count := count_of(upto)) is not None:
@@ -233,6 +230,40 @@ class LayerPlan:
         else:
             new = _take("reference", parse_layers(upto, depth)).rows
         return (first if mode == "restart" else kept) + cls(tuple(replace(row, zero_output=zero_output) for row in new))
+
+    @classmethod
+    def insert(
+        cls, start: LayerPlan, layers: Iterable[int], mode: str = "continue", zero_output: bool = False
+    ) -> LayerPlan:
+        """Grow a trained target by layers of the reference, each at its place between the trained ones.
+
+        Args:
+            start: the layers of the reference that the target has, ascending.
+            layers: the reference's layers that it gets; they take the parts that the first of `start` takes.
+            mode: as in `append`.
+            zero_output: as in `append`.
+
+        Raises:
+            PlanError: the layers of `start` are not ascending, or a layer is there already.
+        """
+        _check_growth(mode, zero_output)
+        places = {row.source: place for place, row in enumerate(start) if row.model == "reference"}
+        held = [layer for layer in places if layer is not None]
+        if held != sorted(held) or len(held) != len(start):
+            raise PlanError("layers can be put back between layers of the reference in its own order alone")
+        new = [*layers]
+        if there := [layer for layer in new if layer in places]:
+            raise PlanError(f"layer {there[0]} of the reference is in the target already")
+        parts = start.rows[0].parts
+        rows = [
+            LayerRow("reference", layer, parts, zero_output)
+            if layer in new
+            else LayerRow("target", places[layer])
+            if mode == "continue"
+            else start.rows[places[layer]]
+            for layer in sorted([*held, *new])
+        ]
+        return cls(tuple(rows))
 
     def _extended(self, upto: int, depth: int | None) -> tuple[LayerRow, ...]:
         """Return `upto` rows: those of this plan, then the reference's layers behind the last one it takes."""
@@ -305,6 +336,17 @@ class LayerPlan:
             return None
         return row.model, f"{blocks_path}.{row.source}.{found[2]}"
 
+    def traced(self, target: LayerPlan) -> LayerPlan:
+        """Return where the layers were first taken from; `target` is the traced plan of the model that rows name so."""
+        rows = (target.rows[row.source or 0] if row.model == "target" else row for row in self.rows)
+        return LayerPlan(tuple(rows))
+
+    @property
+    def reference_layers(self) -> str:
+        """The layers of the reference that rows take, as ranges with both ends included; empty for none."""
+        taken = [row.source for row in self.rows if row.model == "reference" and row.source is not None]
+        return ranges(taken) if taken else ""
+
     def check(self, depths: Mapping[str, int]) -> None:
         """Confirm that every row names a layer its model has; `depths` are those of the models there are, by name.
 
@@ -344,6 +386,13 @@ class LayerPlan:
                 raise PlanError(f"row {index} of the plan is for target layer {row.target}: expected {index}")
             rows.append(LayerRow(row.model, row.source, row.parts, row.zero_output, row.revived))
         return cls(tuple(rows))
+
+
+def _check_growth(mode: str, zero_output: bool) -> None:
+    if mode not in GROWTH:
+        raise PlanError(unknown_name("growth mode", mode, GROWTH))
+    if mode == "restart" and zero_output:
+        raise PlanError("growth mode 'restart' keeps no trained layers whose function could be preserved")
 
 
 def _take(model: Model, layers: Iterable[int], parts: str | Iterable[str] = "all") -> LayerPlan:

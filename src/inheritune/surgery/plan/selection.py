@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from inheritune.errors import PlanError, unknown_name
 from inheritune.records.analysis import Recommendation
 from inheritune.spectra.advice import load_recommendation
-from inheritune.spectra.folder import SPECTRA
+from inheritune.spectra.folder import PRICES, SPECTRA
 
 _EXPECTED = (
     "expected a count (12), a range with its end excluded (0:12) or a list (0,2,4), "
@@ -90,7 +90,8 @@ def recommended_layers(layers: Any) -> Recommendation | None:
     if not isinstance(layers, str | Path) or re.fullmatch(r"[\d\s,:+-]*", str(layers)):
         return None
     folder = Path(layers).expanduser()
-    there = os.path.isfile(folder / SPECTRA)  # noqa: PTH113 - Path.is_file raises for text that is too long for a path
+    # Path.is_file raises for text that is too long for a path.
+    there = any(os.path.isfile(folder / name) for name in (SPECTRA, PRICES))  # noqa: PTH113
     return load_recommendation(folder) if there else None
 
 
