@@ -201,7 +201,7 @@ def test_the_recommended_commands_keep_the_layers_of_the_record() -> None:
     assert findings.recommendation(model_of(spectra(4))) is None
     held |= {"cut": [6, 7, 8, 9, 10, 11], "reason": "no layer stands out.", "others": {"Block Influence": [1, 2, 3]}}
     short = findings.recommendation(model_of(record))
-    assert short is not None and short.reason == "No layer stands out."  # it follows a full stop
+    assert short is not None and short.reason.startswith("No layer stands out. The paper's rule of thumb, unmeasured")
     assert short.facts[1:] == [("cut", "layers 6–11 (6 of 12)"), ("Block Influence would cut", "layers 1–3 (3 of 12)")]
 
 

@@ -10,9 +10,12 @@ from inheritune.records.analysis import AttentionMap, Mask
 from inheritune.report.charts import analysis as charts
 from inheritune.report.charts.analysis import QUANTITIES, Quantity
 from inheritune.report.charts.maps import attention_png, data_uri, quantised
+from inheritune.report.charts.prices import cuts as cuts_chart
+from inheritune.report.charts.prices import prices as prices_chart
 from inheritune.report.page.figures import Context, Figures
 from inheritune.report.read.analyses import Analysis
 from inheritune.report.rows import measures, series
+from inheritune.report.rows.prices import cut_rows, price_rows
 from inheritune.report.text import findings, tables
 from inheritune.report.text import format as fmt
 
@@ -161,6 +164,23 @@ def classes(analysed: Analysed, figures: Figures) -> list[Context]:
         chart = charts.class_map(rows, f"{label[:32]}: classes of heads")
         counts = ", ".join(f"{count} {name}" for name, count in series.class_counts(analysis).items())
         return {"chart": figures.add(chart, "classes-of-heads", label), "counts": counts}
+
+    return each_analysed(analysed, draw)
+
+
+def prices(analysed: Analysed, figures: Figures) -> list[Context]:
+    """Add what each layer costs and the loss of the cut to each depth, for each model whose layers were left out."""
+
+    def draw(label: str, analysis: Analysis) -> Context | None:
+        rows, cuts, held = price_rows(analysis), cut_rows(analysis), analysis.prices
+        if held is None or not rows:
+            return None
+        ids = [figures.add(prices_chart(rows, f"{label[:24]}: price of each layer"), "price-of-layers", label)]
+        if len(cuts) > 1:
+            chart = cuts_chart(cuts, held.uniform, f"{label[:24]}: loss of cuts before training")
+            ids.append(figures.add(chart, "loss-of-cuts", label))
+        table = tables.cuts(held)
+        return {"charts": ids, "agreement": findings.price_sentence(held), "table": table, "prices": held}
 
     return each_analysed(analysed, draw)
 

@@ -42,6 +42,7 @@ def build(sources: Sources) -> tuple[Figures, Context]:
         "taus": analyses.taus(analysed, figures),
         "heads": analyses.heads(analysed, figures),
         "classes": analyses.classes(analysed, figures),
+        "prices": analyses.prices(analysed, figures),
         "importance": analyses.importance(analysed, palette, figures),
         "mlp": analyses.mlp(analysed, palette, figures),
         "gradients": analyses.gradients(analysed, figures),

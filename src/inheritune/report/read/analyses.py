@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from inheritune.records.analysis import AnalysisRecord, AttentionMap, LayerMeasures, Mask
+from inheritune.records.analysis import AnalysisRecord, AttentionMap, LayerMeasures, Mask, Recommendation
+from inheritune.records.base import read_record
+from inheritune.records.prices import PricesRecord
 from inheritune.spectra import folder as files
+from inheritune.spectra.advice import recommend_by_price
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,17 @@ class Analysis:
     Attributes:
         record: the content of spectra.json.
         maps: the attention maps of maps.json; none where there is no such file.
+        prices: the content of prices.json; None where the layers were not left out.
     """
 
     record: AnalysisRecord
     maps: tuple[AttentionMap, ...] = ()
+    prices: PricesRecord | None = None
+
+    @property
+    def advice(self) -> Recommendation | None:
+        """What is recommended: by what the layers cost, where that was measured."""
+        return recommend_by_price(self.prices) if self.prices else self.record.recommendation
 
     @property
     def masks(self) -> list[Mask]:
@@ -49,4 +59,6 @@ def load_analysis(folder: Path) -> Analysis:
     Raises:
         OutputError: a file is damaged, or of a later version, or spectra.json is missing.
     """
-    return Analysis(files.read_analysis(folder), files.read_maps(folder))
+    prices = folder / files.PRICES
+    measured = read_record(prices, PricesRecord) if prices.is_file() else None
+    return Analysis(files.read_analysis(folder), files.read_maps(folder), measured)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from inheritune.layers import plural
-from inheritune.records.analysis import Mask
+from inheritune.records.analysis import Mask, Recommendation
+from inheritune.records.prices import PricesRecord
 from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.models import Model, Sources
 from inheritune.report.rows.measures import agreements
@@ -98,19 +99,30 @@ class Advice:
 
 def recommendation(model: Model) -> Advice | None:
     """Return the recommendation that the record of an analysis holds, or None."""
-    held = None if model.analysis is None else model.analysis.record.recommendation
+    held = None if model.analysis is None else model.analysis.advice
     if held is None:
         return None
     start, cut, depth = range(held.start), held.cut, held.depth
     words = f"start Inheritune with the first {plural(held.start, 'layer')} ({fmt.ranges(start)})"
+    if held.measured:
+        words = f"keep {plural(len(held), 'layer')} of {depth} ({fmt.ranges(held.keep)})"
     if cut:
-        words += f"; to cut without growing, leave out {plural(len(cut), 'layer')} ({fmt.ranges(cut)})"
-    facts = [("start with", _layers(start, depth)), ("cut", _layers(cut, depth))]
+        verb = "leave out" if held.measured else "to cut without growing, leave out"
+        words += f"; {verb} {plural(len(cut), 'layer')} ({fmt.ranges(cut)})"
+    facts = [] if held.measured else [("start with", _layers(start, depth))]
+    facts.append(("cut", _layers(cut, depth) + _loss(held, "keep")))
     if held.keep != tuple(start):
         facts.append(("keep", _layers(held.keep, depth)))
-    facts += [(f"{name} would cut", _layers(layers, depth)) for name, layers in held.others.items()]
-    reason = held.reason[:1].upper() + held.reason[1:]
+    facts += [(f"{name} would cut", _layers(cut, depth) + _loss(held, name)) for name, cut in held.others.items()]
+    if (whole := held.losses.get("whole")) is not None and held.uniform is not None:
+        facts.append(("for comparison", f"the whole model's loss {whole:.3f}, uniform guessing {held.uniform:.3f}"))
+    reason = ". ".join(text[:1].upper() + text[1:].rstrip(".") for text in (held.reason, *held.warnings())) + "."
     return Advice(model.label, f"{words}.", reason, facts, steps.after_analysis(model))
+
+
+def _loss(advice: Recommendation, name: str) -> str:
+    loss = advice.losses.get(name)
+    return "" if loss is None else f": loss {loss:.3f} before training"
 
 
 def _layers(layers: Sequence[int], depth: int) -> str:
@@ -123,7 +135,7 @@ def analysis_table(analysed: Mapping[str, Analysis]) -> Table:
     columns = ["model", "layers", "heads", *(f"lazy layers, {mask}" for mask in shown)]
     columns += [*(f"collapsed heads, {mask}" for mask in shown), "sink / uniform / potent"]
     rows = [_analysis_row(label, analysis, shown) for label, analysis in analysed.items()]
-    advised = [analysis.record.recommendation for analysis in analysed.values()]
+    advised = [analysis.advice for analysis in analysed.values()]
     if any(advised):
         columns.append("start with")
         for row, advice in zip(rows, advised, strict=True):
@@ -164,6 +176,21 @@ def agreement_sentence(analysis: Analysis) -> str:
         f"MaxRank and Block Influence {sentence}. {caution}: neighbouring layers are alike, "
         "so that p is smaller than it should be."
     )
+
+
+def price_sentence(prices: PricesRecord) -> str:
+    """Say whether each measure orders the layers as their prices do."""
+    said = []
+    for each in prices.agreements:
+        if each.correlation is None or each.p_value is None:
+            continue
+        p = "p < 0.001" if each.p_value < 0.001 else f"p = {each.p_value:.2g}"
+        rho = f"{each.correlation:.2f}".replace("-", "−")
+        said.append(f"{each.measure} {rho} ({p})")
+    if not said:
+        return ""
+    most = max(each.layers for each in prices.agreements)
+    return f"Spearman rank correlation with the price over {plural(most, 'layer')}: {', '.join(said)}."
 
 
 def best_spans(rows: Sequence[Row], lengths: Sequence[int]) -> str:

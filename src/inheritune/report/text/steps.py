@@ -65,8 +65,7 @@ def _few(number: int, enough: int, noun: str) -> list[str]:
 
 def after_analysis(model: Model) -> list[Step]:
     """Return the cut that a model's analysis recommends, and how to train from it; nothing without an analysis."""
-    record = model.analysis.record if model.analysis else None
-    advice = record.recommendation if record else None
+    record, advice = (model.analysis.record, model.analysis.advice) if model.analysis else (None, None)
     if record is None or advice is None:
         return []
     # In version 0.1 the analysis that a run made has a label, which no command takes.
@@ -79,9 +78,11 @@ def after_analysis(model: Model) -> list[Step]:
         command = ["inheritune", "inherit", name, "--layers", layers, "--out", f"{short}-{len(keep)}-layers"]
         steps.append(Step("Cut it", shlex.join(command)))
     text = path_or_id(record.data.source or _TEXT) if record.data else _TEXT
-    changes = [f"reference={name}", f"data.source={text}", f"layers={advice.start}"]
+    kept = f"[{','.join(map(str, advice.keep))}]" if advice.measured else str(advice.start)
+    changes = [f"reference={name}", f"data.source={text}", f"layers={kept}"]
     command = ["inheritune", "run", "heal", *(part for change in changes for part in ("--set", change))]
-    purpose = f"Or keep its first {plural(advice.start, 'layer')} and train them, best on a text of your own"
+    which = "these layers" if advice.measured else f"its first {plural(advice.start, 'layer')}"
+    purpose = f"Or keep {which} and train them, best on a text of your own"
     return [*steps, Step(purpose, shlex.join([*command, "--out", f"{short}-healed"]))]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from inheritune.layers import runs
 from inheritune.records.analysis import AnalysedText
 from inheritune.records.base import Environment
+from inheritune.records.prices import PricesRecord
 from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord
 from inheritune.records.surgery import PlanRow
 from inheritune.report.read.analyses import Analysis
@@ -140,3 +141,19 @@ def _texts(pairs: Pairs) -> list[tuple[str, str]]:
 
 def _is_count(name: str, value: object) -> bool:
     return isinstance(value, int) and name.startswith("data")
+
+
+def cuts(prices: PricesRecord) -> Table:
+    """Return a row for the cheapest cut found to each depth, beside the losses of other rules' cuts."""
+    rules = list(prices.cuts[0].others) if prices.cuts else []
+    level = f"{prices.confidence:.0%} interval"
+    rows = []
+    for price in prices.cuts:
+        cost = price.cost
+        others = [price.others[rule].loss for rule in rules]
+        rows.append(
+            [str(price.depth), fmt.ranges(sorted(price.cut)), f"{cost.loss:.3f}", f"{cost.difference:+.3f}"]
+            + [f"{cost.ci_low:+.3f} to {cost.ci_high:+.3f}"]
+            + [fmt.NOTHING if loss is None else f"{loss:.3f}" for loss in others]
+        )
+    return Table(["layers", "cut", "loss", "price", level, *rules], rows)
