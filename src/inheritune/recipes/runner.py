@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
 from inheritune.surgery.config.target import depth_of
 from inheritune.surgery.files.carried import add_older_names, carry_files, fetch_files
+from inheritune.surgery.moved import moved_notes
 from inheritune.surgery.plan.row import LayerRow
 from inheritune.surgery.width import describe_width
 
@@ -199,15 +201,17 @@ def _add_card(
     except ModelError as error:  # the training is done: a hub that cannot be reached now must not lose it
         note(f"the result has no model card: {error}")
         return
+    plan = _origins(rounds)
     card = model_card(
         name=recipe.name,
-        plan=_origins(rounds),
+        plan=plan,
         places={"reference": place},
         parameters=ParameterCounts(before=reference.parameters, after=result.parameters),
         command=environment().command or f"inheritune run {recipe.name}",
         width="" if recipe.width is None else describe_width(workspace.config, recipe.width),
         figures=_figures(reference, result),
         address=f"{workspace.folder.resolve().name}/{rounds[-1].model}",  # from beside the run's folder
+        notes=moved_notes(workspace.config, plan),
     )
     carry_files(place.folder, folder, LICENCES)
     write_text(folder / CARD, card)
@@ -218,8 +222,14 @@ def _origins(rounds: Sequence[RoundRecord]) -> LayerPlan:
     before: tuple[LayerRow, ...] = ()
     for record in rounds:
         plan = LayerPlan.from_records(record.plan or ())
-        before = tuple(before[row.source or 0] if row.model == "target" else row for row in plan)
+        before = tuple(_through(row, before) if row.model == "target" else row for row in plan)
     return LayerPlan(before)
+
+
+def _through(row: LayerRow, before: Sequence[LayerRow]) -> LayerRow:
+    """Return where a layer that `row` takes of the round before was first taken from."""
+    first = before[row.source or 0]
+    return replace(first, moved="as-is") if row.moved == "as-is" else first
 
 
 def _figures(reference: ReferenceRecord, result: ResultRecord) -> dict[str, str]:

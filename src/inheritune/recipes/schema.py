@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from inheritune.errors import InherituneError, unknown_name
 from inheritune.records.analysis import Recommendation
 from inheritune.records.base import first_problem
+from inheritune.surgery.plan.row import Moved
 from inheritune.surgery.plan.selection import recommended_layers
 from inheritune.training.settings import TrainingSettings
 
-OWN_SETTINGS = ("architecture", "layers", "parts", "width", "distill_alpha", "growth")
+OWN_SETTINGS = ("architecture", "layers", "parts", "moved", "width", "distill_alpha", "growth")
 """Settings of a recipe that only some methods take; all others are common to all."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -173,13 +174,15 @@ class Recipe(_Part):
     Attributes:
         name: of the run; its folder is `runs/NAME` unless told otherwise.
         method: `inheritune` or a baseline of App. D.
-        reference: model folder, hub id, or `stdlib`, the model that the package ships; a model to compare with and, for
-            most methods, to inherit from.
+        reference: model folder, GGUF file, hub id, or `stdlib`, the model that the package ships; a model to compare
+            with and, for most methods, to inherit from.
         architecture: configuration of a model to train from scratch where there is no reference: `model_type` and the
             fields of its transformers configuration.
         layers: depth of the target: a count (the first layers), a range `0:8` (end excluded), a list, a
             `Recommendation` or the folder of an analysis that holds one; None takes half of the reference.
         parts: what is inherited of each layer: `all`, or some of `attention,mlp,norms` (Table 3).
+        moved: what is done about inherited layers that get another number, in a family that computes by it: `keep`
+            changes their weights so that they compute what they did, `as-is` leaves them.
         width: share of heads, hidden and MLP units that stay, such as 0.75; None takes `1/2`.
         distill_alpha: weight of the data's cross-entropy, the rest being that of the reference's logits.
         save_dtype: of the result's weights: `source` is the reference's own, and float32 where there is no reference.
@@ -198,6 +201,7 @@ class Recipe(_Part):
     architecture: dict[str, Any] | None = None
     layers: int | str | tuple[int, ...] | RecommendedLayers | None = None
     parts: str = "all"
+    moved: Moved = "keep"
     width: Annotated[str, Field(coerce_numbers_to_str=True)] | None = Field(default=None, validate_default=True)
     distill_alpha: float = Field(default=0.6, ge=0, le=1)
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"

@@ -34,7 +34,7 @@ class Method(MethodSettings):
             PlanError: the layers are not there.
         """
         layers = recipe.layers if recipe.layers is not None else max(depth // 2, 1)
-        return LayerPlan.from_layers(layers, depth, recipe.parts)
+        return LayerPlan.from_layers(layers, depth, recipe.parts).with_moved(recipe.moved)
 
     def plans(self, recipe: Recipe, depth: int) -> list[LayerPlan]:
         """Return the target of each round there may be, from a reference of `depth` layers.

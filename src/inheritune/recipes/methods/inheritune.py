@@ -17,7 +17,7 @@ class Inheritune(Method):
 
     name = "inheritune"
     summary = "Inherits layers of the reference and grows while the target does not match it (Algorithm 1)."
-    takes = frozenset({"layers", "parts", "growth"})
+    takes = frozenset({"layers", "parts", "moved", "growth"})
 
     @override
     def plans(self, recipe: Recipe, depth: int) -> list[LayerPlan]:
