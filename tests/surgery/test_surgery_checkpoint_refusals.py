@@ -157,7 +157,7 @@ def _quantised(folder: Path) -> None:
         (_index_elsewhere, "names the file '../other.safetensors': expected names of files beside it"),
         (_overlapping, "model-00002-of-00003.safetensors is damaged or not a safetensors file: '.*' begins at byte"),
         (_wrong_shape, "model-00002-of-00003.safetensors is damaged or not a safetensors file: '.*' has .* of F64"),
-        (_no_weights, "holds only .gguf files: expected model.safetensors or model.safetensors.index.json"),
+        (_no_weights, "holds a config.json and GGUF files: pass .*weights.gguf itself"),
         (_not_a_pickle, "pytorch_model.bin is a pickle that holds more than tensors, or no pickle at all"),
         (_truncated_pickle, "pytorch_model.bin is damaged or not a PyTorch file"),
         (_pickle_of_something_else, "pytorch_model.bin holds 'state_dict' of type dict: expected tensors by name"),

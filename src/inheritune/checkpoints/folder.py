@@ -37,6 +37,8 @@ def weight_file(folder: Path) -> Path:
             return folder / name
     kinds = sorted({path.suffix for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".gguf")})
     held = f"only {', '.join(kinds)} files" if kinds else "no weights"
+    if kinds == [".gguf"]:
+        raise ModelError(f"{folder} holds a config.json and GGUF files: pass {min(folder.glob('*.gguf'))} itself")
     raise ModelError(f"{folder} holds {held}: expected {SINGLE} or {INDEX}, or {PICKLED} or {PICKLED_INDEX}")
 
 

@@ -58,6 +58,14 @@ def inherit(
     parts: Annotated[
         str, typer.Option(help="What to copy: all, or some of attention,mlp,norms; the rest is random.")
     ] = "all",
+    moved: Annotated[
+        str | None,
+        typer.Option(
+            metavar="keep|as-is",
+            help="Layers that get another number, where the model computes by it: keep changes their weights so that "
+            "they compute what they did; as-is leaves them, which is the default of stacking alone.",
+        ),
+    ] = None,
     grow_from: Annotated[
         str | None,
         SourceOption(
@@ -116,6 +124,7 @@ def inherit(
     target = None if grow_from is None else load_config(grow_from, trust_remote_code=trust_remote_code)
     start = None if grow_from is None else start_of(grow_from, model)
     plan = _plan(config, target, chosen, arrange, parts, zero_output, width, start)
+    plan = plan if moved is None else plan.with_moved(moved)
     if revive is not None:
         plan = plan.revive(heads_to_revive(revive, depth_of(config)))
     with _notes():

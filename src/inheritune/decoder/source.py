@@ -12,6 +12,7 @@ from typing import Any
 from inheritune.checkpoints import hub
 from inheritune.checkpoints.folder import read_folder
 from inheritune.checkpoints.stored import StoredTensor, read_object
+from inheritune.decoder.gguf import find_gguf, unpack_gguf
 from inheritune.errors import ModelError, OutputError, nearest_path
 from inheritune.records.base import read_record
 from inheritune.records.runs import RunRecord
@@ -31,7 +32,7 @@ _SAMPLE = 64
 _OURS = {"round.json": "a round of a run", "spectra.json": "an analysis", "manifest.json": "a folder of token shards"}
 """What a folder is that has one of these files and no model."""
 
-_EXPECTED = "expected a model folder, the folder of a finished run, a hub id, or stdlib"
+_EXPECTED = "expected a model folder, the folder of a finished run, a GGUF file, a hub id, or stdlib"
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,35 @@ class Place:
 
 
 def resolve_model(source: str | Path) -> str:
-    """Return the folder or hub id that `source` stands for.
-
-    `stdlib` is the model that the package ships, a finished run its result; everything else is itself.
+    """Return the folder or hub id that `source` stands for: as `lasting_place`, a GGUF file unpacked.
 
     Raises:
-        ModelError: `source` is a folder that another command wrote, which holds no model of its own.
+        ModelError: as there, or a GGUF file cannot be read.
+        OutputError: the record of a run is damaged.
+    """
+    place = lasting_place(source)
+    file = find_gguf(Path(place))
+    return place if file is None else str(unpack_gguf(file))
+
+
+def lasting_place(source: str | Path) -> str:
+    """Return the folder, GGUF file or hub id that `source` stands for.
+
+    `stdlib` is the model that the package ships, a finished run its result, and a folder with one GGUF file and no
+    config.json that file; everything else is itself.
+
+    Raises:
+        ModelError: `source` is a folder that another command wrote, which holds no model of its own, or one of several
+            GGUF files.
         OutputError: the record of a run is damaged.
     """
     folder = user_path(source, ModelError)
     if str(source) == BUNDLED and not folder.exists():
         return str(Path(__file__).resolve().parents[1] / "assets" / "reference")
     if not folder.is_dir():
-        return str(source)
-    return str(folder if (folder / CONFIG).exists() else _model_of(folder))
+        return str(folder if folder.is_file() else source)
+    place = folder if (folder / CONFIG).exists() else _model_of(folder)
+    return str(find_gguf(place) or place)
 
 
 def locate(source: str | Path, revision: str | None = None, files: Iterable[str] = ()) -> Place:

@@ -6,7 +6,7 @@ block runs, where L + 1 forward passes take L * L. Because all states pass one b
 a model beyond memory is read once for all sets.
 
 A block that is left out hands on what it was given, so every other block computes what it computed in the whole model:
-this is the loss of the model that `inherit` cuts, where no block's computation depends on its place.
+this is the loss of the model that `inherit` cuts, whose moved layers keep their function.
 
 Shapes: N windows, T predicted tokens of each, D features, L blocks.
 """

@@ -38,6 +38,7 @@ from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
 from inheritune.surgery.config.target import depth_of
 from inheritune.surgery.files.carried import add_older_names, carry_files, fetch_files
+from inheritune.surgery.moved import moved_notes
 from inheritune.surgery.prices import check_choice, measure_prices
 from inheritune.surgery.width import describe_width
 
@@ -240,15 +241,17 @@ def _add_card(
     except ModelError as error:  # the training is done: a hub that cannot be reached now must not lose it
         note(f"the result has no model card: {error}")
         return
+    plan = _origins(rounds)
     card = model_card(
         name=recipe.name,
-        plan=_origins(rounds),
+        plan=plan,
         places={"reference": place},
         parameters=ParameterCounts(before=reference.parameters, after=result.parameters),
         command=environment().command or f"inheritune run {recipe.name}",
         width="" if recipe.width is None else describe_width(workspace.config, recipe.width),
         figures=_figures(reference, result),
         address=f"{workspace.folder.resolve().name}/{rounds[-1].model}",  # from beside the run's folder
+        notes=moved_notes(workspace.config, plan),
     )
     carry_files(place.folder, folder, LICENCES)
     write_text(folder / CARD, card)

@@ -10,10 +10,11 @@ from inheritune.records.analysis import Recommendation
 from inheritune.records.base import first_problem
 from inheritune.records.prices import WINDOWS
 from inheritune.spectra.advice import recommend
+from inheritune.surgery.plan.row import Moved
 from inheritune.surgery.plan.selection import recommended_layers
 from inheritune.training.settings import TrainingSettings
 
-OWN_SETTINGS = ("architecture", "keep", "drop", "layers", "parts", "width", "distill_alpha", "growth")
+OWN_SETTINGS = ("architecture", "keep", "drop", "layers", "parts", "moved", "width", "distill_alpha", "growth")
 """Settings of a recipe that only some methods take; all others are common to all."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -191,8 +192,8 @@ class Recipe(_Part):
     Attributes:
         name: of the run; its folder is `runs/NAME` unless told otherwise.
         method: `inheritune` or a baseline of App. D.
-        reference: model folder, hub id, or `stdlib`, the model that the package ships; a model to compare with and, for
-            most methods, to inherit from.
+        reference: model folder, GGUF file, hub id, or `stdlib`, the model that the package ships; a model to compare
+            with and, for most methods, to inherit from.
         architecture: configuration of a model to train from scratch where there is no reference: `model_type` and the
             fields of its transformers configuration.
         keep: how many of the reference's layers stay, or a share such as `80%`: the cheapest cut to so many, by the
@@ -202,6 +203,8 @@ class Recipe(_Part):
             `Recommendation` or the folder of an analysis that holds one; None takes half of the reference, or what
             `keep` or `drop` say.
         parts: what is inherited of each layer: `all`, or some of `attention,mlp,norms` (Table 3).
+        moved: what is done about inherited layers that get another number, in a family that computes by it: `keep`
+            changes their weights so that they compute what they did, `as-is` leaves them.
         width: share of heads, hidden and MLP units that stay, such as 0.75; None takes `1/2`.
         distill_alpha: weight of the data's cross-entropy, the rest being that of the reference's logits.
         save_dtype: of the result's weights: `source` is the reference's own, and float32 where there is no reference.
@@ -223,6 +226,7 @@ class Recipe(_Part):
     drop: int | None = None
     layers: int | str | tuple[int, ...] | RecommendedLayers | None = None
     parts: str = "all"
+    moved: Moved = "keep"
     width: Annotated[str, Field(coerce_numbers_to_str=True)] | None = Field(default=None, validate_default=True)
     distill_alpha: float = Field(default=0.6, ge=0, le=1)
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"

@@ -14,6 +14,7 @@ class PlanRow(Record):
     parts: tuple[str, ...]
     zero_output: bool = False
     revived: tuple[int, ...] = ()
+    moved: Literal["keep", "as-is"] = "as-is"  # what was done before the field was
 
 
 class ParameterCounts(Record):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from inheritune.decoder.source import model_identity, resolve_model
+from inheritune.decoder.source import lasting_place, model_identity, resolve_model
 from inheritune.errors import ModelError, library_errors
 from inheritune.progress import note
 from inheritune.records.analysis import AnalysedText, AnalysisRecord, MapsRecord, Recommendation
@@ -72,7 +72,7 @@ def analyze_into(
     check_heads_of(heads, prepared.decoder)
     if source is not None:  # what is in memory may have been changed since it was loaded
         identity = identity or model_identity(source)
-    name = name or _label(source or prepared.decoder.config.name_or_path)
+    name = name or _label(prepared.decoder.config.name_or_path if source is None else lasting_place(str(model)))
     work = _work(prepared, identity or name, heads)
     if claim:
         check_folder(folder, work)

@@ -39,6 +39,7 @@ def model_card(
     width: str = "",
     figures: Mapping[str, str] | None = None,
     address: str = "",
+    notes: Iterable[str] = (),
 ) -> str:
     """Return a model card: metadata as YAML, then what there is to know, as Markdown.
 
@@ -46,7 +47,7 @@ def model_card(
     reference is, and the target if the plan grows or stacks one. `width` says what was done to it (`describe_width`),
     empty for nothing. `figures` are what was measured of a model that was trained since and how much it is, a row of a
     table each, for example `{"loss on the validation text": "3.21 nats a token"}`; None for one that was not trained.
-    `address` is what `from_pretrained` takes to load the model, empty for its name.
+    `address` is what `from_pretrained` takes to load the model, empty for its name. `notes` stand below the plan.
     """
     from huggingface_hub import ModelCardData
 
@@ -66,7 +67,9 @@ def model_card(
         f"# {name}",
         _summary(plan, origins[0], parameters, trained=figures is not None),
         *([f"## Figures\n\n| | |\n|---|---|\n{rows}"] if rows else []),
-        f"## Where each layer comes from\n\n```\n{plan}\n```\n\n{_outside(plan, origins)}",
+        "## Where each layer comes from\n\n```\n"
+        + "\n".join([str(plan), *notes])
+        + f"\n```\n\n{_outside(plan, origins)}",
         *([f"Of the width, the first part was kept: {width}."] if width else []),
         f"## How to load it\n\n```python\n{_loading(address or name)}\n```",
         f"## How it was made\n\n```\n{made_by}\n```\n\nVersions: {_versions()}.",
@@ -78,6 +81,8 @@ def model_card(
 def describe_call(source: str | Path, destination: Path, plan: LayerPlan, target: str | Path | None = None) -> str:
     """Return the Python call that makes this checkpoint, as a card shows it below the plan."""
     layers = f"layers={[row.source for row in plan]}" if plan.models == {"reference"} else "plan=plan"
+    if plan.models == {"reference"} and any(row.moved == "as-is" for row in plan):
+        layers += ', moved="as-is"'
     grown = "" if target is None else f', target="{target}"'
     return f'inheritune.inherit_checkpoint("{source}", "{destination.name}", {layers}{grown})'
 

@@ -16,6 +16,7 @@ from inheritune.errors import PlanError
 from inheritune.surgery.build import build_random, copy_weights, take_after, zero_outputs
 from inheritune.surgery.config.blueprint import check_fit, packed_weights
 from inheritune.surgery.config.target import depth_of, target_config
+from inheritune.surgery.moved import moved_weights
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.revive import Revived, heads_to_revive, revived_entries
 from inheritune.surgery.width import Width, narrow, narrow_sizes
@@ -36,6 +37,7 @@ def inherit(
     target: Source | None = None,
     width: Width | None = None,
     revive: Revived | None = None,
+    moved: str | None = None,
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -57,6 +59,8 @@ def inherit(
             width), see `narrow`; without `layers` and `plan` all layers stay.
         revive: heads of `model` whose query and key weights start afresh: what `analyze` returned for it (its collapsed
             heads), the folder of that analysis, or heads by layer; see `LayerPlan.revive`.
+        moved: `"keep"` lets layers that get another number compute what they did, in families that compute by it,
+            `"as-is"` leaves their weights; None keeps, and with `plan` does what that says. See `LayerPlan.with_moved`.
         seed: seed of the random initialisation; the global random state is left as it was.
         revision: the branch, tag or commit of `model` on the hub.
         trust_remote_code: run the code that a checkpoint brings along, if it needs any.
@@ -84,7 +88,7 @@ def inherit(
             raise PlanError("got both target= and width=: a target that grows keeps its width, pass one of them")
         narrow_sizes(configs["reference"], width)
         layers = depth if layers is None and plan is None else layers
-    plan = resolve_plan(depth, layers, parts, plan)
+    plan = resolve_plan(depth, layers, parts, plan, moved)
     if revive is not None:
         plan = plan.revive(heads_to_revive(revive, depth))
     config = target_config(configs, plan)
@@ -117,12 +121,17 @@ def resolve_plan(
     layers: int | str | Iterable[int] | None = None,
     parts: str | Iterable[str] = "all",
     plan: LayerPlan | None = None,
+    moved: str | None = None,
 ) -> LayerPlan:
     """Return the plan that either `layers` and `parts` or `plan` stand for, on a reference of `depth` layers.
+
+    `moved` is for all of its layers, see `LayerPlan.with_moved`; None leaves what they say.
 
     Raises:
         PlanError: neither or both are given, or the layers do not fit the depth.
     """
+    if moved is not None:
+        return resolve_plan(depth, layers, parts, plan).with_moved(moved)
     if layers is not None and plan is not None:
         raise PlanError("got both layers= and plan=: pass one of them")
     if layers is not None:
@@ -154,14 +163,19 @@ def _planned(
 
     states = {name: decoder.model.state_dict(keep_vars=True) for name, decoder in decoders.items()}
     packed, revived = packed_weights(new), revived_entries(new, plan)
+    moved = moved_weights(new.config, plan)
 
     def weight_of(key: str, place: torch.Tensor) -> torch.Tensor | None:
         origin = plan.origin(key, new.blocks_path)
         if origin is None:
             return None
-        weight: torch.Tensor = states[origin[0]][origin[1]].detach()
+        state, place_in_list = states[origin[0]], key.removeprefix(f"{new.blocks_path}.")
+        weight: torch.Tensor = state[origin[1]].detach()
+        if change := moved.get(place_in_list):
+            block = origin[1].removesuffix(place_in_list.partition(".")[2])
+            weight = change(lambda name: state[block + name])
         if key in packed:
-            slices = {name: state[key] for name, state in states.items()}
+            slices = {name: each[key] for name, each in states.items()}
             return _join_slices(place.to(weight), slices, plan, decoders, packed[key])
         entries = revived.get(id(place))
         return weight if entries is None else torch.where(entries.to(weight.device), place.detach().to(weight), weight)

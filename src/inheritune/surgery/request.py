@@ -108,12 +108,7 @@ class SurgeryRequest:
         """Return the plan as text, with the number of parameters and what the user should know before it is made."""
         counts = self.parameters
         said = [] if self.width is None else [f"width: {describe_width(self.config, self.width)}"]
-        if getattr(self.config, "scale_attn_by_inverse_layer_idx", False) and any(
-            row.source not in (None, place) for place, row in enumerate(self.plan)
-        ):
-            said.append(
-                "scale: a moved layer's attention is scaled by 1 / (its new number + 1), as the model's code has it"
-            )
+        said += self.draft.notes
         # A KV cache needs a layer with attention, which a hybrid may have lost.
         if has_attention(self.draft.sources["reference"].config) and not has_attention(self.draft.new.config):
             said.append("note: no attention layer is left; transformers' generate fails here unless use_cache=False")
@@ -174,6 +169,6 @@ class SurgeryRequest:
         for place in places.values():
             fetch_files(place)
         width = "" if self.width is None else describe_width(self.config, self.width)
-        card = model_card(out.name, self.plan, places, self.parameters, command, width)
+        card = model_card(out.name, self.plan, places, self.parameters, command, width, notes=self.draft.notes)
         finish = partial(finish_folder, source=rest, card=card)
         save_model(built, out, max_shard_size=self.max_shard_size, replace=False, finish=finish)

@@ -45,7 +45,7 @@ class Method(MethodSettings):
         layers: Layers | None = recipe.layers
         if layers is None:
             layers = depth_of_budget(recipe.keep, recipe.drop, depth) or max(depth // 2, 1)
-        return LayerPlan.from_layers(layers, depth, recipe.parts)
+        return LayerPlan.from_layers(layers, depth, recipe.parts).with_moved(recipe.moved)
 
     def plans(self, recipe: Recipe, depth: int) -> list[LayerPlan]:
         """Return the target of each round there may be, from a reference of `depth` layers.

@@ -18,6 +18,7 @@ from inheritune.decoder.loading import build_empty
 from inheritune.errors import PlanError, library_errors
 from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery.config.target import target_config
+from inheritune.surgery.moved import moved_notes, moves
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,8 +32,11 @@ _PLACE = (
 """Settings that say a block's place in the model, or its depth; they follow the place, not the weights.
 
 DiffLlama's initial lambda is a formula of the place, and so is the scale of attention with GPT-2's
-`scale_attn_by_inverse_layer_idx`, under which the paper's models were cut and stacked.
+`scale_attn_by_inverse_layer_idx`; `surgery.moved` makes up for them.
 """
+
+_FORMULAS = ("lambda_init", "scaling")
+"""Settings that a family may compute from the place."""
 
 _PASSING = ("training", "gradient_checkpointing", "p", "store_full_length_kv", "next_skip_topk")
 """Settings of the moment (a dropout's share `p` too), and what a block stores for others, which changes it not."""
@@ -94,8 +98,23 @@ class Draft:
         before = count_parameters(self.sources[self.plan.rest].model)
         return ParameterCounts(before=before, after=count_parameters(self.new.model))
 
+    @property
+    def notes(self) -> list[str]:
+        """What is done about layers that get another number, a line each; none where it is of no account."""
+        differing = {
+            name.rpartition(".")[2]
+            for new, row in moves(self.plan)
+            for name, _ in _formulas(self.new.blocks[new])
+            ^ _formulas(self.sources[row.model or "reference"].blocks[row.source or 0])
+        }
+        if not differing:
+            return []
+        kind, which = self.config.model_type, ", ".join(sorted(differing))
+        unknown = f"moved: layers compute something else: {kind} takes {which} from a layer's number"
+        return moved_notes(self.config, self.plan) or [unknown]
+
     def check_copyable(self) -> None:
-        """Confirm that the sources' files hold all there is to write, bit for bit.
+        """Confirm that the sources' files hold all there is to write, weights of moved layers apart.
 
         Raises:
             PlanError: the plan sets weights anew, or the family's files cannot say it.
@@ -158,6 +177,14 @@ def block_signature(block: nn.Module) -> dict[str, Any]:
     if any(getattr(module, "scale_attn_by_inverse_layer_idx", False) for module in block.modules()):
         left_out += ("scaling",)
     return {k: v for k, v in signature.items() if k.rsplit(".", 1)[-1] not in left_out and not _ADAPTER.search(k)}
+
+
+def _formulas(block: nn.Module) -> set[tuple[str, float]]:
+    """Return the settings of a block's modules that may be computed from its place, by name."""
+    found = (
+        (f"{name}.{each}", getattr(module, each, None)) for name, module in block.named_modules() for each in _FORMULAS
+    )
+    return {(name, value) for name, value in found if isinstance(value, float)}
 
 
 def packed_weights(decoder: Decoder) -> dict[str, int]:

@@ -40,7 +40,7 @@ from inheritune.surgery.card import describe_call, model_card
 from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.config.target import depth_of
 from inheritune.surgery.files.carried import fetch_files, finish_folder
-from inheritune.surgery.files.tensors import check_complete, choose_tensors, drop_tied, layers_prefix
+from inheritune.surgery.files.tensors import change_moved, check_complete, choose_tensors, drop_tied, layers_prefix
 from inheritune.surgery.inherit import resolve_plan
 from inheritune.surgery.plan.layer_plan import LayerPlan
 
@@ -53,6 +53,7 @@ def inherit_checkpoint(
     *,
     plan: LayerPlan | None = None,
     target: str | Path | None = None,
+    moved: str | None = None,
     max_shard_size: int | str = "5GB",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -72,6 +73,8 @@ def inherit_checkpoint(
         plan: where each layer comes from, instead of `layers`; every row whole.
         target: the model being grown or stacked (a folder or a hub id), for plans with rows from `"target"`. A plan
             whose rows all come from there (stacking) may leave it out: `src_dir` is then stacked on itself.
+        moved: what is done about layers that get another number, as in `inherit`; the few weights that then change are
+            read one at a time.
         max_shard_size: bytes, or text such as `"5GB"`; a larger shard of the source is split, smaller ones stay as they
             are; a tensor that is larger gets a shard of its own.
         revision: the branch, tag or commit of `src_dir` on the hub.
@@ -103,7 +106,7 @@ def inherit_checkpoint(
         )
         for name, place in places.items()
     }
-    plan = resolve_plan(depth_of(configs["reference"]), layers, parts, plan)
+    plan = resolve_plan(depth_of(configs["reference"]), layers, parts, plan, moved)
     draft = Draft.of(plan, configs["reference"], configs.get("target"))
     command = command or describe_call(src_dir, destination, plan, target)
     copy_checkpoint(draft, places, destination, max_shard_size=max_shard_size, command=command, sync=sync)
@@ -133,7 +136,7 @@ def copy_checkpoint(
     used = {name: {key for owner, key in chosen.values() if owner == name} for name in sources}
     for name, place in sources.items():
         fetch_files(place, _weight_files(place.folder, used[name]) if place.repository else ())
-    card = model_card(destination.name, plan, places, draft.parameters, command)
+    card = model_card(destination.name, plan, places, draft.parameters, command, notes=draft.notes)
     with whole_folder(destination, sync=sync) as temporary:
         with TemporaryDirectory(dir=temporary) as scratch:
             read = {n: read_folder(each.folder, used[n], Path(mkdtemp(dir=scratch))) for n, each in sources.items()}
@@ -141,7 +144,9 @@ def copy_checkpoint(
             drop_tied(tensors, draft.new, sources[plan.rest].name)
             check_complete(tensors, draft, sources)
             _check_space(temporary, tensors, destination)
-            damaged = _write_shards(temporary, tensors, _plan_shards(tensors, max_shard_size))
+            shards = _plan_shards(tensors, max_shard_size)
+            change_moved(tensors, draft, prefixes[plan.rest], Path(scratch))
+            damaged = _write_shards(temporary, tensors, shards)
         draft.config.save_pretrained(temporary)
         finish_folder(temporary, sources[plan.rest].folder, card)
     if damaged:

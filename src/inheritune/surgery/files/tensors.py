@@ -12,16 +12,20 @@ import copy
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inheritune.checkpoints.copying import same_bytes
+from inheritune.checkpoints.stored import read_safetensors
 from inheritune.decoder.streaming import no_progress_bar
-from inheritune.errors import ModelError
+from inheritune.errors import ModelError, PlanError
 from inheritune.layers import ranges
 from inheritune.surgery.build import UNTIE
+from inheritune.surgery.moved import moved_weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from inheritune.checkpoints.stored import StoredTensor
@@ -54,6 +58,30 @@ def choose_tensors(names: Mapping[str, Collection[str]], prefixes: Mapping[str, 
             own = [name for name in names[row.model] if name.startswith(start)]
             chosen |= {f"{prefix}.{index}.{name.removeprefix(start)}": (row.model, name) for name in own}
     return chosen
+
+
+def change_moved(tensors: dict[str, StoredTensor], draft: Draft, prefix: str, scratch: Path) -> None:
+    """Put changed copies, in files of the folder `scratch`, in the place of weights that a move changes.
+
+    `tensors` are those of the new checkpoint, whose layers are stored under `prefix`; they are read one at a time.
+
+    Raises:
+        PlanError: the checkpoint does not store such a weight under its own name.
+    """
+    from safetensors.torch import save_file
+
+    for key, change in moved_weights(draft.config, draft.plan).items():
+        number, _, name = key.partition(".")
+        if (stored := f"{prefix}.{key}") not in tensors:
+            raise PlanError(f"the checkpoint has no {name} by this name, which moving a layer changes: use inherit")
+        weight = change(partial(_read_weight, tensors, f"{prefix}.{number}."))
+        file = scratch / f"moved-{key}.safetensors"
+        save_file({stored: weight.contiguous()}, file)
+        tensors[stored] = read_safetensors(file)[stored]
+
+
+def _read_weight(tensors: Mapping[str, StoredTensor], block: str, name: str) -> Tensor:
+    return tensors[block + name][...]
 
 
 def drop_tied(tensors: dict[str, StoredTensor], new: Decoder, folder: str | Path) -> None:

@@ -17,7 +17,7 @@ from inheritune.errors import PlanError, unknown_name
 from inheritune.layers import ranges
 from inheritune.records.base import first_problem
 from inheritune.records.surgery import PlanRow
-from inheritune.surgery.plan.row import RANDOM, LayerRow, Model, plan_table
+from inheritune.surgery.plan.row import MOVED, RANDOM, LayerRow, Model, plan_table
 from inheritune.surgery.plan.selection import (
     PARTS,
     Layers,
@@ -121,9 +121,9 @@ class LayerPlan:
     def stacking(cls, half: int) -> LayerPlan:
         """Stack a trained model of `half` layers on itself: its layers 0 .. half-1, twice (App. D, baseline stacking).
 
-        The rows come from `"target"`, the model that is being stacked.
+        The rows come from `"target"`, the model that is being stacked; layers in new places are left as they are.
         """
-        return _take("target", [*range(positive_count(half))] * 2)
+        return _take("target", [*range(positive_count(half))] * 2).with_moved("as-is")
 
     @classmethod
     def hybrid_stacking(cls, layers: int, depth: int) -> tuple[LayerPlan, LayerPlan]:
@@ -177,7 +177,7 @@ class LayerPlan:
             example = max(depth // 2, 1) * (2 if how == "stacking" else 1)
             raise PlanError(f"layers {layers!r} with {how!r}: expected a count, for example {example}")
         if how == "stacking":
-            return cls.from_layers([*range(_half(count))] * 2, depth, parts)
+            return cls.from_layers([*range(_half(count))] * 2, depth, parts).with_moved("as-is")
         if how == "random":
             if parse_parts(parts) != PARTS:
                 raise PlanError(f"random layers copy nothing, parts {parts} neither: leave the parts out")
@@ -254,11 +254,11 @@ class LayerPlan:
         new = [*layers]
         if there := [layer for layer in new if layer in places]:
             raise PlanError(f"layer {there[0]} of the reference is in the target already")
-        parts = start.rows[0].parts
+        like = start.rows[0]
         rows = [
-            LayerRow("reference", layer, parts, zero_output)
+            LayerRow("reference", layer, like.parts, zero_output, moved=like.moved)
             if layer in new
-            else LayerRow("target", places[layer])
+            else LayerRow("target", places[layer], moved=like.moved)
             if mode == "continue"
             else start.rows[places[layer]]
             for layer in sorted([*held, *new])
@@ -275,8 +275,22 @@ class LayerPlan:
                 f"{behind or 'none'} of its {depth} are behind the last of them: expected at most "
                 f"{len(self) + behind}, or the layers to append, for example '{depth - 1},'"
             )
-        parts = self.rows[-1].parts or PARTS
-        return (*self.rows, *(LayerRow("reference", layer, parts) for layer in range(first, first + missing)))[:upto]
+        last = self.rows[-1]
+        new = LayerRow("reference", first, last.parts or PARTS, moved=last.moved)
+        return (*self.rows, *(replace(new, source=layer) for layer in range(first, first + missing)))[:upto]
+
+    def with_moved(self, moved: str) -> LayerPlan:
+        """Return this plan with layers that get another number done as `moved` says: `"keep"` or `"as-is"`.
+
+        In a family whose blocks compute by their number, `"keep"` changes the weights so that they compute what they
+        did; `"as-is"` leaves them, as the paper's stacking does. `from_layers` and all plans made with it keep.
+
+        Raises:
+            PlanError: it is neither.
+        """
+        if moved not in MOVED:
+            raise PlanError(unknown_name("way to move a layer", str(moved), MOVED))
+        return LayerPlan(tuple(replace(row, moved=moved) for row in self.rows))
 
     def revive(self, heads: Mapping[int, Iterable[int]], model: Model = "reference") -> LayerPlan:
         """Return this plan with the query and key weights of some heads left at their random initialisation.
@@ -338,7 +352,7 @@ class LayerPlan:
 
     def traced(self, target: LayerPlan) -> LayerPlan:
         """Return where the layers were first taken from; `target` is the traced plan of the model that rows name so."""
-        rows = (target.rows[row.source or 0] if row.model == "target" else row for row in self.rows)
+        rows = (row if row.model != "target" else _origin(row, target.rows[row.source or 0]) for row in self.rows)
         return LayerPlan(tuple(rows))
 
     @property
@@ -384,8 +398,13 @@ class LayerPlan:
                 raise PlanError(f"row {index} of the plan is {record!r}: {first_problem(error)}") from error
             if row.target != index:
                 raise PlanError(f"row {index} of the plan is for target layer {row.target}: expected {index}")
-            rows.append(LayerRow(row.model, row.source, row.parts, row.zero_output, row.revived))
+            rows.append(LayerRow(row.model, row.source, row.parts, row.zero_output, row.revived, row.moved))
         return cls(tuple(rows))
+
+
+def _origin(row: LayerRow, first: LayerRow) -> LayerRow:
+    """Return where a layer that `row` takes of a target was first taken from, as `first` says."""
+    return replace(first, moved="as-is") if row.moved == "as-is" else first
 
 
 def _check_growth(mode: str, zero_output: bool) -> None:

@@ -15,6 +15,10 @@ Model: TypeAlias = Literal["reference", "target"]
 MODELS: tuple[Model, ...] = ("reference", "target")
 """The models that a plan takes layers from."""
 
+Moved: TypeAlias = Literal["keep", "as-is"]
+MOVED: tuple[Moved, ...] = ("keep", "as-is")
+"""What can be done about a layer that gets another number, in a family that computes by it."""
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -28,6 +32,8 @@ class LayerRow:
         zero_output: whether the projections that write to the residual stream start at zero, so that the block passes
             its input on unchanged until it is trained (growth that preserves the function).
         revived: query heads, 0-based, whose query and key weights start afresh at their random initialisation.
+        moved: what is done where the family computes by a layer's number and this one gets another: `"keep"` changes
+            its weights so that it computes what it did, `"as-is"` leaves them, as the paper's stacking does.
     """
 
     model: Model | None
@@ -35,11 +41,14 @@ class LayerRow:
     parts: tuple[str, ...] = PARTS
     zero_output: bool = False
     revived: tuple[int, ...] = ()
+    moved: Moved = "keep"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "revived", tuple(sorted({whole_number(head) for head in self.revived})))
         if self.revived and (self.revived[0] < 0 or "attention" not in self.parts):
             raise PlanError(f"cannot revive heads {list(self.revived)} of a layer that takes {list(self.parts)}")
+        if self.moved not in MOVED:
+            raise PlanError(unknown_name("way to move a layer", str(self.moved), MOVED))
         if self.model is None:
             if self.source is not None or self.parts:
                 raise PlanError(f"a random layer takes nothing: got source {self.source} and parts {list(self.parts)}")
