@@ -10,6 +10,7 @@ from inheritune.data.windows import (
     read_tokens,
     sample_windows,
     spread_windows,
+    tuning_windows,
     validation_windows,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "sample_windows",
     "spread_windows",
     "train_tokenizer",
+    "tuning_windows",
     "validation_windows",
 ]

@@ -5,6 +5,7 @@ A batch is a pure function of (seed, step): no state, no replay, the same on any
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from inheritune.data.readers import BLANK_LINE
 from inheritune.data.shards import Shards, is_shards, open_shards
-from inheritune.data.sources import STDLIB, VALID_FRACTION, read_documents
+from inheritune.data.sources import STDLIB, VALID_FRACTION, Document, read_documents
 from inheritune.data.tokenizer import encode
 from inheritune.errors import DataError, unknown_name
 
@@ -116,13 +117,53 @@ def validation_windows(
     return spread_windows(read_tokens(source, tokenizer), length, limit, source)
 
 
+def tuning_windows(
+    source: str | Path | Shards, tokenizer: PreTrainedTokenizerBase, length: int, limit: int
+) -> np.ndarray:
+    """Return at most `limit` windows to choose layers and settings on, as `validation_windows` does of other documents.
+
+    They are spread evenly over the training split: what was chosen on the windows that judge would look better there
+    than it is. Of a text that is not prepared, they come from the documents that `prepare` trains on by default.
+
+    Args:
+        source: shards (their training split) or any text source.
+        tokenizer: what turns text into tokens; shards come with their own.
+        length: input tokens of a window.
+        limit: the greatest number of windows.
+
+    Returns:
+        int64 of shape (windows, length + 1).
+
+    Raises:
+        DataError: there are fewer tokens than one window.
+    """
+    if not isinstance(source, Shards) and is_shards(source):
+        source = open_shards(source)
+    if isinstance(source, Shards):
+        starts = spread_starts(source.tokens("train"), length, limit, f"{source} has {{}} training tokens")
+        return np.stack([source.read("train", start, length + 1) for start in starts.tolist()])
+    documents = (document for document in read_documents(source) if document.position() >= VALID_FRACTION)
+    tokens = _encoded(documents, tokenizer)
+    starts = spread_starts(len(tokens), length, limit, f"{source} has {{}} tokens outside its validation documents")
+    return tokens[starts[:, None] + np.arange(length + 1)]
+
+
 def spread_windows(tokens: np.ndarray, length: int, limit: int, name: object) -> np.ndarray:
     """Return windows as `validation_windows` does, of tokens (tokens,) of `read_tokens`; `name` is for an error."""
-    whole = (len(tokens) - 1) // length
-    if whole < 1:
-        raise DataError(f"{name} has {len(tokens)} validation tokens: expected at least {length + 1}, one window")
-    starts = length * (np.arange(min(limit, whole)) * whole // min(limit, whole))
+    starts = spread_starts(len(tokens), length, limit, f"{name} has {{}} validation tokens")
     return tokens[starts[:, None] + np.arange(length + 1)]
+
+
+def spread_starts(tokens: int, length: int, limit: int, what: str) -> np.ndarray:
+    """Return where windows start, (windows,) int64: at most `limit`, evenly spread, the targets of none in another's.
+
+    Raises:
+        DataError: there are fewer tokens than one window; `what` says so, with a place for their number.
+    """
+    whole = (tokens - 1) // length
+    if whole < 1:
+        raise DataError(f"{what.format(tokens)}: expected at least {length + 1}, one window")
+    return length * (np.arange(min(limit, whole)) * whole // min(limit, whole))
 
 
 def sample_windows(
@@ -168,5 +209,10 @@ def read_tokens(
     documents = read_documents(source, separator, field)
     if str(source) == STDLIB:
         documents = (document for document in documents if document.position() < VALID_FRACTION)
+    return _encoded(documents, tokenizer)
+
+
+def _encoded(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Return the tokens of documents, one behind the other, int64 of shape (tokens,)."""
     parts = list(encode((document.text for document in documents), tokenizer))
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
