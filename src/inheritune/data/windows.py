@@ -166,6 +166,27 @@ def spread_starts(tokens: int, length: int, limit: int, what: str) -> np.ndarray
     return length * (np.arange(min(limit, whole)) * whole // min(limit, whole))
 
 
+def window_documents(tokens: np.ndarray, mark: int, length: int, limit: int, name: object) -> np.ndarray:
+    """Return the documents that the targets of each window of `spread_windows` begin and end in.
+
+    Documents are numbered in their order, and the mark between two is the end of the first. Windows that share a
+    document are not independent (`evaluation.paired`).
+
+    Args:
+        tokens: (tokens,) integers of `read_tokens`.
+        mark: the token between two documents, see `document_mark`.
+        length: as of `validation_windows`.
+        limit: likewise.
+        name: for an error.
+
+    Returns:
+        int64 of shape (windows, 2).
+    """
+    starts = spread_starts(len(tokens), length, limit, f"{name} has {{}} validation tokens")
+    marks = np.cumsum(tokens == mark)
+    return marks[np.stack([starts, starts + length - 1], axis=1)]
+
+
 def sample_windows(
     source: str | Path | Shards, tokenizer: PreTrainedTokenizerBase, sequences: int, length: int, seed: int
 ) -> np.ndarray:
