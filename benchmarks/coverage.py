@@ -26,15 +26,17 @@ LENGTH = 64
 """Tokens of a window that is cut from packed documents."""
 
 
-def whole(documents: int, sizes: float, spread: float, effect: float) -> Draw:
+def whole(documents: int, sizes: float, spread: float, effect: float, one: bool = False) -> Draw:
     """Return data sets of `documents` that are each cut into windows of their own.
 
     The number of windows of a document is log-normal, its median `sizes`, the deviation of its logarithm `spread`,
-    rounded up; `effect` is the deviation of the documents' effects where that of a window's noise is 1.
+    rounded up; `one` makes the first as large as all others together. `effect` is the deviation of the documents'
+    effects where that of a window's noise is 1.
     """
 
     def draw(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         counts = np.ceil(generator.lognormal(np.log(sizes), spread, documents)).astype(int)
+        counts[0] = counts[1:].sum() if one else counts[0]
         values = np.repeat(generator.normal(0, effect, documents), counts)
         return values + generator.normal(0, 1, len(values)), np.repeat(np.arange(documents), counts)
 
@@ -64,6 +66,7 @@ CASES: dict[str, Draw] = {
     "40 documents of about 6": whole(40, 6, 0.8, 1),
     "200 documents of about 6": whole(200, 6, 0.8, 1),
     "100 very unequal documents of about 6": whole(100, 6, 1.2, 1),
+    "60 of about 6 and one as large as all others": whole(60, 6, 0.8, 1, one=True),
     "40 of about 6, packed": packed(40, 6, 0.8, 1),
     "80 of about 6, packed": packed(80, 6, 0.8, 1),
     "150 of about 2, packed": packed(150, 2, 0.8, 1),

@@ -94,7 +94,7 @@ def test_the_difference_is_the_same_and_the_interval_wider() -> None:
     assert "72 windows of 12 documents)" in comparison_line(grouped)
     assert "weak" not in comparison_line(grouped)
     few = compare(values, np.zeros(72), groups=groups // 30)
-    assert comparison_line(few).endswith("; weak evidence, windows of 3 documents (fewer than 10)")
+    assert "; weak evidence: 3 documents that count as" in comparison_line(few)
 
 
 def test_the_standard_error_of_a_loss_is_of_documents() -> None:
@@ -108,7 +108,7 @@ def test_the_standard_error_of_a_loss_is_of_documents() -> None:
 
 def test_records_of_before_have_no_documents() -> None:
     held = compare(np.array([1.0, 2.0]), np.array([1.5, 2.0])).as_json()
-    del held["clusters"]
+    del held["clusters"], held["freedom"]
     assert Comparison.model_validate(held).clusters is None
 
 
@@ -124,9 +124,12 @@ def test_one_document_and_groups_of_another_length_are_one_line() -> None:
 
 @pytest.mark.parametrize("name", [name for name in BENCHMARK["CASES"] if not name.startswith(("80", "200"))])
 def test_coverage_in_simulation(name: str) -> None:
-    """Of 2,000 intervals of documents 93 to 97 % hold the truth; of windows far fewer, where documents are longer."""
+    """Of 2,000 intervals of documents 93 to 97 % hold the truth; of windows far fewer, where documents are longer.
+
+    Where one document is half of all the interval is on the safe side.
+    """
     plain, documents, bootstrap = BENCHMARK["coverage"](BENCHMARK["CASES"][name], 2000, resamples=99)
-    assert 0.93 <= documents <= 0.97
+    assert 0.93 <= documents <= (0.99 if "one as large" in name else 0.97)
     assert 0.87 <= bootstrap <= 0.97  # it knows no t distribution, and no window of two documents
     if "about 1/4" in name:
         assert plain < 0.92

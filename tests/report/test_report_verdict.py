@@ -142,13 +142,14 @@ def test_weak_evidence_is_called_weak(write: Write, grown: Record) -> None:
     assert verdict(load_runs([write(grown, "a")])).cautions == [
         "One seed (17): how far another seed's result would differ is not known."
     ]
-    grown["result"]["evaluation"] |= {"windows": 20, "clusters": 3}
+    grown["result"]["evaluation"]["windows"] = 20
+    grown["result"]["comparison"] |= {"clusters": 30, "freedom": 2.41}
     for each, steps in zip(grown["rounds"], (5, 2, 1), strict=True):
         each["steps"] = steps
     weak = verdict(load_runs([write(grown, "b")]))
     assert weak.cautions[0] == (
-        "Weak evidence: 20 validation windows (fewer than 100) and 8 training steps (fewer than 100) and 3 validation "
-        "documents (fewer than 10)."
+        "Weak evidence: 20 validation windows (fewer than 100) and 8 training steps (fewer than 100) and 30 documents "
+        "that count as 3.4 equal ones (fewer than 10)."
     )
     assert [str(step) for step in weak.steps] == [
         "Train longer: raise training.steps (1 a round here) in its recipe, and run it into a new folder"

@@ -124,15 +124,16 @@ def _measured(value: float | None, standard_error: float | None) -> str:
 
 def comparison_line(comparison: Comparison) -> str:
     """Say in one line what the paired comparison shows."""
-    from inheritune.evaluation.paired import weak_documents
+    from inheritune.evaluation.paired import few_documents
     from inheritune.report.text.format import counted
 
     interval = f"{comparison.ci_low:+.4f} to {comparison.ci_high:+.4f}"
+    few = few_documents(comparison.clusters, comparison.freedom)
     verdict = "matches" if comparison.matches else "does not match"
     return (
         f"difference {comparison.difference:+.4f} nats/token ({comparison.confidence:.0%} interval {interval}, "
         f"p = {comparison.p_value:.2g}, {counted(comparison)}): {verdict} the reference within {comparison.margin:g}"
-    ) + (f"; {weak}" if (weak := weak_documents(comparison.clusters)) else "")
+    ) + (f"; weak evidence: {few}" if few else "")
 
 
 def speed_line(ratio: SpeedRatio, speed: Speed) -> str:

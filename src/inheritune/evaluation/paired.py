@@ -29,7 +29,7 @@ MARGIN = 0.01
 """Nats per token by which a target may be worse and still match: one unit of the last decimal that the paper prints."""
 CONFIDENCE = 0.95
 FEW_DOCUMENTS = 10
-"""An interval over fewer holds what it says of these documents, and these say little of other text."""
+"""Equal ones; an interval over fewer is wide, and these documents say little of other text."""
 
 
 def compare(
@@ -72,6 +72,7 @@ def compare(
         p_value=p_value,
         windows=len(differences),
         clusters=count_groups(groups),
+        freedom=mean_error(differences, groups)[1],
         margin=margin,
         matches=high <= margin,
     )
@@ -145,11 +146,16 @@ def _sharing(count: int, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndar
     return order, np.searchsorted(last, first), np.searchsorted(first, last, "right")
 
 
-def weak_documents(documents: int | None) -> str:
-    """Say that windows are of few documents; nothing where they are not, or not known."""
-    if documents is None or documents >= FEW_DOCUMENTS:
+def few_documents(clusters: int | None, freedom: float | None) -> str:
+    """Say that windows are of few documents, or of few large ones; nothing where they are not, or not known.
+
+    Args:
+        clusters: of a `Comparison`.
+        freedom: likewise; one more is the number of equal documents that would give it.
+    """
+    if clusters is None or freedom is None or freedom + 1 >= FEW_DOCUMENTS:
         return ""
-    return f"weak evidence, windows of {plural(documents, 'document')} (fewer than {FEW_DOCUMENTS})"
+    return f"{plural(clusters, 'document')} that count as {freedom + 1:.1f} equal ones (fewer than {FEW_DOCUMENTS})"
 
 
 def check_settings(windows: int, margin: float, confidence: float, groups: np.ndarray | None = None) -> None:

@@ -30,7 +30,7 @@ from inheritune.distributed import count_processes, from_main, is_main
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError, RecipeError, library_errors, nearest
 from inheritune.evaluation import compare, evaluate_windows, window_losses
 from inheritune.evaluation.loss import Evaluation
-from inheritune.evaluation.paired import check_settings, count_groups, weak_documents
+from inheritune.evaluation.paired import check_settings, count_groups, few_documents, mean_error
 from inheritune.evaluation.windows import context_of, open_tokenizer
 from inheritune.progress import note
 from inheritune.recipes.schema import Recipe, RecipeTraining
@@ -206,8 +206,9 @@ def _workspace_of(recipe: Recipe, folder: Path, shards: Shards, config: Pretrain
     if recipe.reference is not None:
         settings, documents = recipe.evaluation, workspace.documents
         check_settings(len(workspace.windows), settings.margin, settings.confidence, documents)
-        if weak := weak_documents(count_groups(documents)):
-            note(f"{shards.folder}: {weak}")
+        freedom = mean_error(np.zeros(len(documents)), documents)[1]
+        if few := few_documents(count_groups(documents), freedom):
+            note(f"weak evidence: the validation windows are of {few}")
     return workspace
 
 

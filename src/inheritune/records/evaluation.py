@@ -27,6 +27,7 @@ class Comparison(Record):
     p_value: float  # of the two-sided paired t test that the difference is zero
     windows: int
     clusters: int | None = None  # as of `LossSummary`
+    freedom: float | None = None  # degrees of freedom of the interval; None in files of version 0.2
     margin: float  # by how much the target may be worse and still match
     matches: bool  # whether `ci_high <= margin`
 
