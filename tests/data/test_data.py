@@ -26,6 +26,7 @@ from inheritune.data import (
     read_documents,
     sample_windows,
     train_tokenizer,
+    tuning_windows,
     validation_windows,
 )
 from inheritune.data import shards as shards_module
@@ -324,6 +325,28 @@ def test_too_few_tokens_for_one_window_is_one_line(shards: Shards) -> None:
     with pytest.raises(DataError, match=f"has {count} validation tokens: expected at least {count + 1}, one window"):
         validation_windows(shards, tokenizer, count, 10)
     assert validation_windows(shards, tokenizer, count - 1, 10).shape == (1, count)
+
+
+def test_tuning_windows_are_spread_over_the_training_split(shards: Shards) -> None:
+    tokenizer = load_tokenizer(shards.tokenizer)
+    tokens = shards.read("train", 0, shards.tokens("train"))
+    every = tuning_windows(shards.folder, tokenizer, 8, 10**6)
+    assert every.dtype == np.int64
+    assert every.shape == ((len(tokens) - 1) // 8, 9)
+    np.testing.assert_array_equal(every[:, 1:].ravel(), tokens[1 : 1 + every.shape[0] * 8])
+    few = tuning_windows(shards, tokenizer, 8, 5)
+    np.testing.assert_array_equal(few, every[[i * len(every) // 5 for i in range(5)]])
+    with pytest.raises(DataError, match=f"has {len(tokens)} training tokens: expected at least {len(tokens) + 1}"):
+        tuning_windows(shards, tokenizer, len(tokens), 10)
+
+
+def test_tuning_windows_of_a_text_are_of_what_is_trained_on_by_default(corpus: Path, tmp_path: Path) -> None:
+    shards = prepare(corpus, tmp_path / "shards", "train:300")
+    assert shards.manifest.splits.valid.documents > 0
+    tokenizer = load_tokenizer(shards.tokenizer)
+    np.testing.assert_array_equal(
+        tuning_windows(corpus, tokenizer, 8, 10**6), tuning_windows(shards, tokenizer, 8, 10**6)
+    )
 
 
 def test_sampled_windows_are_the_seed_s_own(shards: Shards) -> None:

@@ -101,8 +101,8 @@ def test_a_difference_of_rounding_alone_warns_of_nothing(spread: float) -> None:
 def test_record_holds_plain_values() -> None:
     record = compare(np.array([3.0, 3.1, 2.7]), np.array([3.1, 3.1, 2.9])).as_json()
     types = {name: type(value) for name, value in record.items()}
-    numbers = dict.fromkeys(("difference", "ci_low", "ci_high", "confidence", "p_value", "margin"), float)
-    assert types == {**numbers, "windows": int, "matches": bool}
+    numbers = dict.fromkeys(("difference", "ci_low", "ci_high", "confidence", "p_value", "freedom", "margin"), float)
+    assert types == {**numbers, "windows": int, "clusters": type(None), "matches": bool}
 
 
 @pytest.mark.parametrize(

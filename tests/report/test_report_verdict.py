@@ -41,8 +41,9 @@ def test_a_match_is_told_with_size_loss_interval_tokens_and_speed(grown: Record)
     assert sentence(grown) == (
         "The inherited model with 12 layers against 16 (731K parameters against 931K, 79 %) matches the reference "
         "after training on 7.37M tokens (the reference: 40.0M): validation loss 2.9030 against 2.9000, a difference of "
-        "+0.0030 nats per token (95 % CI −0.0020 to +0.0080; margin 0.01); it generates 1,260 tokens/s, the reference "
-        "900 (2 threads; measured one after the other, so a few per cent mean nothing)."
+        "+0.0030 nats per token (95 % CI −0.0020 to +0.0080, 256 windows, taken as independent; margin 0.01); it "
+        "generates 1,260 tokens/s, the reference 900 (2 threads; measured one after the other, so a few per cent mean "
+        "nothing)."
     )
 
 
@@ -65,14 +66,20 @@ def test_each_outcome_of_the_test_has_its_words(
 
 
 def test_a_match_that_is_measurably_worse_says_so(grown: Record) -> None:
-    assert "(95 % CI +0.0030 to +0.0070; margin 0.01), measurably worse but by less than the margin;" in sentence(
-        compared(grown, 0.005, 0.002)
-    )
+    text = sentence(compared(grown, 0.005, 0.002))
+    assert "+0.0070, 256 windows, taken as independent; margin 0.01), measurably worse but by less than the mar" in text
+
+
+def test_a_test_says_of_how_many_documents_it_is(grown: Record) -> None:
+    record = compared(grown, 0.005, 0.002)
+    record["result"]["comparison"]["clusters"] = 87
+    assert "(95 % CI +0.0030 to +0.0070, 256 windows of 87 documents; margin" in sentence(record)
 
 
 def test_an_interval_that_holds_zero_but_passes_the_margin_is_not_called_worse(grown: Record) -> None:
     text = sentence(compared(grown, 0.004, 0.012))
-    assert "+0.0040 nats per token (95 % CI −0.0080 to +0.0160; margin 0.01), an interval that holds 0" in text
+    assert "+0.0040 nats per token (95 % CI −0.0080 to +0.0160, 256 windows, " in text
+    assert "; margin 0.01), an interval that holds 0" in text
     assert "does not match" not in text
 
 
@@ -136,11 +143,13 @@ def test_weak_evidence_is_called_weak(write: Write, grown: Record) -> None:
         "One seed (17): how far another seed's result would differ is not known."
     ]
     grown["result"]["evaluation"]["windows"] = 20
+    grown["result"]["comparison"] |= {"clusters": 30, "freedom": 2.41}
     for each, steps in zip(grown["rounds"], (5, 2, 1), strict=True):
         each["steps"] = steps
     weak = verdict(load_runs([write(grown, "b")]))
     assert weak.cautions[0] == (
-        "Weak evidence: 20 validation windows (fewer than 100) and 8 training steps (fewer than 100)."
+        "Weak evidence: 20 validation windows (fewer than 100) and 8 training steps (fewer than 100) and 30 documents "
+        "that count as 3.4 equal ones (fewer than 10)."
     )
     assert [str(step) for step in weak.steps] == [
         "Train longer: raise training.steps (1 a round here) in its recipe, and run it into a new folder"
@@ -248,5 +257,24 @@ def test_runs_that_kept_the_loss_of_each_window_are_tested_in_pairs(
     half = 2.0226909 * gap.std(ddof=1) / np.sqrt(40)
     low, high = (f"{-gap.mean() + sign * half:+.4f}".replace("-", "−") for sign in (-1, 1))
     note = verdict(load_runs(folders)).notes[-1]
-    assert words in note and f"(95 % CI {low} to {high}, paired over 40 windows)" in note
+    assert words in note and f"(95 % CI {low} to {high}, paired over 40 windows, taken as independent)" in note
     assert f"{abs(gap.mean()):.4f} nats" in note
+
+
+def test_runs_that_kept_their_documents_are_tested_by_document(grown: Record, scratch: Record, write: Write) -> None:
+    ours, gap = (np.random.default_rng(seed).normal(2.9, 0.5, 40) for seed in (0, 1))
+    folders = []
+    for record, name, losses in ((grown, "a", ours), (scratch, "b", ours + gap)):
+        record["result"]["losses"] = "losses.npy"
+        record["data"]["documents"] = "documents.npy"
+        folders.append(write(record, name))
+        np.save(folders[-1] / "losses.npy", losses)
+        np.save(folders[-1] / "documents.npy", np.arange(40) // 5)
+    means = gap.reshape(8, 5).mean(1)  # of equal documents: the t test of their means
+    half = 2.3646243 * means.std(ddof=1) / np.sqrt(8)
+    low, high = (f"{-means.mean() + sign * half:+.4f}".replace("-", "−") for sign in (-1, 1))
+    note = verdict(load_runs(folders)).notes[-1]
+    assert f"(95 % CI {low} to {high}, paired over 40 windows of 8 documents)" in note
+    for folder in folders:
+        np.save(folder / "documents.npy", np.zeros(40))
+    assert "no interval can be given" in verdict(load_runs(folders)).notes[-1]

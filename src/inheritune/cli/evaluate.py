@@ -73,11 +73,11 @@ def evaluate(
 
 
 def _print(record: EvaluationRecord) -> None:
-    from inheritune.report.text.format import how
+    from inheritune.report.text.format import counted, how
 
     parts: list[Evaluated] = [record] if record.against is None else [record, record.against]
     shown = record.evaluation
-    title = f"nats per token on {shown.windows} windows of {shown.length} tokens of {shown.data}"
+    title = f"nats per token on {counted(shown)}, {shown.length} tokens each, of {shown.data}"
     print_table(title, ("model", "layers", "parameters", "loss", "perplexity"), [_loss_row(part) for part in parts])
     if record.comparison is not None:
         typer.echo(comparison_line(record.comparison))
@@ -124,12 +124,16 @@ def _measured(value: float | None, standard_error: float | None) -> str:
 
 def comparison_line(comparison: Comparison) -> str:
     """Say in one line what the paired comparison shows."""
+    from inheritune.evaluation.paired import few_documents
+    from inheritune.report.text.format import counted
+
     interval = f"{comparison.ci_low:+.4f} to {comparison.ci_high:+.4f}"
+    few = few_documents(comparison.clusters, comparison.freedom)
     verdict = "matches" if comparison.matches else "does not match"
     return (
         f"difference {comparison.difference:+.4f} nats/token ({comparison.confidence:.0%} interval {interval}, "
-        f"p = {comparison.p_value:.2g}): {verdict} the reference within {comparison.margin:g}"
-    )
+        f"p = {comparison.p_value:.2g}, {counted(comparison)}): {verdict} the reference within {comparison.margin:g}"
+    ) + (f"; weak evidence: {few}" if few else "")
 
 
 def speed_line(ratio: SpeedRatio, speed: Speed) -> str:

@@ -3,7 +3,13 @@
 from inheritune.data.prepare import prepare
 from inheritune.data.shards import Shards, open_shards
 from inheritune.data.sources import Document, read_documents
-from inheritune.data.tokenizer import NamedTokenizer, check_same_vocabulary, resolve_tokenizer, train_tokenizer
+from inheritune.data.tokenizer import (
+    NamedTokenizer,
+    check_same_vocabulary,
+    document_mark,
+    resolve_tokenizer,
+    train_tokenizer,
+)
 from inheritune.data.windows import (
     TrainingWindows,
     draw_windows,
@@ -12,6 +18,7 @@ from inheritune.data.windows import (
     spread_windows,
     tuning_windows,
     validation_windows,
+    window_documents,
 )
 
 __all__ = [
@@ -20,6 +27,7 @@ __all__ = [
     "Shards",
     "TrainingWindows",
     "check_same_vocabulary",
+    "document_mark",
     "draw_windows",
     "open_shards",
     "prepare",
@@ -31,4 +39,5 @@ __all__ = [
     "train_tokenizer",
     "tuning_windows",
     "validation_windows",
+    "window_documents",
 ]

@@ -107,6 +107,11 @@ def resolve_tokenizer(spec: str | Path, texts: Iterable[str]) -> PreTrainedToken
     return train_tokenizer(texts, int(size))
 
 
+def document_mark(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of the token that stands at the bounds of documents in what `encode` makes."""
+    return int([*_ids([""], tokenizer)[0], tokenizer.eos_token_id][0])
+
+
 def encode(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[np.ndarray]:
     """Yield the tokens of each text, int64 of shape (tokens,), with what marks a document's bounds for this tokenizer.
 

@@ -5,6 +5,7 @@ A batch is a pure function of (seed, step): no state, no replay, the same on any
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from inheritune.data.readers import BLANK_LINE
 from inheritune.data.shards import Shards, is_shards, open_shards
-from inheritune.data.sources import STDLIB, VALID_FRACTION, read_documents
+from inheritune.data.sources import STDLIB, VALID_FRACTION, Document, read_documents
 from inheritune.data.tokenizer import encode
 from inheritune.errors import DataError, unknown_name
 from inheritune.progress import note
@@ -147,44 +148,66 @@ def tuning_windows(
     if not isinstance(source, Shards) and is_shards(source):
         source = open_shards(source)
     if isinstance(source, Shards):
-        starts = _spread(source.tokens("train"), length, limit, source, "training")
-        return np.stack([source.read("train", int(start), length + 1) for start in starts])
-    texts: dict[str, list[str]] = {"tuning": [], "training": [], "all": []}
+        starts = spread_starts(source.tokens("train"), length, limit, f"{source} has {{}} training tokens")
+        return np.stack([source.read("train", start, length + 1) for start in starts.tolist()])
+    texts: dict[str, list[Document]] = {"tuning": [], "training": [], "all": []}
     missing = 16 * length * limit  # characters, of which a token hardly has more
     for document in read_documents(source, separator, field):
         share = document.position() / VALID_FRACTION
         if 1 <= share < 2:
-            texts["tuning"].append(document.text)
+            texts["tuning"].append(document)
             missing -= len(document.text)
         if missing > 0:
-            texts["all"].append(document.text)
+            texts["all"].append(document)
             if share >= 1:
-                texts["training"].append(document.text)
+                texts["training"].append(document)
     for name, chosen in texts.items():
-        parts = [*encode(chosen, tokenizer)]
-        tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        tokens = _encoded(chosen, tokenizer)
         if name == "all":
-            note(
-                f"{source} is too short to be split: layers are chosen on all of it, so judge the result on other text"
-            )
-        if len(tokens) > length * limit or name == "all":
+            note(f"{source} is too short to be split: layers are chosen on all of it; judge the result on other text")
+        if len(tokens) > length * (limit if name == "tuning" else min(limit, 2)) or name == "all":
             break
-    return spread_windows(tokens, length, limit, source)
-
-
-def _spread(tokens: int, length: int, limit: int, name: object, kind: str) -> np.ndarray:
-    """Return where at most `limit` evenly spread windows start, (windows,) int64."""
-    whole = (tokens - 1) // length
-    if whole < 1:
-        raise DataError(f"{name} has {tokens} {kind} tokens: expected at least {length + 1}, one window")
-    count = min(limit, whole)
-    return length * (np.arange(count) * whole // count)
+    starts = spread_starts(len(tokens), length, limit, f"{source} has {{}} tokens")
+    return tokens[starts[:, None] + np.arange(length + 1)]
 
 
 def spread_windows(tokens: np.ndarray, length: int, limit: int, name: object) -> np.ndarray:
     """Return windows as `validation_windows` does, of tokens (tokens,) of `read_tokens`; `name` is for an error."""
-    starts = _spread(len(tokens), length, limit, name, "validation")
+    starts = spread_starts(len(tokens), length, limit, f"{name} has {{}} validation tokens")
     return tokens[starts[:, None] + np.arange(length + 1)]
+
+
+def spread_starts(tokens: int, length: int, limit: int, what: str) -> np.ndarray:
+    """Return where windows start, (windows,) int64: at most `limit`, evenly spread, the targets of none in another's.
+
+    Raises:
+        DataError: there are fewer tokens than one window; `what` says so, with a place for their number.
+    """
+    whole = (tokens - 1) // length
+    if whole < 1:
+        raise DataError(f"{what.format(tokens)}: expected at least {length + 1}, one window")
+    return length * (np.arange(min(limit, whole)) * whole // min(limit, whole))
+
+
+def window_documents(tokens: np.ndarray, mark: int, length: int, limit: int, name: object) -> np.ndarray:
+    """Return the documents that the targets of each window of `spread_windows` begin and end in.
+
+    Documents are numbered in their order, and the mark between two is the end of the first. Windows that share a
+    document are not independent (`evaluation.paired`).
+
+    Args:
+        tokens: (tokens,) integers of `read_tokens`.
+        mark: the token between two documents, see `document_mark`.
+        length: as of `validation_windows`.
+        limit: likewise.
+        name: for an error.
+
+    Returns:
+        int64 of shape (windows, 2).
+    """
+    starts = spread_starts(len(tokens), length, limit, f"{name} has {{}} validation tokens")
+    marks = np.cumsum(tokens == mark)
+    return marks[np.stack([starts, starts + length - 1], axis=1)]
 
 
 def sample_windows(
@@ -230,5 +253,10 @@ def read_tokens(
     documents = read_documents(source, separator, field)
     if str(source) == STDLIB:
         documents = (document for document in documents if document.position() < VALID_FRACTION)
+    return _encoded(documents, tokenizer)
+
+
+def _encoded(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Return the tokens of documents, one behind the other, int64 of shape (tokens,)."""
     parts = list(encode((document.text for document in documents), tokenizer))
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)

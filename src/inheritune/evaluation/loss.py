@@ -22,6 +22,7 @@ import torch
 
 from inheritune.decoder import evaluating, open_decoder
 from inheritune.errors import DataError, ModelError
+from inheritune.evaluation.paired import count_groups, mean_error
 from inheritune.progress import progress
 from inheritune.records.evaluation import LossSummary
 
@@ -42,21 +43,25 @@ class Evaluation:
         losses: mean next-token cross-entropy of each window, nats per token, (N,) float64.
         length: T, the number of predicted tokens of each window.
         data: what the windows are made of.
+        documents: the first and the last document of each window, (N, 2) int64; None where they are not known.
     """
 
     losses: np.ndarray = field(repr=False)
     length: int
     data: str
+    documents: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def summary(self) -> LossSummary:
         """The numbers for a record; all windows have the same length, so their mean is the mean over tokens."""
         loss, windows = float(self.losses.mean()), len(self.losses)
+        error = mean_error(self.losses, self.documents)[0]
         return LossSummary(
             loss=loss,
-            standard_error=float(self.losses.std(ddof=1) / math.sqrt(windows)) if windows > 1 else None,
+            standard_error=error if math.isfinite(error) else None,
             perplexity=math.exp(loss) if loss < 700 else None,
             windows=windows,
+            clusters=count_groups(self.documents),
             length=self.length,
             tokens=windows * self.length,
             data=self.data,
@@ -64,9 +69,16 @@ class Evaluation:
 
 
 def evaluate_windows(
-    model: PreTrainedModel, windows: np.ndarray, data_name: str, batch: int = 16, progress_label: str = "evaluating"
+    model: PreTrainedModel,
+    windows: np.ndarray,
+    data_name: str,
+    batch: int = 16,
+    progress_label: str = "evaluating",
+    documents: np.ndarray | None = None,
 ) -> Evaluation:
-    """Evaluate `model` on `windows`, (N, T + 1) integers of `data_name`; the other arguments are `window_losses`'s.
+    """Evaluate `model` on `windows`, (N, T + 1) integers of `data_name`, of `documents` as of `paired.compare`.
+
+    The other arguments are `window_losses`'s.
 
     Raises:
         DataError: as `window_losses`.
@@ -76,7 +88,7 @@ def evaluate_windows(
     if not np.isfinite(losses).all():
         first = int(np.flatnonzero(~np.isfinite(losses))[0])
         raise ModelError(f"the model's loss on window {first} is {losses[first]}: its weights or activations overflow")
-    return Evaluation(losses, int(windows.shape[1]) - 1, data_name)
+    return Evaluation(losses, int(windows.shape[1]) - 1, data_name, documents)
 
 
 def window_losses(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,17 +88,18 @@ def evaluate(
         data = data.numpy(force=True)
     if tasks:
         check_tasks(tasks, task_limit)
-    tokens = common_windows(sources, data, length, windows, separator, field)
+    tokens, documents = common_windows(sources, data, length, windows, separator, field)
     if against is not None:
-        check_settings(len(tokens), margin, confidence)
+        check_settings(len(tokens), margin, confidence, documents)
     name = "token windows" if isinstance(data, np.ndarray) else str(data)
-    losses, part = _examine(model, tokens, name, batch)
+    examine = partial(_examine, tokens=tokens, documents=documents, data_name=name, batch=batch)
+    losses, part = examine(model)
     measured: dict[str, Any] = dict(part)
     if against is None:
         measured["speed"] = measure_speed(model) if speed else None
     else:
-        other_losses, other = _examine(against, tokens, name, batch)
-        measured["comparison"] = compare(losses, other_losses, margin, confidence)
+        other_losses, other = examine(against)
+        measured["comparison"] = compare(losses, other_losses, margin, confidence, documents)
         if speed:
             measured["speed"], theirs, measured["speed_ratio"] = compare_speed(model, against, confidence=confidence)
             other = other.model_copy(update={"speed": theirs})
@@ -138,11 +140,13 @@ def check_output(path: Path, model: str, data: str, against: str | None) -> None
         raise OutputError(f"{path} holds the evaluation of {held_by}: pass another --out file")
 
 
-def _examine(source: Source, tokens: np.ndarray, data_name: str, batch: int) -> tuple[np.ndarray, Evaluated]:
+def _examine(
+    source: Source, tokens: np.ndarray, documents: np.ndarray | None, data_name: str, batch: int
+) -> tuple[np.ndarray, Evaluated]:
     """Load a model; return its loss on each window, (N,) float64, and its part of the record."""
     model = loaded(source)
     name = str(source) if isinstance(source, str | Path) else source.name_or_path or type(source).__name__
-    evaluation = evaluate_windows(model, tokens, data_name, batch, f"evaluating {Path(name).name}")
+    evaluation = evaluate_windows(model, tokens, data_name, batch, f"evaluating {Path(name).name}", documents)
     part = Evaluated(
         model=name,
         layers=open_decoder(model).layers,

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inheritune.data import NamedTokenizer, check_same_vocabulary, open_shards, read_tokens, spread_windows
+from inheritune.data import (
+    NamedTokenizer,
+    check_same_vocabulary,
+    document_mark,
+    open_shards,
+    read_tokens,
+    spread_windows,
+    window_documents,
+)
 from inheritune.data.shards import is_shards
 from inheritune.data.windows import ENOUGH_WINDOWS, fitting_length
 from inheritune.decoder import NoTokenizerError, load_config, load_tokenizer
@@ -39,10 +47,12 @@ def common_windows(
     limit: int | None,
     separator: str,
     field: str,
-) -> np.ndarray:
-    """Return the windows of `data` to evaluate all `sources` on, (N, T + 1) integers; no weights are loaded for it.
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the windows of `data` to evaluate all `sources` on, (N, T + 1) integers, and their documents, (N, 2).
 
-    The arguments are those of `evaluate`; the tokenizer of the first source that has one turns text into tokens.
+    No weights are loaded for it. An array does not say of which documents its windows are, nor whether neighbours in
+    it are neighbours in a text: then there are none. The arguments are those of `evaluate`; the tokenizer of the first
+    source that has one turns text into tokens.
 
     Raises:
         DataError: there is no such data, too little of it, or tokenizers or models that do not agree with it.
@@ -55,17 +65,19 @@ def common_windows(
     tokenizers = [tokenizer for tokenizer in map(_tokenizer, sources) if tokenizer is not None]
     check_same_vocabulary(tokenizers)
     context = min((context for context in map(context_of, configs) if context is not None), default=None)
+    documents = None
     if isinstance(data, np.ndarray):
         windows = _cut(data, length, limit)
     elif Path(data).suffix == ".npy":
         windows = _cut(_read_array(Path(data)), length, limit)
     else:
-        tokens = _tokens(data, tokenizers, separator, field)
+        tokens, mark = _tokens(data, tokenizers, separator, field)
         limit = limit or WINDOWS
         length = length or fitting_length(context, len(tokens), min(limit, ENOUGH_WINDOWS))
-        windows = spread_windows(tokens, length, limit, str(data))
+        windows = spread_windows(tokens, length, limit, data)
+        documents = window_documents(tokens, mark, length, limit, data)
     check_windows(windows, context, min(config.get_text_config(decoder=True).vocab_size for config in configs))
-    return windows
+    return windows, documents
 
 
 def context_of(config: PretrainedConfig) -> int | None:
@@ -85,14 +97,15 @@ def _tokenizer(source: Source) -> NamedTokenizer | None:
         return None
 
 
-def _tokens(data: str | Path, tokenizers: list[NamedTokenizer], separator: str, field: str) -> np.ndarray:
-    """Return the tokens of shards or a text, (tokens,) integers."""
+def _tokens(data: str | Path, tokenizers: list[NamedTokenizer], separator: str, field: str) -> tuple[np.ndarray, int]:
+    """Return the tokens of shards or a text, (tokens,) integers, and the one between two documents."""
     if is_shards(data):
         shards = NamedTokenizer(str(data), load_tokenizer(open_shards(data).tokenizer))
         check_same_vocabulary(tokenizers := [*tokenizers, shards])
     if not tokenizers:
         raise DataError(f"no tokenizer beside the model for the text {data}: expected token windows or a model folder")
-    return read_tokens(data, tokenizers[0].tokenizer, separator, field)
+    tokenizer = tokenizers[0].tokenizer
+    return read_tokens(data, tokenizer, separator, field), document_mark(tokenizer)
 
 
 def _read_array(path: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from inheritune.data import TrainingWindows, validation_windows
 from inheritune.decoder import count_parameters, open_decoder
 from inheritune.distributed import from_main
-from inheritune.recipes.workspace import Workspace, save_losses
+from inheritune.recipes.workspace import Workspace, save_windows
 from inheritune.records.base import read_record
 from inheritune.records.runs import RoundRecord
 from inheritune.surgery import LayerPlan
@@ -67,7 +67,7 @@ def run_round(
     )
 
     def write() -> RoundRecord:
-        save_losses(folder / "losses.npy", evaluation.losses)
+        save_windows(folder / "losses.npy", evaluation.losses)
         record.write(folder / ROUND_RECORD)
         delete_checkpoints(folder)
         return record

@@ -25,7 +25,7 @@ from inheritune.recipes.loading import load_recipe
 from inheritune.recipes.methods import method_of
 from inheritune.recipes.preflight import check_recipe
 from inheritune.recipes.schema import Recipe, RecommendedLayers
-from inheritune.recipes.workspace import DATA, Workspace, open_workspace, save_losses
+from inheritune.recipes.workspace import DATA, Workspace, open_workspace, save_windows
 from inheritune.records.analysis import AnalysedText, Recommendation
 from inheritune.records.base import environment, now, read_record
 from inheritune.records.prices import LENGTH
@@ -43,7 +43,7 @@ from inheritune.surgery.prices import check_choice, measure_prices
 from inheritune.surgery.width import describe_width
 
 SAMPLE_TOKENS = 64
-LOSSES = "losses.npy"
+LOSSES, DOCUMENTS = "losses.npy", "documents.npy"
 """The result's loss on each window, where its weights were rounded after the last round."""
 
 
@@ -150,6 +150,7 @@ def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
     add_older_names(saved / "config.json")
     if reference is not None:
         _add_card(workspace, rounds, reference, result)
+    save_windows(workspace.folder / DOCUMENTS, workspace.documents)
     return RunRecord(
         name=recipe.name,
         method=recipe.method,
@@ -164,6 +165,7 @@ def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
             train_tokens=shards.tokens("train"),
             valid_tokens=shards.tokens("valid"),
             digest=shards.digest,
+            documents=DOCUMENTS,
         ),
         reference=reference,
         rounds=tuple(rounds),
@@ -183,7 +185,7 @@ def _result(workspace: Workspace, rounds: Sequence[RoundRecord]) -> ResultRecord
         folder = workspace.folder / last.model
         workspace.save(load_model(folder, dtype=dtype), folder, tokens)
         rounded = workspace.evaluate(workspace.load_round(last))
-        save_losses(workspace.folder / LOSSES, rounded.losses)
+        save_windows(workspace.folder / LOSSES, rounded.losses)
         losses, evaluation, comparison = LOSSES, rounded.summary, workspace.compare(rounded)
     return ResultRecord(
         model=last.model,

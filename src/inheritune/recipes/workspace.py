@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from inheritune.data import Shards, TrainingWindows, check_same_vocabulary, prepare, validation_windows
+from inheritune.data import (
+    Shards,
+    TrainingWindows,
+    check_same_vocabulary,
+    document_mark,
+    prepare,
+    read_tokens,
+    validation_windows,
+    window_documents,
+)
 from inheritune.data.tokenizer import TRAIN_PREFIX
 from inheritune.decoder import count_parameters, load_config, load_model, load_tokenizer, save_model
 from inheritune.decoder.source import model_identity, resolve_model
@@ -21,8 +30,9 @@ from inheritune.distributed import count_processes, from_main, is_main
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError, RecipeError, library_errors, nearest
 from inheritune.evaluation import compare, evaluate_windows, window_losses
 from inheritune.evaluation.loss import Evaluation
-from inheritune.evaluation.paired import check_settings
+from inheritune.evaluation.paired import check_settings, count_groups, few_documents, mean_error
 from inheritune.evaluation.windows import context_of, open_tokenizer
+from inheritune.progress import note
 from inheritune.recipes.schema import Recipe, RecipeTraining
 from inheritune.records.base import read_record
 from inheritune.records.evaluation import Comparison
@@ -96,6 +106,12 @@ class Workspace:
         length = settings.length or self.training.length
         return validation_windows(self.shards, self.tokenizer, length, settings.windows)
 
+    @cached_property
+    def documents(self) -> np.ndarray:
+        """The first and the last document of each window, (N, 2) int64."""
+        tokens, length = read_tokens(self.shards, self.tokenizer), self.windows.shape[1] - 1
+        return window_documents(tokens, document_mark(self.tokenizer), length, len(self.windows), self.shards)
+
     @property
     def text(self) -> str:
         """What the windows are made of, in words."""
@@ -103,7 +119,8 @@ class Workspace:
 
     def evaluate(self, model: PreTrainedModel) -> Evaluation:
         """Evaluate `model` on the fixed windows, in the first process; all processes have to call this."""
-        return from_main(lambda: evaluate_windows(on_accelerator(model), self.windows, self.text))
+        windows, documents = self.windows, self.documents
+        return from_main(lambda: evaluate_windows(on_accelerator(model), windows, self.text, documents=documents))
 
     def quick_loss(self, model: PreTrainedModel) -> float:
         """Return the mean loss on a few of the fixed windows, evenly spread, for the curve during training."""
@@ -123,9 +140,9 @@ class Workspace:
         with suppress(OutputError, OSError, ValueError, EOFError):
             record, losses = self.reference_record(), np.load(stored, allow_pickle=False)
             if record.identity == identity and losses.shape == (len(self.windows),):
-                return Evaluation(losses, self.windows.shape[1] - 1, self.text)
+                return Evaluation(losses, self.windows.shape[1] - 1, self.text, self.documents)
         evaluation = self.evaluate(self.reference)
-        save_losses(stored, evaluation.losses)
+        save_windows(stored, evaluation.losses)
         trained = Path(resolve_model(name)) / TRAINING_RECORD
         ReferenceRecord(
             model=name,
@@ -147,7 +164,8 @@ class Workspace:
         if self.reference_evaluation is None:
             return None
         settings = self.recipe.evaluation
-        return compare(evaluation.losses, self.reference_evaluation.losses, settings.margin, settings.confidence)
+        reference = self.reference_evaluation.losses
+        return compare(evaluation.losses, reference, settings.margin, settings.confidence, self.documents)
 
 
 def open_workspace(recipe: Recipe, folder: Path, config: PretrainedConfig) -> Workspace:
@@ -186,14 +204,18 @@ def _workspace_of(recipe: Recipe, folder: Path, shards: Shards, config: Pretrain
     workspace = Workspace(settled, training, folder, shards, config)
     TrainingWindows(shards, training.length, 1, recipe.seed, training.order)  # too little text is refused
     if recipe.reference is not None:
-        check_settings(len(workspace.windows), recipe.evaluation.margin, recipe.evaluation.confidence)
+        settings, documents = recipe.evaluation, workspace.documents
+        check_settings(len(workspace.windows), settings.margin, settings.confidence, documents)
+        freedom = mean_error(np.zeros(len(documents)), documents)[1]
+        if few := few_documents(count_groups(documents), freedom):
+            note(f"weak evidence: the validation windows are of {few}")
     return workspace
 
 
-def save_losses(path: Path, losses: np.ndarray) -> None:
-    """Write the loss of each window, (N,) float64, so that runs on the same windows can be compared in pairs."""
+def save_windows(path: Path, values: np.ndarray) -> None:
+    """Write what each of N windows has, its loss or its documents, so that runs on the same ones can be compared."""
     with written_file(path) as file:
-        np.save(file, losses)
+        np.save(file, values)
 
 
 def recipe_config(recipe: Recipe, vocabulary: int | None = None, end: int | None = None) -> PretrainedConfig:

@@ -7,9 +7,11 @@ class LossSummary(Record):
     """The loss of a model on fixed windows; the losses of single windows are in a file of their own."""
 
     loss: float  # mean cross-entropy, nats a token
-    standard_error: float | None = None  # over windows; None for a single one
+    standard_error: float | None = None  # over documents, or windows where they are not known; None for a single one
     perplexity: float | None = None  # None where a float64 cannot hold it
     windows: int
+    clusters: int | None = None
+    """Documents that the windows are of; None where windows were taken as independent, as they were to version 0.2."""
     length: int  # predicted tokens of a window
     tokens: int
     data: str
@@ -24,6 +26,8 @@ class Comparison(Record):
     confidence: float  # the level of the two-sided interval of `difference`
     p_value: float  # of the two-sided paired t test that the difference is zero
     windows: int
+    clusters: int | None = None  # as of `LossSummary`
+    freedom: float | None = None  # degrees of freedom of the interval; None in files of version 0.2
     margin: float  # by how much the target may be worse and still match
     matches: bool  # whether `ci_high <= margin`
 

@@ -93,6 +93,8 @@ class RunData(Record):
     train_tokens: int
     valid_tokens: int
     digest: str
+    documents: str | None = None
+    """The file with the documents of each validation window, in the run's folder; None in runs of version 0.2."""
 
 
 class CheckpointRecord(Document):

@@ -79,6 +79,8 @@ class Run:
     result_analysis: Analysis | None = None
     losses: np.ndarray | None = None
     """Loss of each validation window of the result, nats per token, (N,) float64."""
+    documents: np.ndarray | None = None
+    """The first and the last document of each of these windows, (N, 2) int64; None where not kept (to version 0.2)."""
     absent: tuple[str, ...] = ()
     """Files the record names that are not on the disk."""
 
@@ -150,7 +152,9 @@ def _load(folder: Path, label: str, record: RunRecord) -> Run:
     def analysis(name: str | None) -> Analysis | None:
         return None if (path := there(name, SPECTRA)) is None else load_analysis(path.parent)
 
-    losses = there(record.result.losses)
+    def windows(name: str | None) -> np.ndarray | None:
+        return None if (path := there(name)) is None else _read_windows(path)
+
     return Run(
         path=folder,
         label=label,
@@ -159,7 +163,8 @@ def _load(folder: Path, label: str, record: RunRecord) -> Run:
         collapse=tuple(log(each.collapse, WatchedStep) for each in record.rounds),
         reference_analysis=analysis(record.reference.analysis if record.reference else None),
         result_analysis=analysis(record.result.analysis),
-        losses=None if losses is None else _read_losses(losses),
+        losses=windows(record.result.losses),
+        documents=windows(record.data.documents if record.data else None),
         absent=tuple(absent),
     )
 
@@ -187,9 +192,9 @@ def read_log(path: Path, kind: type[AnyStep]) -> list[AnyStep]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _read_losses(path: Path) -> np.ndarray:
-    """Read the losses of validation windows, (N,) float64."""
+def _read_windows(path: Path) -> np.ndarray:
+    """Read what there is of each of N validation windows: its loss, or the numbers of its documents."""
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise OutputError(f"cannot read {path} as the losses of validation windows: {error}") from error
+        raise OutputError(f"cannot read {path} as numbers of validation windows: {error}") from error

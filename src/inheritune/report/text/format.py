@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from inheritune import layers
-from inheritune.records.evaluation import Comparison, Speed
+from inheritune.records.evaluation import Comparison, LossSummary, Speed
 
 NOTHING = "–"
 """What a table cell shows where the record has no number."""
@@ -41,6 +41,13 @@ def percent(fraction: float) -> str:
 def interval(ci_low: float, ci_high: float, confidence: float) -> str:
     """Write a confidence interval of a difference of losses: `95 % CI −0.0019 to +0.0081`."""
     return f"{percent(confidence)} CI {signed(ci_low)} to {signed(ci_high)}"
+
+
+def counted(measured: LossSummary | Comparison) -> str:
+    """Say on how much a loss or a test rests: `2,000 windows of 87 documents`."""
+    if measured.clusters is None:
+        return f"{measured.windows:,} windows, taken as independent"
+    return f"{measured.windows:,} windows of {layers.plural(measured.clusters, 'document')}"
 
 
 def tested(comparison: Comparison | None) -> list[str]:

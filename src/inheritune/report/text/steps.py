@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from inheritune.evaluation.paired import few_documents
 from inheritune.layers import plural
 from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.models import Model, path_or_id
@@ -45,6 +46,8 @@ def weak_runs(main: Run, others: Sequence[Run]) -> list[str]:
     steps = sum(each.steps for each in record.rounds)
     few = _few(record.result.evaluation.windows, FEW_WINDOWS, "validation window")
     few += _few(steps, FEW_STEPS, "training step")
+    if (test := record.result.comparison) and (documents := few_documents(test.clusters, test.freedom)):
+        few.append(documents)
     notes = [f"Weak evidence: {' and '.join(few)}."] if few else []
     kind = record.method, record.result.layers
     seeds = {run.record.seed for run in others if (run.record.method, run.record.result.layers) == kind}

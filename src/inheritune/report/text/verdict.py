@@ -7,11 +7,13 @@ themselves, so without an interval nothing is said of which model is faster.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from inheritune.evaluation import compare
+from inheritune.evaluation.paired import mean_error
 from inheritune.layers import plural
 from inheritune.records.evaluation import Comparison, Speed, SpeedRatio
 from inheritune.records.runs import ResultRecord, RunRecord
@@ -127,7 +129,7 @@ def _losses(outcome: Outcome, record: RunRecord) -> str:
         return f"{own} nats per token" + ("" if reference is None else ", without a paired test")
     bounds = fmt.interval(comparison.ci_low, comparison.ci_high, comparison.confidence)
     text = f"{own}, a difference of {fmt.signed(comparison.difference)} nats per token ({bounds}"
-    return f"{text}; margin {comparison.margin:g}){_reading(outcome, comparison)}"
+    return f"{text}, {fmt.counted(comparison)}; margin {comparison.margin:g}){_reading(outcome, comparison)}"
 
 
 def _reading(outcome: Outcome, comparison: Comparison) -> str:
@@ -226,13 +228,14 @@ def rival_note(main: Run, other: Run) -> str:
     if windows[0] != windows[1] or (own.windows, own.length) != (rival.windows, rival.length):
         return f"{who} was measured on other data or windows: the losses are not comparable."
     text, gap = f"{who} reaches validation loss {fmt.loss(rival.loss)}: ", own.loss - rival.loss
-    if main.losses is None or other.losses is None:
+    documents = other.documents if main.documents is None else main.documents
+    if main.losses is None or other.losses is None or math.isinf(mean_error(main.losses, documents)[0]):
         side = "lower" if gap < 0 else "higher"
         return (
             f"{text}that of {main.label} is {abs(gap):.4f} nats {side}; no interval can be given for this difference."
         )
-    test = compare(main.losses, other.losses)
-    evidence = f"{fmt.interval(test.ci_low, test.ci_high, test.confidence)}, paired over {test.windows:,} windows"
+    test = compare(main.losses, other.losses, groups=documents)
+    evidence = f"{fmt.interval(test.ci_low, test.ci_high, test.confidence)}, paired over {fmt.counted(test)}"
     if test.ci_low <= 0 <= test.ci_high:
         return f"{text}the two cannot be told apart, {fmt.signed(test.difference)} nats for {main.label} ({evidence})."
     side = "better" if test.difference < 0 else "worse"
