@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -14,18 +13,13 @@ from inheritune.recipes.schema import MethodSettings, Recipe
 from inheritune.recipes.workspace import Workspace
 from inheritune.records.runs import RoundRecord
 from inheritune.surgery import LayerPlan, inherit, scratch
-from inheritune.training import next_token_loss
+from inheritune.training import Objective, ObjectiveSettings
 from inheritune.training.losses import Loss
+from inheritune.training.settings import OBJECTIVES
 
 
 class Method(MethodSettings):
-    """A way to get a trained target, as a short sequence of rounds over layer plans.
-
-    Attributes:
-        teaches: whether the reference runs beside the target in every step of the training.
-    """
-
-    teaches: ClassVar[bool] = False
+    """A way to get a trained target, as a short sequence of rounds over layer plans."""
 
     def first_plan(self, recipe: Recipe, depth: int) -> LayerPlan:
         """Return the layers that a recipe names of a reference of `depth` layers; its first half where it names none.
@@ -72,9 +66,14 @@ class Method(MethodSettings):
         target = workspace.load_round(before[-1]) if "target" in plan.models else None
         return inherit(workspace.reference, plan=plan, target=target, seed=recipe.seed)
 
+    def objective(self, recipe: Recipe) -> ObjectiveSettings:
+        """Return what is minimised: what the recipe names, else the method's own, the cross-entropy."""
+        return recipe.objective or OBJECTIVES["cross-entropy"]
+
     def loss(self, workspace: Workspace) -> Loss:
-        """Return what is minimised."""
-        return next_token_loss
+        """Return what is minimised, with the teacher where there is one."""
+        objective = self.objective(workspace.recipe)
+        return Objective(objective, workspace.teacher if objective.needs_teacher else None, workspace.shards.vocabulary)
 
     def run(self, workspace: Workspace) -> list[RoundRecord]:
         """Do all rounds that are not done yet, and return the records of all."""

@@ -35,7 +35,7 @@ def _model_row(model: Model, record: ReferenceRecord | ResultRecord) -> list[str
     evaluation, own = record.evaluation, record.speed
     return [
         model.label,
-        "reference" if model.run is None else model.run.record.method,
+        "reference" if model.run is None else model.run.record.trained,
         str(record.layers),
         fmt.count(record.parameters),
         f"{fmt.loss(evaluation.loss)} ± {fmt.loss(evaluation.standard_error)}",
