@@ -189,13 +189,14 @@ def test_cooldowns_give_the_curve_and_a_stopped_run_the_same_one(
     assert not list((root / "whole").rglob("checkpoint*"))
     alone = it.run(curve_recipe(root, steps=8, cooldowns=[]), tmp_path / "alone")
     assert (alone.result.evaluation, alone.result.comparison) == (curve[1].evaluation, curve[1].comparison)
-    stops = iter((4, 7, 9, 10**6))
+    stops = iter((None, 7, None, 9, None))  # in the second branch, and at the trunk's end
     monkeypatch.setattr(rounds, "TrainingWindows", stopping(stops))
     while not (tmp_path / "cut" / "record.json").is_file():
         try:
             it.run(made, tmp_path / "cut")
         except KeyboardInterrupt:
             continue
+    assert list(stops) == []
     cut = read_record(tmp_path / "cut" / "record.json", RunRecord)
     assert cut.rounds[0].curve == curve
     one, two = (
@@ -215,7 +216,7 @@ def stopping(stops: Any) -> type[TrainingWindows]:
             self.stop = next(stops)
 
         def __getitem__(self, n: int) -> dict[str, torch.Tensor]:
-            if n == self.stop * 2:
+            if self.stop is not None and n == 2 * self.stop:
                 raise KeyboardInterrupt
             return super().__getitem__(n)
 
