@@ -74,7 +74,7 @@ def print_run(record: RunRecord, folder: Path) -> None:
 
     if not is_main():
         return
-    rows = [_row(item.name, item) for item in record.rounds]
+    rows = [_row(item.name, item) for each in record.rounds for item in each.ends]
     if record.reference is not None:
         rows.insert(0, _row("reference", record.reference))
     level = f"difference, {record.recipe['evaluation']['confidence']:.0%} CI"

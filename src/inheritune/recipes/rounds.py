@@ -57,7 +57,7 @@ def run_round(
     from_main(lambda: workspace.save(model, folder / "model", tokens))
     evaluation = workspace.evaluate(model)
     if curve:
-        curve.append(_point(workspace, evaluation, outcome.steps))
+        curve.append(_point(workspace, evaluation, outcome))
     record = RoundRecord(
         name=name,
         layers=open_decoder(model).layers,
@@ -99,8 +99,8 @@ def _curve(
         place = folder / f"{COOLDOWN}{steps}"
         if not (place / POINT).is_file():
             model = build().float()
-            _train(workspace, place, model, before, loss, steps)
-            point = _point(workspace, workspace.evaluate(model), steps)
+            outcome = _train(workspace, place, model, before, loss, steps)
+            point = _point(workspace, workspace.evaluate(model), outcome)
             from_main(partial(point.write, place / POINT))
             del model
             gc.collect()  # it refers to itself
@@ -108,13 +108,14 @@ def _curve(
     return points
 
 
-def _point(workspace: Workspace, evaluation: Evaluation, steps: int) -> CurvePoint:
-    """Return the point of the curve that a training of `steps` steps ends at."""
+def _point(workspace: Workspace, evaluation: Evaluation, outcome: TrainingOutcome) -> CurvePoint:
+    """Return the point of the curve that a training ends at."""
     settings = workspace.training
     return CurvePoint(
-        step=steps,
-        tokens=steps * settings.tokens_per_step,
-        tokens_spent=settings.upto(steps).steps_spent * settings.tokens_per_step,
+        step=outcome.steps,
+        tokens=outcome.tokens,
+        tokens_spent=settings.upto(outcome.steps).steps_spent * settings.tokens_per_step,
+        seconds=outcome.seconds,
         evaluation=evaluation.summary,
         comparison=workspace.compare(evaluation),
     )

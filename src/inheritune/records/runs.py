@@ -130,6 +130,7 @@ class CurvePoint(Document):
         step: optimiser steps of the model.
         tokens: that the model itself was trained on in this round.
         tokens_spent: on it and on all points before it, what they share counted once.
+        seconds: of the model's own training.
         evaluation: on the fixed windows.
         comparison: with the reference.
     """
@@ -140,6 +141,7 @@ class CurvePoint(Document):
     step: int
     tokens: int
     tokens_spent: int
+    seconds: float
     evaluation: LossSummary
     comparison: Comparison | None = None
 
@@ -165,6 +167,18 @@ class RoundRecord(Document):
     losses: str | None = None
     model: str
     curve: tuple[CurvePoint, ...] = ()  # loss against tokens where there are cool-downs; the last is the round's model
+
+    @property
+    def ends(self) -> "list[RoundRecord]":
+        """The round as if it had ended at each point of its curve; the last is the round itself."""
+        earlier = [
+            self.model_copy(
+                update={"name": f"{self.name}, {point.step} steps", "tokens": point.tokens, "seconds": point.seconds}
+                | {"evaluation": point.evaluation, "comparison": point.comparison}
+            )
+            for point in self.curve[:-1]
+        ]
+        return [*earlier, self]
 
 
 class ResultRecord(Record):

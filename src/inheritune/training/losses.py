@@ -69,7 +69,7 @@ class Objective:
 
         def of_some(place: slice, rows: torch.Tensor) -> torch.Tensor:
             with torch.no_grad():
-                taught = teacher and teacher.head(teacher.rows[place])
+                taught = teacher.head(teacher.rows[place]) if teacher is not None and self.settings.kl else None
             return self._of_logits(student.head(rows), taught, targets[place])
 
         if size >= len(targets):
@@ -92,7 +92,7 @@ class Objective:
         loss = student.new_zeros(())
         if said.cross_entropy:
             loss = loss + said.cross_entropy * F.cross_entropy(student, targets)
-        if said.kl and teacher is not None:
+        if teacher is not None:
             width = self.vocabulary or student.shape[-1]
             if min(student.shape[-1], teacher.shape[-1]) < width:
                 raise ModelError(

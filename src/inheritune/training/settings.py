@@ -53,6 +53,8 @@ class ObjectiveSettings(BaseModel):
             raise ValueError("cross_entropy and kl are both 0: expected at least one above it")
         if self.hidden_pairs is not None and not self.hidden:
             raise ValueError("hidden_pairs are given and hidden, their weight, is 0: expected more")
+        if self.temperature != 1 and not self.kl:
+            raise ValueError(f"temperature {self.temperature} is given and kl, which it is of, is 0: expected more")
         return self
 
     @property

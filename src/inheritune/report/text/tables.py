@@ -51,7 +51,10 @@ def rounds_table(made: Sequence[Run]) -> Table:
     """Return a row for each round of each run: what was inherited, what training did, and the paired test after it."""
     columns = ["round", "layers", "taken from", "tokens", "loss before → after"]
     columns += ["difference to reference", "matched", "time"]
-    return Table(columns, [_round_row(run, each, len(made) > 1) for run in made for each in run.record.rounds])
+    return Table(
+        columns,
+        [_round_row(run, each, len(made) > 1) for run in made for held in run.record.rounds for each in held.ends],
+    )
 
 
 def _round_row(run: Run, each: RoundRecord, named: bool) -> list[str]:
