@@ -26,7 +26,8 @@ from inheritune.errors import DataError, InherituneError, OutputError, PlanError
 from inheritune.evaluation import window_losses
 from inheritune.recipes import workspace
 from inheritune.records.runs import RunRecord
-from inheritune.training import DistillationLoss
+from inheritune.training import Objective
+from inheritune.training.settings import OBJECTIVES
 from tiny import perturbed
 
 TEXTS = [f"text {i}: " + " ".join(str((i * 89 + j * j * 31) % 97) for j in range(30 + i % 7)) for i in range(60)]
@@ -227,7 +228,7 @@ def test_the_distillation_loss_is_the_paper_s_mixture(setting: Path) -> None:
     teacher = AutoModelForCausalLM.from_pretrained(setting / "reference")
     student = it.inherit(teacher, layers=2)
     tokens = torch.randint(0, 270, (3, 9), generator=torch.Generator().manual_seed(0))
-    loss = DistillationLoss(teacher, alpha=0.6)(student, tokens).item()
+    loss = Objective(OBJECTIVES["mix"], teacher)(student, tokens).item()
 
     def log_softmax(model: torch.nn.Module) -> np.ndarray:
         with torch.no_grad():

@@ -76,3 +76,11 @@ def test_a_signal_to_one_process_stops_all_at_one_step(
         assert each["resumed"] == "nothing"
     lines = [json.loads(line) for line in (folder / "round" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+
+
+def test_pieces_reach_the_same_losses_on_two_processes(seen: tuple[dict[str, Any], ...], folder: Path) -> None:
+    """The head runs outside the wrapped forward pass: its gradients have to be shared all the same."""
+    logs = [(folder / name / "metrics.jsonl").read_text().splitlines() for name in ("at once", "in pieces")]
+    whole, pieces = ([json.loads(line) for line in log] for log in logs)
+    for key in ("loss", "grad_norm"):
+        assert [line[key] for line in pieces] == pytest.approx([line[key] for line in whole], rel=1e-4)

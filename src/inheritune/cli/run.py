@@ -74,12 +74,12 @@ def print_run(record: RunRecord, folder: Path) -> None:
 
     if not is_main():
         return
-    rows = [_row(item.name, item) for item in record.rounds]
+    rows = [_row(item.name, item) for each in record.rounds for item in each.ends]
     if record.reference is not None:
         rows.insert(0, _row("reference", record.reference))
     level = f"difference, {record.recipe['evaluation']['confidence']:.0%} CI"
     columns = ("model", "layers", "weights", "tokens", "loss", level, "match")
-    print_table(f"{record.name} ({record.method})", columns, rows)
+    print_table(f"{record.name} ({record.trained})", columns, rows)
     if record.result.speed_ratio is not None and record.result.speed is not None:
         typer.echo(speed_line(record.result.speed_ratio, record.result.speed))
     typer.echo(f"model: {folder / (record.result.model or '')}   record: {folder / 'record.json'}")

@@ -111,12 +111,17 @@ def _lists_of_modules(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
     """Return the lists of modules of the text decoder by their dotted names in `model`."""
     from torch import nn
 
-    decoder = model.get_decoder()  # leaves out the vision tower of a model that has one
-    if decoder is model.get_output_embeddings():  # ModernBERT-decoder calls its head so
-        decoder = model.base_model
-    inside = {id(module) for module in decoder.modules()}
+    inside = {id(module) for module in decoder_of(model).modules()}
     modules = ((path, module) for path, module in model.named_modules() if id(module) in inside)
     return {path: module for path, module in modules if isinstance(module, nn.ModuleList)}
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """Return the part of `model` that gives the last hidden states; a vision tower is no part of it."""
+    decoder: nn.Module = model.get_decoder()
+    if decoder is model.get_output_embeddings():  # ModernBERT-decoder calls its head so
+        return model.base_model
+    return decoder
 
 
 def _outermost(paths: list[str]) -> list[str]:

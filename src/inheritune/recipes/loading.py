@@ -103,7 +103,7 @@ def _problem(item: Any) -> str:
         given += nearest(str(item["input"]), re.findall(r"'([^']*)'", message))
     if not where:
         return message
-    named = isinstance(item["input"], Mapping) or given in message
+    named = isinstance(item["input"], Mapping) or (item["type"] == "value_error" and given in message)
     return f"{where}: {message[0].lower()}{message[1:]}{'' if named else f', not {given}'}"
 
 

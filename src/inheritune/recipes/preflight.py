@@ -26,13 +26,16 @@ from inheritune.recipes.workspace import recipe_config
 from inheritune.records.runs import MemoryEstimate, PlannedRound, PlanRecord
 from inheritune.surgery import LayerPlan, blueprint
 from inheritune.surgery.config.target import depth_of, target_config
-from inheritune.training import TrainingSettings
+from inheritune.training import ObjectiveSettings, TrainingSettings
+from inheritune.training.engine import teaches_in_bfloat16
+from inheritune.training.losses import LOGITS_AT_ONCE
 
 TRAINING_BYTES = 16
 """Bytes a trained parameter takes: float32 weight, gradient and AdamW's two moments."""
 LOGITS, TEACHER_LOGITS = 3, 4
 """Float32 arrays of (B, T, V) that live at once: logits, log-softmax and gradient; with a teacher its logits, its
-log-softmax, the student's second log-softmax and that one's gradient as well."""
+log-softmax, the student's second log-softmax and that one's gradient as well. No more than `LOGITS_AT_ONCE` each; where
+the batch makes more, the head's gradients are there twice."""
 HIDDEN, MLP, ATTENTION = 10, 4, 3
 """Numbers that a block keeps of a token for the backward pass, by hidden unit, by MLP unit, and, where the matrix of
 attention probabilities exists, by head and position. Counted in GPT-2, Llama, GPT-NeoX and Falcon: 0.9 to 1.4 times."""
@@ -71,13 +74,14 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
     of_text = _text_tokens(checked) if None in (asked.steps, asked.batch, asked.length) else (0, 0)
     settings = asked.resolved(context_of(source), *of_text)
     reference = 0 if checked.reference is None else count_parameters(blueprint(source))
-    teacher = _operations(source, reference, settings.length) / 3 if method.teaches else 0.0
+    teaches = method.objective(checked).needs_teacher
+    teacher = _operations(source, reference, settings.length) / 3 if teaches else 0.0
     rate = UTILISATION * _product_rate(config.get_text_config(decoder=True).hidden_size, settings.tokens_per_step)
     traced = [*itertools.accumulate(method.plans(checked, depth), lambda target, plan: plan.traced(target))]
     targets = [target_config({"reference": config}, LayerPlan.random(len(plan))) for plan in traced]
     rounds, needs = [], []
     for target, plan in zip(targets, traced, strict=True):
-        tokens, parameters = settings.steps * settings.tokens_per_step, count_parameters(blueprint(target))
+        tokens, parameters = settings.steps_spent * settings.tokens_per_step, count_parameters(blueprint(target))
         seconds = tokens * (_operations(target, parameters, settings.length) + teacher) / rate
         rounds.append(
             PlannedRound(
@@ -88,7 +92,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
                 reference_layers=plan.reference_layers,
             )
         )
-        needs.append(_memory(target, settings, parameters, reference, method.teaches))
+        needs.append(_memory(target, settings, parameters, reference, teaches))
     memory = max(needs, key=lambda need: sum(dict(need).values()))
     on_gpu = torch.cuda.is_available()
     return PlanRecord(
@@ -109,17 +113,31 @@ def check_recipe(recipe: Recipe) -> PretrainedConfig:
 
     Raises:
         ModelError: the reference cannot be read.
-        RecipeError: the architecture is wrong, or windows are longer than the model's context.
+        RecipeError: the architecture is wrong, windows are longer than the model's context, or the objective compares
+            hidden states that are not there or not of one size.
         PlanError: the layers are not there, or the method cannot train so many, or the width leaves no whole heads.
     """
     config, method = recipe_config(recipe), method_of(recipe)
-    method.plans(recipe, depth_of(config))
-    method.scaled_config(recipe, config)
+    plans, scaled = method.plans(recipe, depth_of(config)), method.scaled_config(recipe, config)
+    if (objective := method.objective(recipe)).hidden:
+        _check_hidden(objective, plans, scaled, config)
     context = context_of(config)
     longest = max(recipe.training.length or 0, recipe.evaluation.length or 0)
     if context and longest > context:
         raise RecipeError(f"windows of {longest} tokens: expected at most the model's context, {context}")
     return config
+
+
+def _check_hidden(
+    objective: ObjectiveSettings, plans: Iterable[LayerPlan], target: PretrainedConfig, reference: PretrainedConfig
+) -> None:
+    ours, theirs = (each.get_text_config(decoder=True).hidden_size for each in (target, reference))
+    if ours != theirs:
+        raise RecipeError(
+            f"objective.hidden: the target has {ours} hidden units and the reference {theirs}: expected 0"
+        )
+    for layers in map(len, plans):
+        objective.pairs(layers, depth_of(reference))
 
 
 def _text_tokens(recipe: Recipe) -> tuple[int, int]:
@@ -163,10 +181,13 @@ def _memory(
     if blueprint(config).config._attn_implementation == "eager" or (dropout and not has_accelerator()):
         kept += ATTENTION * int(text.num_attention_heads) * settings.length
     width = 2 if has_accelerator() and settings.precision != "float32" else 4
+    vocabulary = int(text.vocab_size)
+    in_pieces = tokens * vocabulary > LOGITS_AT_ONCE
+    logits = (LOGITS + TEACHER_LOGITS * teaches) * min(tokens * vocabulary, LOGITS_AT_ONCE)
     return MemoryEstimate(
-        training=parameters * TRAINING_BYTES,
-        reference=reference * 4,
-        logits=(LOGITS + TEACHER_LOGITS * teaches) * tokens * int(text.vocab_size) * 4,
+        training=parameters * (TRAINING_BYTES + 4 * (settings.average > 0)),
+        reference=reference * (6 if teaches and teaches_in_bfloat16(settings) else 4),
+        logits=4 * (logits + 2 * in_pieces * hidden * vocabulary),
         activations=tokens * depth_of(config) * kept * width,
         libraries=0 if has_accelerator() else LIBRARIES,
     )

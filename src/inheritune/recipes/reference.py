@@ -25,7 +25,14 @@ says what it takes, `inheritune run RECIPE` does it, `--set training.steps=100` 
 `python -m inheritune.recipes.reference > docs/recipes.md`.
 """
 
-WORDS = {"string": "text", "integer": "whole number", "boolean": "true or false", "number": "number", "null": "null"}
+WORDS = {
+    "string": "text",
+    "integer": "whole number",
+    "boolean": "true or false",
+    "number": "number",
+    "null": "null",
+    "array": "list",
+}
 """The types of JSON as a writer of YAML knows them."""
 
 

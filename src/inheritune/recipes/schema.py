@@ -12,7 +12,7 @@ from inheritune.records.prices import WINDOWS
 from inheritune.spectra.advice import recommend
 from inheritune.surgery.plan.row import Moved
 from inheritune.surgery.plan.selection import recommended_layers
-from inheritune.training.settings import TrainingSettings
+from inheritune.training.settings import ObjectiveSettings, TrainingSettings
 
 OWN_SETTINGS = ("architecture", "keep", "drop", "layers", "parts", "moved", "width", "distill_alpha", "growth")
 """Settings of a recipe that only some methods take; all others are common to all."""
@@ -207,6 +207,7 @@ class Recipe(_Part):
             changes their weights so that they compute what they did, `as-is` leaves them.
         width: share of heads, hidden and MLP units that stay, such as 0.75; None takes `1/2`.
         distill_alpha: weight of the data's cross-entropy, the rest being that of the reference's logits.
+        objective: what is minimised; None is the cross-entropy, for `distill` its mix with the KL by `distill_alpha`.
         save_dtype: of the result's weights: `source` is the reference's own, and float32 where there is no reference.
             Training is in float32 weights whatever it is.
         seed: of the initial weights, the order of the data and the sequences that are analysed.
@@ -229,6 +230,7 @@ class Recipe(_Part):
     moved: Moved = "keep"
     width: Annotated[str, Field(coerce_numbers_to_str=True)] | None = Field(default=None, validate_default=True)
     distill_alpha: float = Field(default=0.6, ge=0, le=1)
+    objective: ObjectiveSettings | None = None
     save_dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
     seed: int = Field(default=0, ge=0)
     data: DataSettings = DataSettings()
@@ -292,6 +294,16 @@ class Recipe(_Part):
             raise ValueError(f"layers {self.layers!r} with an architecture, which says its own depth: expected null")
         if self.reference is None and self.data.tokenizer is None:
             raise ValueError("data.tokenizer is not given and there is no reference to take it from")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> Self:
+        if self.objective is None:
+            return self
+        if self.objective.needs_teacher and self.reference is None:
+            raise ValueError("the objective needs a reference and there is none: expected cross-entropy alone")
+        if self.distill_alpha != type(self).model_fields["distill_alpha"].default:
+            raise ValueError(f"distill_alpha {self.distill_alpha} and an objective are both given: expected one")
         return self
 
     def as_json(self) -> dict[str, Any]:

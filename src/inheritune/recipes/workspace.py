@@ -41,7 +41,7 @@ from inheritune.storage import missing_folders, remove_made, written_file
 from inheritune.surgery import blueprint
 from inheritune.surgery.config.target import depth_of
 from inheritune.training import TrainingSettings
-from inheritune.training.engine import share_batch
+from inheritune.training.engine import share_batch, teaches_in_bfloat16
 
 DATA = "data"
 """The folder of a run's shards, where the recipe names no other."""
@@ -82,6 +82,13 @@ class Workspace:
     def reference(self) -> PreTrainedModel:
         """The reference, likewise."""
         return on_accelerator(load_model(str(self.recipe.reference), dtype="float32"))
+
+    @cached_property
+    def teacher(self) -> PreTrainedModel:
+        """The reference as it teaches: in bfloat16 where the target is trained in it on an accelerator."""
+        if not teaches_in_bfloat16(self.training):
+            return self.reference
+        return on_accelerator(load_model(str(self.recipe.reference), dtype="bfloat16"))
 
     @property
     def depth(self) -> int:

@@ -125,6 +125,29 @@ class ReferenceRecord(Document):
     identity: str | None = None
 
 
+class CurvePoint(Document):
+    """`point.json`: a model that the round's constant learning rate leads to when it falls early.
+
+    Attributes:
+        step: optimiser steps of the model.
+        tokens: that the model itself was trained on in this round.
+        tokens_spent: on it and on all points before it, what they share counted once.
+        seconds: of the model's own training.
+        evaluation: on the fixed windows.
+        comparison: with the reference.
+    """
+
+    KIND = "point"
+    AGAIN = "delete its folder and run the recipe again"
+
+    step: int
+    tokens: int
+    tokens_spent: int
+    seconds: float
+    evaluation: LossSummary
+    comparison: Comparison | None = None
+
+
 class RoundRecord(Document):
     """`round.json`, the last file of a round; its paths are relative to the run's folder."""
 
@@ -145,6 +168,19 @@ class RoundRecord(Document):
     collapse: str | None = None
     losses: str | None = None
     model: str
+    curve: tuple[CurvePoint, ...] = ()  # loss against tokens where there are cool-downs; the last is the round's model
+
+    @property
+    def ends(self) -> "list[RoundRecord]":
+        """The round as if it had ended at each point of its curve; the last is the round itself."""
+        earlier = [
+            self.model_copy(
+                update={"name": f"{self.name}, {point.step} steps", "tokens": point.tokens, "seconds": point.seconds}
+                | {"evaluation": point.evaluation, "comparison": point.comparison}
+            )
+            for point in self.curve[:-1]
+        ]
+        return [*earlier, self]
 
 
 class ResultRecord(Record):
@@ -183,6 +219,20 @@ class RunRecord(Document):
     reference: ReferenceRecord | None = None
     rounds: tuple[RoundRecord, ...]
     result: ResultRecord
+
+    @property
+    def taught(self) -> bool:
+        """Whether something of the reference was minimised, so that the training loss is of another kind."""
+        said = self.recipe.get("objective")
+        return self.method == "distill" if said is None else bool(said["kl"] or said["hidden"])
+
+    @property
+    def trained(self) -> str:
+        """The method, with the objective where the recipe names one: `inheritune, 0.6 cross-entropy + 0.4 KL`."""
+        said = self.recipe.get("objective") or {}
+        names = {"cross_entropy": "cross-entropy", "kl": "KL", "hidden": "hidden states"}
+        parts = [f"{said[key]:g} {name}".removeprefix("1 ") for key, name in names.items() if said.get(key)]
+        return f"{self.method}, {' + '.join(parts)}" if parts else self.method
 
 
 class PlannedRound(Record):

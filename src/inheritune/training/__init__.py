@@ -7,14 +7,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from inheritune.training.checkpoints import delete_checkpoints
-from inheritune.training.settings import TrainingSettings, cosine_with_warmup
+from inheritune.training.settings import ObjectiveSettings, TrainingSettings, cosine_with_warmup
 
 if TYPE_CHECKING:
     from inheritune.training.engine import TrainingOutcome, train
-    from inheritune.training.losses import DistillationLoss, next_token_loss
+    from inheritune.training.losses import Objective, next_token_loss
 
 __all__ = [
-    "DistillationLoss",
+    "Objective",
+    "ObjectiveSettings",
     "TrainingOutcome",
     "TrainingSettings",
     "cosine_with_warmup",
@@ -27,5 +28,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "losses" if "loss" in name.lower() else "engine"
+    home = "losses" if name in ("Objective", "next_token_loss") else "engine"
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -20,6 +20,8 @@ COMPLETE = "complete.json"
 """The last file of a checkpoint."""
 FOLDER = "checkpoints"
 """Where the checkpoints of a round are, in the round's folder."""
+TRUNK = "trunk"
+"""Among them, the copy of the one that other rounds branch off from."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,6 +30,32 @@ def mark_complete(checkpoint: Path, step: int) -> None:
     """Write the last file of a checkpoint, once the disk has the others."""
     sync_folder(checkpoint)
     CheckpointRecord(step=step, files=_digests(checkpoint)).write(checkpoint / COMPLETE)
+
+
+def keep_trunk(checkpoint: Path, step: int) -> None:
+    """Keep a copy of a checkpoint, which is not marked yet, for `branch_off`; newer checkpoints do not replace it."""
+    kept, copy = checkpoint.with_name(TRUNK), checkpoint.with_name(f"{TRUNK}.part")
+    for path in (kept, copy):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(checkpoint, copy)
+    mark_complete(copy, step)
+    copy.rename(kept)
+
+
+def branch_off(trunk: Path, folder: Path) -> None:
+    """Let the round in `folder`, if it has no checkpoint, begin where the constant rate of the round `trunk` ended.
+
+    Its logs begin with the lines of that round; those behind the checkpoint go when it is resumed.
+    """
+    kept, checkpoints = trunk / FOLDER / TRUNK, folder / FOLDER
+    if not kept.is_dir() or any(checkpoints.glob("checkpoint-*")):
+        return
+    step, copy = read_record(kept / COMPLETE, CheckpointRecord).step, checkpoints / f"{TRUNK}.part"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(kept, copy)
+    for log in trunk.glob("*.jsonl"):
+        shutil.copy(log, folder)
+    copy.rename(checkpoints / f"checkpoint-{step}")
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

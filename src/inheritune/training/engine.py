@@ -35,11 +35,12 @@ from inheritune.data import TrainingWindows
 from inheritune.distributed import WAIT, any_process, from_main, has_accelerator
 from inheritune.errors import OutputError, RecipeError, library_errors
 from inheritune.storage import system_errors
-from inheritune.training.checkpoints import FOLDER, mark_complete, newest_checkpoint
+from inheritune.training.average import TailAverage
+from inheritune.training.checkpoints import FOLDER, keep_trunk, mark_complete, newest_checkpoint
 from inheritune.training.collapse import COLLAPSE, WatchCollapse
 from inheritune.training.log import METRICS, RoundLog, StepLog, Validate
 from inheritune.training.losses import Loss, next_token_loss
-from inheritune.training.settings import TrainingSettings, cosine_with_warmup
+from inheritune.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def train(
     validate: Validate | None = None,
     watch: np.ndarray | None = None,
     description: str = "training",
+    branches: bool = False,
 ) -> TrainingOutcome:
     """Train `model` in place for `settings.steps` steps, writing `metrics.jsonl` and checkpoints into `folder`.
 
@@ -81,6 +83,7 @@ def train(
         validate: gives the validation loss of a model, in nats a token.
         watch: (N, T) int64, fixed windows to watch the attention on every `settings.watch_every` steps.
         description: what the progress line calls this round.
+        branches: whether the checkpoint before the learning rate falls is kept for `branch_off`.
 
     Raises:
         RecipeError: the batch cannot be shared out to the devices.
@@ -93,22 +96,28 @@ def train(
     watching = []
     if watch is not None and (every := settings.watch_every):
         watching = [WatchCollapse(folder / COLLAPSE, watch, every, tokens_per_step=settings.tokens_per_step)]
+    average = TailAverage(max(settings.steps - settings.average, 0), start) if settings.average else None
     log = RoundLog(
         StepLog(folder / METRICS), settings, validate, description, lambda: sum(each.seconds for each in watching)
     )
-    stop = StopAtSignal()
+    stop, kept = StopAtSignal(), settings.trunk(settings.steps) if branches else None
+    own = [each for each in (average, log, stop, None if kept is None else SaveAt(kept)) if each is not None]
     with stop.listening(), contextlib.closing(log):
         trainer = _RoundTrainer(
             model=model,
             args=_arguments(settings, checkpoints, seed),
             train_dataset=data,
-            callbacks=[*watching, log, stop],
+            callbacks=[*watching, *own],
             optimizers=_optimizers(model, settings),
             loss=loss,
+            average=average,
+            trunk=kept,
         )
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     if any_process(stop.requested):
         raise KeyboardInterrupt
+    if average is not None:
+        average.apply(model)
     model.eval()
     return TrainingOutcome(settings.steps, settings.steps * settings.tokens_per_step, log.seconds)
 
@@ -150,16 +159,30 @@ class StopAtSignal(TrainerCallback):
         self.requested = True
 
 
+class SaveAt(TrainerCallback):
+    """Saves a checkpoint at one step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step == self.step:
+            control.should_save = True
+
+
 class _RoundTrainer(Trainer):
     """Trainer with our loss, data order and checkpoint marker."""
 
-    def __init__(self, model: PreTrainedModel, *, loss: Loss, **settings: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, loss: Loss, average: TailAverage | None, trunk: int | None, **settings: Any
+    ) -> None:
         fields = vars(model.config)
         own = fields.copy()
         super().__init__(model, **settings)
         fields.clear()  # the Trainer turns `use_cache` off in the configuration; not every model has it
         fields.update(own)
-        self.loss = loss
+        self.loss, self.average, self.trunk = loss, average, trunk
         # Our loss is a mean over one micro-batch, so the Trainer has to divide by the number of them.
         self.model_accepts_loss_kwargs = False
         self.remove_callback(PrinterCallback)
@@ -179,7 +202,13 @@ class _RoundTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             step = self.state.global_step
-            mark_complete(Path(self.args.output_dir) / f"checkpoint-{step}", step)
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+            with system_errors():
+                if self.average is not None:
+                    self.average.save(checkpoint)
+                if step == self.trunk:
+                    keep_trunk(checkpoint, step)
+            mark_complete(checkpoint, step)
 
 
 def _optimizers(model: nn.Module, settings: TrainingSettings) -> tuple[AdamW, LambdaLR]:
@@ -191,22 +220,16 @@ def _optimizers(model: nn.Module, settings: TrainingSettings) -> tuple[AdamW, La
     ]
     peak, betas = settings.learning_rate, (settings.beta1, settings.beta2)
     optimizer = AdamW(groups, lr=peak, betas=betas, fused=True)
-    floor = settings.min_learning_rate / peak  # LambdaLR multiplies the optimiser's rate, which is the peak
-
-    def factor(step: int) -> float:
-        return cosine_with_warmup(step, settings.steps, settings.warmup_steps, 1.0, floor)
-
-    return optimizer, LambdaLR(optimizer, factor)
+    return optimizer, LambdaLR(optimizer, lambda step: settings.rate(step))  # a share of the optimiser's rate
 
 
 def _arguments(settings: TrainingSettings, checkpoints: Path, seed: int) -> TrainingArguments:
-    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
         max_grad_norm=settings.clip,
         use_cpu=not has_accelerator(),
-        bf16=settings.precision == "bfloat16" or (settings.precision == "auto" and bfloat16),
+        bf16=_in_bfloat16(settings),
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -224,6 +247,16 @@ def _arguments(settings: TrainingSettings, checkpoints: Path, seed: int) -> Trai
     arguments.per_device_train_batch_size = micro
     arguments.gradient_accumulation_steps = accumulate
     return arguments
+
+
+def _in_bfloat16(settings: TrainingSettings) -> bool:
+    able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return settings.precision == "bfloat16" or (settings.precision == "auto" and able)
+
+
+def teaches_in_bfloat16(settings: TrainingSettings) -> bool:
+    """Return whether a teacher runs in bfloat16: on an accelerator, where the training does."""
+    return has_accelerator() and _in_bfloat16(settings)
 
 
 def share_batch(settings: TrainingSettings, devices: int) -> tuple[int, int]:

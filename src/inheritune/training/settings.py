@@ -1,12 +1,91 @@
 """How one training round is done, and its learning rate; the paper's values (App. F) where it gives one."""
 
 import math
-from typing import Literal, Self
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from inheritune.errors import RecipeError, unknown_name
+
 WATCH_EVERY = 100
 """Steps between two looks at the attention: less than 3 % of the training time (`benchmarks/watch.py`)."""
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class ObjectiveSettings(BaseModel):
+    """What is minimised: a name (`cross-entropy`, `kl`, or `mix`, the paper's 0.6 and 0.4), or the weights of a sum.
+
+    null takes `cross-entropy`, for the method `distill` the mix that `distill_alpha` says.
+
+    Attributes:
+        cross_entropy: weight of the cross-entropy with the text.
+        kl: weight of KL(reference || target) of the next token's probabilities.
+        temperature: T, which both models' logits are divided by in the KL; the KL is multiplied by T^2, so that its
+            gradient keeps its size (Hinton, arXiv 1503.02531).
+        hidden: weight of the squared distance between the outputs of blocks of the target and of the reference, divided
+            by the squared length of the reference's; the mean over pairs and tokens. It comes beside one of the others.
+        hidden_pairs: `[block of the target, block of the reference]` each; a negative number counts from the end. None
+            takes the third last of both (arXiv 2407.14679, tables 17 and 18), the first of a model that has fewer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cross_entropy: Weight = 0.0
+    kl: Weight = 0.0
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    hidden: Weight = 0.0
+    hidden_pairs: tuple[tuple[int, int], ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_a_name(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in OBJECTIVES:
+            raise ValueError(unknown_name("objective", value, OBJECTIVES))
+        return OBJECTIVES[value].model_dump()
+
+    @model_validator(mode="after")
+    def _trains_the_head(self) -> Self:
+        if not self.cross_entropy and not self.kl:
+            raise ValueError("cross_entropy and kl are both 0: expected at least one above it")
+        if self.hidden_pairs is not None and not self.hidden:
+            raise ValueError("hidden_pairs are given and hidden, their weight, is 0: expected more")
+        if self.temperature != 1 and not self.kl:
+            raise ValueError(f"temperature {self.temperature} is given and kl, which it is of, is 0: expected more")
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the reference runs beside the target in every step of the training."""
+        return self.kl > 0 or self.hidden > 0
+
+    def pairs(self, target: int, reference: int) -> list[tuple[int, int]]:
+        """Return the pairs of blocks, counted from 0, for a target and a reference of these depths.
+
+        Raises:
+            RecipeError: there is no such block.
+        """
+        if self.hidden_pairs is None:
+            return [(max(target - 3, 0), max(reference - 3, 0))]
+        for pair in self.hidden_pairs:
+            for whose, block, depth in zip(("target", "reference"), pair, (target, reference), strict=True):
+                if not -depth <= block < depth:
+                    raise RecipeError(
+                        f"objective.hidden_pairs {list(pair)}: the {whose} of {depth} layers has no block {block}, "
+                        f"expected {-depth} to {depth - 1}"
+                    )
+        return [(ours % target, theirs % reference) for ours, theirs in self.hidden_pairs]
+
+
+OBJECTIVES = {
+    "cross-entropy": ObjectiveSettings(cross_entropy=1.0),
+    "kl": ObjectiveSettings(kl=1.0),
+    "mix": ObjectiveSettings(cross_entropy=0.6, kl=0.4),
+}
+"""Those that go by a name; the last is the paper's (App. D)."""
 
 
 class TrainingSettings(BaseModel):
@@ -17,7 +96,13 @@ class TrainingSettings(BaseModel):
         batch: sequences of one step, over all devices.
         length: input tokens of a sequence.
         learning_rate: the peak.
-        min_learning_rate: where the cosine ends.
+        schedule: what the learning rate does behind the warm-up: `cosine` and `linear` fall over all steps, `constant`
+            stays and falls linearly in the round's last steps (arXiv 2405.18392).
+        min_learning_rate: where it ends; None takes 1e-5 for `cosine` and 0 for the others (arXiv 2502.15938).
+        cooldown_share: share of a round's steps in which a `constant` rate falls; 0 lets it stay.
+        cooldowns: with `constant`, earlier ends: for each number of steps a branch leaves the trunk, with its own
+            cool-down, and is evaluated. One training so gives the curve of loss against tokens.
+        average: the round's model is the mean of its weights after each of so many last steps; 0 takes the last ones.
         warmup_steps: steps of linear rise to the peak.
         weight_decay: on matrices and embeddings; none on norms and biases.
         beta1: AdamW's first moment.
@@ -40,7 +125,11 @@ class TrainingSettings(BaseModel):
     batch: int = Field(default=16, gt=0)
     length: int = Field(default=128, gt=0)
     learning_rate: float = Field(default=3e-4, gt=0)
-    min_learning_rate: float = Field(default=1e-5, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    min_learning_rate: float | None = Field(default=None, ge=0)
+    cooldown_share: float = Field(default=0.2, ge=0, lt=1)
+    cooldowns: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    average: int = Field(default=0, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
     weight_decay: float = Field(default=0.1, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -57,15 +146,78 @@ class TrainingSettings(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.min_learning_rate > self.learning_rate:
+        if self.floor > self.learning_rate:
             raise ValueError(
-                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: "
-                "expected at most the peak"
+                f"min_learning_rate {self.floor} is above learning_rate {self.learning_rate}: expected at most the peak"
             )
         for name in ("valid_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(f"{name} {getattr(self, name)} is not a multiple of log_every {self.log_every}")
+        if self.cooldowns:
+            self._check_cooldowns()
         return self
+
+    def _check_cooldowns(self) -> None:
+        """Refuse branches that would not share one trunk."""
+        given = f"cooldowns {list(self.cooldowns)}"
+        if self.schedule != "constant" or not self.cooldown_share:
+            raise ValueError(f"{given}: expected schedule constant, and a cooldown_share above 0")
+        if self.steps is None or sorted({*self.cooldowns, self.steps}) != list(self.ends):
+            raise ValueError(f"{given}: expected rising numbers of steps below training.steps, {self.steps}")
+        first = self.ends[0]
+        if self.trunk(first) < max(self.warmup_steps, self.log_every) or first < 2 * self.warmup_steps:
+            raise ValueError(
+                f"{given}: the first falls from step {self.trunk(first)} on: expected one behind the warm-up of "
+                f"{self.warmup_steps} steps, which is at most half of it, and behind the first line of the log"
+            )
+        shortest = min(end - self.trunk(before) for before, end in pairwise(self.ends))
+        if self.average > shortest:
+            raise ValueError(f"average {self.average} with {given}: expected at most {shortest}, the shortest branch")
+
+    @property
+    def floor(self) -> float:
+        """Where the learning rate ends."""
+        default = 1e-5 if self.schedule == "cosine" else 0.0
+        return default if self.min_learning_rate is None else self.min_learning_rate
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The steps of each model that a round makes; the last is the round's own."""
+        return (*self.cooldowns, self.steps)
+
+    @property
+    def steps_spent(self) -> int:
+        """The steps of a round, those of all branches counted."""
+        return self.steps + sum(end - self.trunk(end) for end in self.cooldowns)
+
+    def upto(self, steps: int) -> Self:
+        """Return the settings of a round that ends at one of the `ends`, with the cool-downs before it."""
+        before = tuple(end for end in self.cooldowns if end < steps)
+        return self.model_copy(update={"steps": steps, "cooldowns": before})
+
+    def trunk(self, steps: int) -> int:
+        """Return the last step with the constant rate of a training of `steps` steps.
+
+        It is one with a line in the log, as a checkpoint between two lines would split the mean that a line shows.
+        """
+        falling = round(self.cooldown_share * steps)
+        return (steps - falling) // self.log_every * self.log_every if falling else steps
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of optimiser step `step` (0-based) as a share of the peak.
+
+        All begin with the linear warm-up of `cosine_with_warmup`. A linear fall starts at the peak and reaches its end
+        one step behind the last, so that no step learns nothing.
+        """
+        floor = self.floor / self.learning_rate
+        if self.schedule == "cosine":
+            return cosine_with_warmup(step, self.steps, self.warmup_steps, 1.0, floor)
+        warmup = min(self.warmup_steps, self.steps // 2)
+        if step < warmup:
+            return (step + 1) / warmup
+        start = self.trunk(self.steps) if self.schedule == "constant" else warmup
+        done = max(step - start, 0) / max(self.steps - start, 1)
+        return floor + (1 - floor) * (1 - done)
 
     @property
     def tokens_per_step(self) -> int:

@@ -16,8 +16,9 @@ from inheritune.records.runs import RoundRecord
 from inheritune.spectra.advice import depth_of_budget
 from inheritune.surgery import LayerPlan, inherit, scratch
 from inheritune.surgery.plan.selection import Layers
-from inheritune.training import next_token_loss
+from inheritune.training import Objective, ObjectiveSettings
 from inheritune.training.losses import Loss
+from inheritune.training.settings import OBJECTIVES
 
 LAYERS = frozenset({"keep", "drop", "layers"})
 """The settings that say how many layers a target has."""
@@ -27,11 +28,9 @@ class Method(MethodSettings):
     """A way to get a trained target, as a short sequence of rounds over layer plans.
 
     Attributes:
-        teaches: whether the reference runs beside the target in every step of the training.
         chooses: whether it matters which of the reference's layers are kept, and not only how many.
     """
 
-    teaches: ClassVar[bool] = False
     chooses: ClassVar[bool] = False
 
     def first_plan(self, recipe: Recipe, depth: int) -> LayerPlan:
@@ -83,9 +82,14 @@ class Method(MethodSettings):
         target = workspace.load_round(before[-1]) if "target" in plan.models else None
         return inherit(workspace.reference, plan=plan, target=target, seed=recipe.seed)
 
+    def objective(self, recipe: Recipe) -> ObjectiveSettings:
+        """Return what is minimised: what the recipe names, else the method's own, the cross-entropy."""
+        return recipe.objective or OBJECTIVES["cross-entropy"]
+
     def loss(self, workspace: Workspace) -> Loss:
-        """Return what is minimised."""
-        return next_token_loss
+        """Return what is minimised, with the teacher where there is one."""
+        objective = self.objective(workspace.recipe)
+        return Objective(objective, workspace.teacher if objective.needs_teacher else None, workspace.shards.vocabulary)
 
     def run(self, workspace: Workspace) -> list[RoundRecord]:
         """Do all rounds that are not done yet, and return the records of all."""

@@ -6,8 +6,8 @@ from typing_extensions import override
 
 from inheritune.recipes.methods.base import LAYERS
 from inheritune.recipes.methods.scratch import Scratch
-from inheritune.recipes.workspace import Workspace
-from inheritune.training import DistillationLoss
+from inheritune.recipes.schema import Recipe
+from inheritune.training import ObjectiveSettings
 
 
 class Distill(Scratch):
@@ -16,8 +16,8 @@ class Distill(Scratch):
     name = "distill"
     summary = "Trains a random student on the data and on the reference's logits."
     takes = LAYERS | {"distill_alpha"}
-    teaches = True
 
     @override
-    def loss(self, workspace: Workspace) -> DistillationLoss:
-        return DistillationLoss(workspace.reference, workspace.recipe.distill_alpha, workspace.shards.vocabulary)
+    def objective(self, recipe: Recipe) -> ObjectiveSettings:
+        alpha = recipe.distill_alpha
+        return recipe.objective or ObjectiveSettings(cross_entropy=alpha, kl=1 - alpha)

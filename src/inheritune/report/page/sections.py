@@ -87,7 +87,7 @@ def loss_curves(
         "references": [row["model"] for row in references],
         "rounds": bool(marks),
         "kinds": sorted({row["kind"] for row in rows}),
-        "distilled": [run.label for run in runs if run.record.method == "distill"],
+        "distilled": [run.label for run in runs if run.record.taught],
         "bin": max(series.bin_size(run) for run in runs),
         "cut": f"{losses[1]:.2f}" if any(row["loss"] > losses[1] for row in rows) else None,
     }

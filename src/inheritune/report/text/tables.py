@@ -36,7 +36,7 @@ def _model_row(model: Model, record: ReferenceRecord | ResultRecord) -> list[str
     evaluation, own = record.evaluation, record.speed
     return [
         model.label,
-        "reference" if model.run is None else model.run.record.method,
+        "reference" if model.run is None else model.run.record.trained,
         str(record.layers),
         fmt.count(record.parameters),
         f"{fmt.loss(evaluation.loss)} ± {fmt.loss(evaluation.standard_error)}",
@@ -52,7 +52,10 @@ def rounds_table(made: Sequence[Run]) -> Table:
     """Return a row for each round of each run: what was inherited, what training did, and the paired test after it."""
     columns = ["round", "layers", "taken from", "tokens", "loss before → after"]
     columns += ["difference to reference", "matched", "time"]
-    return Table(columns, [_round_row(run, each, len(made) > 1) for run in made for each in run.record.rounds])
+    return Table(
+        columns,
+        [_round_row(run, each, len(made) > 1) for run in made for held in run.record.rounds for each in held.ends],
+    )
 
 
 def _round_row(run: Run, each: RoundRecord, named: bool) -> list[str]:
