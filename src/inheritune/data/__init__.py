@@ -6,6 +6,7 @@ from inheritune.data.sources import Document, read_documents
 from inheritune.data.tokenizer import NamedTokenizer, check_same_vocabulary, resolve_tokenizer, train_tokenizer
 from inheritune.data.windows import (
     TrainingWindows,
+    draw_training_windows,
     draw_windows,
     read_tokens,
     sample_windows,
@@ -19,6 +20,7 @@ __all__ = [
     "Shards",
     "TrainingWindows",
     "check_same_vocabulary",
+    "draw_training_windows",
     "draw_windows",
     "open_shards",
     "prepare",

@@ -141,6 +141,34 @@ def sample_windows(
     return draw_windows(read_tokens(source, tokenizer), sequences, length, seed, source)
 
 
+def draw_training_windows(
+    source: str | Path, tokenizer: PreTrainedTokenizerBase, sequences: int, length: int, seed: int
+) -> np.ndarray:
+    """Return `sequences` random windows of what models are trained on, none of what they are judged on.
+
+    That is the training split of shards, and of the standard library as many documents as are for validation; another
+    text has no such split, and all of it is read.
+
+    Returns:
+        int64 of shape (sequences, length). The same seed and source give the same windows.
+
+    Raises:
+        DataError: there are fewer tokens than one window.
+    """
+    if is_shards(source):
+        shards = open_shards(source)
+        places = shards.tokens("train") - length + 1
+        if places < 1:
+            raise DataError(f"{source} has {places + length - 1} tokens to train on: expected at least {length}")
+        starts = np.random.default_rng(seed).integers(places, size=sequences)
+        return np.stack([shards.read("train", int(start), length) for start in starts])
+    if str(source) != STDLIB:
+        return sample_windows(source, tokenizer, sequences, length, seed)
+    documents = (each for each in read_documents(source) if VALID_FRACTION <= each.position() < 2 * VALID_FRACTION)
+    tokens = np.concatenate(list(encode((each.text for each in documents), tokenizer)))
+    return draw_windows(tokens, sequences, length, seed, source)
+
+
 def draw_windows(tokens: np.ndarray, sequences: int, length: int, seed: int, name: object) -> np.ndarray:
     """Return windows as `sample_windows` does, of tokens (tokens,) of `read_tokens`; `name` is for an error."""
     places = len(tokens) - length + 1
