@@ -92,6 +92,14 @@ def inherit(
     width: Annotated[
         str | None, typer.Option(help="Share of the heads, hidden units and MLP units that stay, for example 1/2.")
     ] = None,
+    repair: Annotated[
+        str | None,
+        SourceOption(
+            metavar="TEXT",
+            help="Text or shards, whose training split is read: a linear map that stands in for the layers left out is "
+            "fitted to it and folded into the MLP before each gap.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random initialisation of what is not copied.")] = 0,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="Print the plan and stop; no weights are read.")
@@ -134,7 +142,7 @@ def inherit(
     if private and push_to is None:
         raise OutputError("--private is for an upload: pass --push-to USER/NAME")
     request = SurgeryRequest(
-        model, grow_from, config, target, plan, width, seed, max_shard_size, revision, trust_remote_code
+        model, grow_from, config, target, plan, width, repair, seed, max_shard_size, revision, trust_remote_code
     )
     typer.echo(request.describe())
     if plan_only:

@@ -35,6 +35,7 @@ class SurgeryRecord(Document):
     layers: int
     plan: tuple[PlanRow, ...]
     width: str | None = None
+    repair: str | None = None
     seed: int
     parameters: ParameterCounts
     created: str = ""

@@ -93,7 +93,7 @@ def warn_not_finite(names: list[str]) -> None:
     warnings.warn(line, InherituneWarning, stacklevel=3)
 
 
-_LAST = re.compile(
+LAST = re.compile(
     r"(^|\.)(o_proj|out_proj|c_proj|down_proj|dense|dense_4h_to_h|fc2|fc_out|w2|[Ww]o|w_out|output_linear|linear_out"
     r"|attention_out|proj_down|ffn\.2|per_layer_projection)(\.(weight|bias)|_bias)?$"
     r"|(^|\.)(mlp|self_attention\.experts)\.bias$"  # JetMoE adds its experts' biases behind the output projection
@@ -121,7 +121,7 @@ def zero_output(block: nn.Module, shared: Container[int] = frozenset()) -> list[
     """
     import torch
 
-    names = [name for name, weight in block.named_parameters() if _LAST.search(name) and id(weight) not in shared]
+    names = [name for name, weight in block.named_parameters() if LAST.search(name) and id(weight) not in shared]
     with torch.no_grad():
         for name in names:
             block.get_parameter(name).zero_()

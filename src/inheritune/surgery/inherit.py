@@ -18,10 +18,12 @@ from inheritune.surgery.config.blueprint import check_fit, packed_weights
 from inheritune.surgery.config.target import depth_of, target_config
 from inheritune.surgery.moved import moved_weights
 from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.repair import check_repairable, repair_gaps
 from inheritune.surgery.revive import Revived, heads_to_revive, revived_entries
 from inheritune.surgery.width import Width, narrow, narrow_sizes
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -38,6 +40,7 @@ def inherit(
     width: Width | None = None,
     revive: Revived | None = None,
     moved: str | None = None,
+    repair: np.ndarray | torch.Tensor | None = None,
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -61,6 +64,8 @@ def inherit(
             heads), the folder of that analysis, or heads by layer; see `LayerPlan.revive`.
         moved: `"keep"` lets layers that get another number compute what they did, in families that compute by it,
             `"as-is"` leaves their weights; None keeps, and with `plan` does what that says. See `LayerPlan.with_moved`.
+        repair: windows of tokens, (N, T) integers, to which a linear map for each gap is fitted and folded into the MLP
+            before it, see `surgery.repair`; for plans that leave out layers and change nothing else.
         seed: seed of the random initialisation; the global random state is left as it was.
         revision: the branch, tag or commit of `model` on the hub.
         trust_remote_code: run the code that a checkpoint brings along, if it needs any.
@@ -91,12 +96,16 @@ def inherit(
     plan = resolve_plan(depth, layers, parts, plan, moved)
     if revive is not None:
         plan = plan.revive(heads_to_revive(revive, depth))
+    if repair is not None:
+        check_repairable(plan, depth, width)
     config = target_config(configs, plan)
     decoders: dict[str, Decoder] = {
         name: open_decoder(load_model(sources[name], revision=revisions[name], trust_remote_code=trust_remote_code))
         for name in {*plan.models, plan.rest}
     }
     built = _assemble(plan, config, decoders, seed)
+    if repair is not None:
+        repair_gaps(open_decoder(built), decoders["reference"], plan, repair)
     return built if width is None else narrow(built, width)
 
 

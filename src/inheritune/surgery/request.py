@@ -13,24 +13,31 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inheritune.decoder import count_parameters, save_model
+from inheritune.data import tuning_windows
+from inheritune.decoder import count_parameters, load_tokenizer, save_model
 from inheritune.decoder.source import Place, model_identity
 from inheritune.errors import InherituneWarning, PlanError
+from inheritune.evaluation.windows import context_of
 from inheritune.records.base import environment, now, read_record
 from inheritune.records.surgery import ParameterCounts, SurgeryRecord
 from inheritune.spectra.folder import read_analysis
 from inheritune.surgery.card import model_card
 from inheritune.surgery.config.blueprint import Draft, blueprint
-from inheritune.surgery.config.target import has_attention
+from inheritune.surgery.config.target import depth_of, has_attention
 from inheritune.surgery.files.carried import TOKENIZER, fetch_files, finish_folder
 from inheritune.surgery.files.checkpoint import copy_checkpoint, locate_sources
 from inheritune.surgery.inherit import inherit
 from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.repair import check_repairable
 from inheritune.surgery.width import describe_width, narrow_config
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PretrainedConfig
 
+
+REPAIR_WINDOWS, REPAIR_LENGTH = 128, 256
+"""The windows that a repair is fitted to, and their tokens, or fewer where the model takes no more."""
 
 RECORD = "inherit.json"
 """What a model's folder says of the surgery that made it."""
@@ -71,8 +78,9 @@ def start_of(target: str | Path, reference: str) -> LayerPlan | None:
 class SurgeryRequest:
     """What is to be made; nothing but configurations is read until it is written.
 
-    The fields are as `inherit` and `inherit_checkpoint` take them; `config` is that of `model`, the reference, and
-    `target_config` that of the target, where there is one.
+    `repair` is the text that a repair is fitted to, shards or any other source. The other fields are as `inherit` and
+    `inherit_checkpoint` take them; `config` is that of `model`, the reference, and `target_config` that of the target,
+    where there is one.
     """
 
     model: str
@@ -81,6 +89,7 @@ class SurgeryRequest:
     target_config: PretrainedConfig | None
     plan: LayerPlan
     width: str | None = None
+    repair: str | None = None
     seed: int = 0
     max_shard_size: str = "5GB"
     revision: str | None = None
@@ -106,9 +115,11 @@ class SurgeryRequest:
 
     def describe(self) -> str:
         """Return the plan as text, with the number of parameters and what the user should know before it is made."""
+        if self.repair is not None:
+            check_repairable(self.plan, depth_of(self.config), self.width)
         counts = self.parameters
         said = [] if self.width is None else [f"width: {describe_width(self.config, self.width)}"]
-        said += self.draft.notes
+        said += self._notes
         # A KV cache needs a layer with attention, which a hybrid may have lost.
         if has_attention(self.draft.sources["reference"].config) and not has_attention(self.draft.new.config):
             said.append("note: no attention layer is left; transformers' generate fails here unless use_cache=False")
@@ -118,6 +129,12 @@ class SurgeryRequest:
             )
         share = counts.after / counts.before
         return "\n".join([str(self.plan), *said, f"parameters: {counts.before:,} -> {counts.after:,} ({share:.0%})"])
+
+    @property
+    def _notes(self) -> list[str]:
+        """What is done to the layers beside taking them, for the plan and the card, a line each."""
+        repair = f"repair: a linear map for each gap, fitted to {self.repair}, in the MLP before it"
+        return self.draft.notes if self.repair is None else [*self.draft.notes, repair]
 
     def write(self, out: Path, command: str) -> None:
         """Write the model's folder and the record: from file to file where that can be, else through memory.
@@ -140,6 +157,7 @@ class SurgeryRequest:
             layers=len(self.plan),
             plan=tuple(self.plan.as_records()),
             width=self.width,
+            repair=self.repair,
             seed=self.seed,
             parameters=self.parameters,
             created=now(),
@@ -148,7 +166,7 @@ class SurgeryRequest:
 
     def _is_copy(self) -> bool:
         """Return whether the files of the sources hold all there is to write, bit for bit."""
-        if self.width is not None:
+        if self.width is not None or self.repair is not None:
             return False
         try:
             self.draft.check_copyable()
@@ -156,12 +174,19 @@ class SurgeryRequest:
             return False
         return True
 
+    def _windows(self, text: str) -> np.ndarray:
+        """Return windows of a text that nothing is judged on, (N, T) int64."""
+        tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        length = min(context_of(self.config) or REPAIR_LENGTH, REPAIR_LENGTH)
+        return tuning_windows(text, tokenizer, length - 1, REPAIR_WINDOWS)
+
     def _build(self, places: Mapping[str, Place], out: Path, command: str, rest: Path) -> None:
         built = inherit(
             self.model,
             plan=self.plan,
             target=self.target,
             width=self.width,
+            repair=None if self.repair is None else self._windows(self.repair),
             seed=self.seed,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
@@ -169,6 +194,6 @@ class SurgeryRequest:
         for place in places.values():
             fetch_files(place)
         width = "" if self.width is None else describe_width(self.config, self.width)
-        card = model_card(out.name, self.plan, places, self.parameters, command, width, notes=self.draft.notes)
+        card = model_card(out.name, self.plan, places, self.parameters, command, width, notes=self._notes)
         finish = partial(finish_folder, source=rest, card=card)
         save_model(built, out, max_shard_size=self.max_shard_size, replace=False, finish=finish)
