@@ -116,3 +116,18 @@ def test_layers_are_put_back_at_their_places() -> None:
         LayerPlan.insert(start, [2])
     with pytest.raises(PlanError, match="its own order alone"):
         LayerPlan.insert(LayerPlan.from_layers([2, 0], 6), [1])
+
+
+def test_a_repair_comes_before_the_first_round_alone(setting: Path, tmp_path: Path) -> None:
+    settings = recipe(setting, layers=[0, 2, 4], repair=True, training=FROZEN, evaluation=EVALUATION)
+    record = it.run({**settings, "growth": {"by": 1, "max_rounds": 2}}, tmp_path / "r")
+    shards = open_shards(setting / "data")
+    windows = tuning_windows(shards, load_tokenizer(shards.tokenizer), 7, 128)
+    expected = it.inherit(str(setting / "reference"), layers=[0, 2, 4], repair=windows).state_dict()
+    plain = it.inherit(str(setting / "reference"), layers=[0, 2, 4]).state_dict()
+    assert any(not torch.equal(expected[key], plain[key]) for key in plain)
+    for number in (1, 2):
+        found = weights(tmp_path / "r" / f"round-{number}" / "model")
+        for key in expected:
+            torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-7)
+    assert record["rounds"][1]["layers"] == 4

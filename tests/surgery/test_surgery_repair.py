@@ -129,7 +129,7 @@ def test_a_source_is_left_as_it_was() -> None:
 
 
 def test_the_command_says_and_records_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inheritune.surgery.request.REPAIR_WINDOWS", 16)
+    monkeypatch.setattr("inheritune.surgery.request.WINDOWS", 16)
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(200)))
     call = ["inherit", "stdlib", "--layers", "0:9,10:16", "--repair", str(text), "--out", str(tmp_path / "new")]

@@ -14,7 +14,18 @@ from inheritune.surgery.plan.row import Moved
 from inheritune.surgery.plan.selection import recommended_layers
 from inheritune.training.settings import ObjectiveSettings, TrainingSettings
 
-OWN_SETTINGS = ("architecture", "keep", "drop", "layers", "parts", "moved", "width", "distill_alpha", "growth")
+OWN_SETTINGS = (
+    "architecture",
+    "keep",
+    "drop",
+    "layers",
+    "parts",
+    "moved",
+    "repair",
+    "width",
+    "distill_alpha",
+    "growth",
+)
 """Settings of a recipe that only some methods take; all others are common to all."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -205,6 +216,8 @@ class Recipe(_Part):
         parts: what is inherited of each layer: `all`, or some of `attention,mlp,norms` (Table 3).
         moved: what is done about inherited layers that get another number, in a family that computes by it: `keep`
             changes their weights so that they compute what they did, `as-is` leaves them.
+        repair: whether a linear map, fitted to training text, stands in for the layers that a cut leaves out before the
+            first round (docs/surgery.md).
         width: share of heads, hidden and MLP units that stay, such as 0.75; None takes `1/2`.
         distill_alpha: weight of the data's cross-entropy, the rest being that of the reference's logits.
         objective: what is minimised; None is the cross-entropy, for `distill` its mix with the KL by `distill_alpha`.
@@ -228,6 +241,7 @@ class Recipe(_Part):
     layers: int | str | tuple[int, ...] | RecommendedLayers | None = None
     parts: str = "all"
     moved: Moved = "keep"
+    repair: bool = False
     width: Annotated[str, Field(coerce_numbers_to_str=True)] | None = Field(default=None, validate_default=True)
     distill_alpha: float = Field(default=0.6, ge=0, le=1)
     objective: ObjectiveSettings | None = None

@@ -19,6 +19,7 @@ from inheritune.data import (
     document_mark,
     prepare,
     read_tokens,
+    tuning_windows,
     validation_windows,
     window_documents,
 )
@@ -40,6 +41,7 @@ from inheritune.records.runs import ReferenceRecord, RoundRecord, TrainedOn
 from inheritune.storage import missing_folders, remove_made, written_file
 from inheritune.surgery import blueprint
 from inheritune.surgery.config.target import depth_of
+from inheritune.surgery.repair import WINDOW_LENGTH, WINDOWS
 from inheritune.training import TrainingSettings
 from inheritune.training.engine import share_batch, teaches_in_bfloat16
 
@@ -118,6 +120,12 @@ class Workspace:
         """The first and the last document of each window, (N, 2) int64."""
         tokens, length = read_tokens(self.shards, self.tokenizer), self.windows.shape[1] - 1
         return window_documents(tokens, document_mark(self.tokenizer), length, len(self.windows), self.shards)
+
+    @property
+    def repair_windows(self) -> np.ndarray:
+        """Windows of training text that a repair is fitted to, (N, T) int64."""
+        length = min(self.training.length, WINDOW_LENGTH)
+        return tuning_windows(self.shards, self.tokenizer, length - 1, WINDOWS)
 
     @property
     def text(self) -> str:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from inheritune.surgery.plan.layer_plan import LayerPlan
 
+WINDOWS, WINDOW_LENGTH = 128, 256
+"""What a text is fitted with: windows and their tokens, or fewer where the model takes no more."""
 BATCH = 4
 """Windows that run together."""
 HELD = 4

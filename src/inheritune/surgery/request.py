@@ -28,16 +28,12 @@ from inheritune.surgery.files.carried import TOKENIZER, fetch_files, finish_fold
 from inheritune.surgery.files.checkpoint import copy_checkpoint, locate_sources
 from inheritune.surgery.inherit import inherit
 from inheritune.surgery.plan.layer_plan import LayerPlan
-from inheritune.surgery.repair import check_repairable
+from inheritune.surgery.repair import WINDOW_LENGTH, WINDOWS, check_repairable
 from inheritune.surgery.width import describe_width, narrow_config
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PretrainedConfig
-
-
-REPAIR_WINDOWS, REPAIR_LENGTH = 128, 256
-"""The windows that a repair is fitted to, and their tokens, or fewer where the model takes no more."""
 
 RECORD = "inherit.json"
 """What a model's folder says of the surgery that made it."""
@@ -177,8 +173,8 @@ class SurgeryRequest:
     def _windows(self, text: str) -> np.ndarray:
         """Return windows of a text that nothing is judged on, (N, T) int64."""
         tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        length = min(context_of(self.config) or REPAIR_LENGTH, REPAIR_LENGTH)
-        return tuning_windows(text, tokenizer, length - 1, REPAIR_WINDOWS)
+        length = min(context_of(self.config) or WINDOW_LENGTH, WINDOW_LENGTH)
+        return tuning_windows(text, tokenizer, length - 1, WINDOWS)
 
     def _build(self, places: Mapping[str, Place], out: Path, command: str, rest: Path) -> None:
         built = inherit(

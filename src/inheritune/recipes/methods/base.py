@@ -80,7 +80,8 @@ class Method(MethodSettings):
             source = workspace.config if recipe.reference is None else workspace.reference
             return scratch(source, len(plan), recipe.seed)
         target = workspace.load_round(before[-1]) if "target" in plan.models else None
-        return inherit(workspace.reference, plan=plan, target=target, seed=recipe.seed)
+        repair = workspace.repair_windows if recipe.repair and target is None else None
+        return inherit(workspace.reference, plan=plan, target=target, repair=repair, seed=recipe.seed)
 
     def objective(self, recipe: Recipe) -> ObjectiveSettings:
         """Return what is minimised: what the recipe names, else the method's own, the cross-entropy."""

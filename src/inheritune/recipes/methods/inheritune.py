@@ -19,7 +19,7 @@ class Inheritune(Method):
 
     name = "inheritune"
     summary = "Inherits layers of the reference and grows while the target does not match it (Algorithm 1)."
-    takes = LAYERS | {"parts", "moved", "growth"}
+    takes = LAYERS | {"parts", "moved", "repair", "growth"}
     chooses = True
 
     @override
