@@ -14,9 +14,13 @@ from inheritune.decoder import open_decoder
 from inheritune.decoder.source import resolve_model
 from inheritune.errors import DataError, OutputError, PlanError, RecipeError
 from inheritune.experiments import EXPERIMENTS, quickstart, reproduce
-from inheritune.experiments.quickstart import inheritune_recipe, scratch_recipe
+from inheritune.experiments.quickstart import measured_recipe, paper_recipe, scratch_recipe, ship
 from inheritune.recipes import load_recipe
+from inheritune.records.base import read_record
+from inheritune.records.prices import PricesRecord
 from inheritune.records.runs import RunRecord
+from inheritune.report import load_runs, verdict
+from inheritune.spectra.advice import recommend_by_price
 
 V01 = Path(__file__).resolve().parents[1] / "records" / "v01"
 TEXTS = [
@@ -28,23 +32,30 @@ TEXTS = [
 def changes(tmp_path: Path) -> list[str]:
     (tmp_path / "text.txt").write_text("\n\n".join(TEXTS))
     return [
-        f"data.source={tmp_path / 'text.txt'}", "data.valid_fraction=0.2", "training.steps=4", "training.batch=2",
+        f"data.source={tmp_path / 'text.txt'}", "data.valid_fraction=0.2", "training.steps=6", "training.batch=2",
         "training.length=32", "training.log_every=2", "training.valid_every=2", "training.checkpoint_every=2",
-        "growth.max_rounds=2", "analysis.sequences=2", "analysis.length=16", "evaluation.windows=20",
+        "ablation.windows=2", "analysis.sequences=2", "analysis.length=16", "evaluation.windows=20",
     ]  # fmt: skip
 
 
 def test_the_quickstart_tells_the_whole_story(tmp_path: Path, changes: list[str]) -> None:
     out = tmp_path / "q"
     record = quickstart(out, changes)
-    runs = {name: json.loads((out / name / "record.json").read_text()) for name in ("inheritune", "scratch")}
-    assert [item["layers"] for item in runs["inheritune"]["rounds"]] == [8, 10]
-    assert runs["scratch"]["result"]["layers"] == 10
-    assert runs["scratch"]["result"]["tokens"] == runs["inheritune"]["result"]["tokens"] == 2 * 4 * 2 * 32
-    assert runs["inheritune"]["reference"]["tokens"] == 24_576_000
+    names = ("measured", "inheritune", "scratch")
+    runs = {name: json.loads((out / name / "record.json").read_text()) for name in names}
+    assert [item["layers"] for item in runs["measured"]["rounds"]] == [12]
+    grown = [item["layers"] for item in runs["inheritune"]["rounds"]]  # it stops where it matches
+    assert grown == [8, 10, 12][: len(grown)]
+    assert runs["scratch"]["result"]["layers"] == 12
+    tokens = [runs[name]["result"]["tokens"] for name in names]
+    assert tokens == [6 * 2 * 32, len(grown) * 2 * 2 * 32, 6 * 2 * 32]
+    kept = [row["source"] for row in runs["measured"]["rounds"][0]["plan"]]
+    prices = read_record(out / "measured" / "prices.json", PricesRecord)
+    assert kept == list(recommend_by_price(prices, 12).keep)
+    assert runs["measured"]["reference"]["tokens"] == 24_576_000
     page = (out / "report.html").read_text()
-    assert "10 layers against 16" in record["verdict"]
-    assert "10 layers against 16" in page
+    assert "12 layers against 16" in record["verdict"]
+    assert "12 layers against 16" in page
     for name, run in runs.items():
         folder = out / name / run["result"]["model"]
         model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -56,12 +67,13 @@ def test_the_quickstart_tells_the_whole_story(tmp_path: Path, changes: list[str]
     again = quickstart(out, changes)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before
     assert again["result"] == record["result"]
-    with pytest.raises(OutputError, match=r"holds another run \(its recipe\.training\.steps is 4, yours is 6\)"):
-        quickstart(out, [*changes, "training.steps=6"])
+    with pytest.raises(OutputError, match=r"holds another run \(its recipe\.training\.steps is 6, yours is 8\)"):
+        quickstart(out, [*changes, "training.steps=8"])
+    shipped_baselines_are_read_and_said_to_be_shipped(out, tmp_path / "assets")
 
 
 def test_the_quickstart_is_about_inheritune(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="method scratch takes no growth: expected method inheritune"):
+    with pytest.raises(RecipeError, match="method scratch takes no growth"):
         quickstart(tmp_path / "q", ["method=scratch"])
     assert not (tmp_path / "q").exists()
 
@@ -70,7 +82,7 @@ def test_the_quickstart_is_about_inheritune(tmp_path: Path) -> None:
     ("change", "error", "message"),
     [
         ("training.length=4096", RecipeError, "windows of 4096 tokens: expected at most the model's context, 128"),
-        ("layers=99", PlanError, "99 layers"),
+        ("keep=99", PlanError, "keep 99 of 16 layers leaves 99: expected 1 to 16"),
         ("data.source=/nowhere.txt", DataError, "nowhere"),
         ("data.tokenizer=train:300", DataError, "expected models and data of one vocabulary"),
     ],
@@ -83,12 +95,30 @@ def test_a_refused_quickstart_leaves_no_folder(
     assert not (tmp_path / "q").exists()
 
 
-def test_the_baseline_has_the_same_depth_and_tokens(tmp_path: Path) -> None:
-    ours = load_recipe(inheritune_recipe(tmp_path)).model_dump(mode="json")
-    held = json.loads((V01 / "run" / "record.json").read_text())
-    baseline = load_recipe(scratch_recipe(RunRecord.model_validate({**held, "recipe": ours})))
-    assert (baseline.method, baseline.layers, baseline.training.steps) == ("scratch", 10, 8)
-    assert baseline.data == load_recipe(inheritune_recipe(tmp_path)).data
+def test_the_baselines_have_the_same_depth_and_tokens(tmp_path: Path) -> None:
+    ours = load_recipe(measured_recipe(tmp_path)).model_dump(mode="json")
+    held = RunRecord.model_validate({**json.loads((V01 / "run" / "record.json").read_text()), "recipe": ours})
+    result = held.result.model_copy(update={"layers": 12})
+    rounds = (held.rounds[0].model_copy(update={"steps": 1200}),)
+    record = held.model_copy(update={"result": result, "rounds": rounds})
+    scratch, paper = load_recipe(scratch_recipe(record)), load_recipe(paper_recipe(record))
+    assert (scratch.method, scratch.layers, scratch.training.steps) == ("scratch", 12, 1200)
+    assert [item.layers for item in it.plan(paper).rounds] == [8, 10, 12]
+    assert it.plan(paper).tokens == it.plan(scratch).tokens == it.plan(measured_recipe(tmp_path)).tokens
+    assert scratch.objective is paper.objective is None
+    assert scratch.data == paper.data == load_recipe(measured_recipe(tmp_path)).data
+
+
+def shipped_baselines_are_read_and_said_to_be_shipped(out: Path, assets: Path) -> None:
+    ship(out, assets)
+    runs = load_runs([out / "measured", assets / "inheritune", assets / "scratch"])
+    assert [run.absent for run in runs] == [()] * 3
+    assert not [*assets.rglob("*.safetensors")]
+    notes = verdict(runs).notes
+    assert sum("was not trained here: shipped with the package" in note for note in notes) == 2
+    live, shipped = load_runs([out / "scratch"])[0], runs[2]
+    assert live.losses is not None and shipped.losses is not None
+    assert (live.losses == shipped.losses).all()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -15,17 +15,20 @@ from inheritune.cli.run import print_run
 def quickstart(
     out: Annotated[Path, PathOption(help="The folder of everything it writes.")] = Path("runs/quickstart"),
     set_: Changes = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Train the baselines here too, as --set does, in place of shipped records.")
+    ] = False,
 ) -> None:
-    """Analyse a small trained model, inherit and grow a smaller one until it matches, compare, and write a report.
+    """Measure what a small trained model's layers cost, cut and heal it, compare, and write a report.
 
-    Nothing is downloaded. Takes about ten minutes on two cores; stopped and started again, it goes on where it was.
+    Nothing is downloaded. Takes under ten minutes on two cores; stopped and started again, it goes on where it was.
     """
     from inheritune.experiments import quickstart as tell
     from inheritune.records.base import read_record
     from inheritune.records.runs import RunRecord
     from inheritune.storage import RECORD
 
-    record = tell(out, set_ or [])
+    record = tell(out, set_ or [], live)
     for name in record.runs:
         print_run(read_record(out / name / RECORD, RunRecord), out / name)
     typer.echo(record.verdict)

@@ -82,7 +82,8 @@ def print_run(record: RunRecord, folder: Path) -> None:
     print_table(f"{record.name} ({record.trained})", columns, rows)
     if record.result.speed_ratio is not None and record.result.speed is not None:
         typer.echo(speed_line(record.result.speed_ratio, record.result.speed))
-    typer.echo(f"model: {folder / (record.result.model or '')}   record: {folder / 'record.json'}")
+    model = f"{record.name} is {record.shipped}" if record.shipped else f"model: {folder / (record.result.model or '')}"
+    typer.echo(f"{model}   record: {folder / 'record.json'}")
 
 
 def _row(name: str, item: RoundRecord | ReferenceRecord) -> tuple[str, ...]:

@@ -1,92 +1,147 @@
-"""The whole story on one machine, with no downloads: a deep model, where its attention collapses, and a smaller one.
+"""The whole story on one machine, with no downloads: a deep model, what its layers cost, and a smaller one.
 
-The reference ships with the package. Inheritune starts from half of its layers and grows until the paired test says
-that the target matches; a model of the same depth, trained from scratch on as many tokens, is the fair comparison.
+The reference ships with the package. Our way is trained here: the layers that cost least are left out, and the rest
+learns from the reference's logits. Beside it stand the paper's own Inheritune and a model of the same depth trained
+from scratch, each on as many tokens: as records that ship with the package, or trained here too (`live`).
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from inheritune.recipes import load_recipe, run
-from inheritune.records.base import environment, now
+from inheritune.records.base import environment, now, read_record
 from inheritune.records.runs import QuickstartRecord, RunRecord
 from inheritune.report import load_runs, verdict, write_report
-from inheritune.storage import RECORD, claimed, user_path
+from inheritune.storage import RECORD, claimed, user_path, whole_folder
 
-TRAINING: dict[str, Any] = {
-    "steps": 300,
-    "batch": 16,
-    "length": 128,
-    "learning_rate": 2e-3,
-    "min_learning_rate": 4e-5,
-    "warmup_steps": 30,
-    "log_every": 10,
-    "valid_every": 50,
-    "checkpoint_every": 50,
+BASELINES = ("inheritune", "scratch")
+LOGGING = {"log_every": 10, "valid_every": 50, "checkpoint_every": 50}
+MEASURED: dict[str, Any] = {"learning_rate": 2e-3, "schedule": "linear", "warmup_steps": 50}
+"""Of our way: the rate falls to nothing."""
+PAPER: dict[str, Any] = {"learning_rate": 2e-3, "min_learning_rate": 4e-5, "schedule": "cosine", "warmup_steps": 30}
+"""Of a round of Algorithm 1."""
+FROM_RANDOM: dict[str, Any] = {
+    "learning_rate": 6e-3,
+    "min_learning_rate": 6e-5,
+    "schedule": "cosine",
+    "warmup_steps": 200,
 }
-
-
-FROM_RANDOM = {"learning_rate": 6e-3, "min_learning_rate": 6e-5, "warmup_steps": 200}
 """The rates the reference itself was trained with, for a shorter run: random weights take a higher rate than inherited
 ones, and a longer warm-up."""
 
 
-def inheritune_recipe(folder: Path) -> dict[str, Any]:
-    """Return the recipe of Algorithm 1 from the first half of the bundled reference, growing two layers at a time."""
+def measured_recipe(folder: Path) -> dict[str, Any]:
+    """Return the recipe of our way: three quarters of the bundled reference's layers, chosen by what they cost."""
     return {
-        "name": "inheritune",
+        "name": "measured",
         "method": "inheritune",
         "reference": "stdlib",
+        "keep": "75%",
+        "objective": "kl",
         "data": {"source": "stdlib", "folder": str(folder / "data")},
-        "training": dict(TRAINING),
-        "growth": {"by": 2, "max_rounds": 4},
+        "training": {"steps": 1200, "batch": 16, "length": 128, **MEASURED, **LOGGING},
+        "growth": {"max_rounds": 1},
         "evaluation": {"windows": 2000, "prompt": "def "},
     }
 
 
-def scratch_recipe(record: RunRecord) -> dict[str, Any]:
-    """Return the baseline of a finished Inheritune run: as deep, on as many tokens, from random weights.
+def paper_recipe(record: RunRecord) -> dict[str, Any]:
+    """Return Algorithm 1 for a finished run: from the first half, two layers at a time to its depth, on as many tokens.
 
-    It has the learning rate and a warm-up as the reference was trained with, and one schedule over all its steps.
+    A reference too shallow for that is cut once.
     """
-    recipe = {key: value for key, value in record.recipe.items() if key != "growth"}
-    steps = sum(item.steps for item in record.rounds)
+    depth = record.reference.layers if record.reference else record.result.layers
+    start, by = min(depth // 2, record.result.layers), 2
+    rounds = 1 + (record.result.layers - start + by - 1) // by
+    steps = sum(item.steps for item in record.rounds) // rounds
     return {
-        **recipe,
-        "name": "scratch",
-        "method": "scratch",
-        "layers": record.result.layers,
-        "training": {**recipe["training"], **FROM_RANDOM, "steps": steps},
-        "analysis": {**(recipe["analysis"] or {}), "of": ["result"]} if recipe["analysis"] else None,
+        **_baseline(record, "inheritune", {**PAPER, "steps": max(steps, 1)}),
+        "layers": start,
+        "growth": {"by": by, "max_layers": record.result.layers, "max_rounds": rounds},
     }
 
 
-def quickstart(out: str | Path = "runs/quickstart", changes: Iterable[str] = ()) -> QuickstartRecord:
+def scratch_recipe(record: RunRecord) -> dict[str, Any]:
+    """Return the baseline of a finished run: as deep, on as many tokens, from random weights.
+
+    It has the learning rate and a warm-up as the reference was trained with, and one schedule over all its steps.
+    """
+    steps = sum(item.steps for item in record.rounds)
+    recipe = _baseline(record, "scratch", {**FROM_RANDOM, "steps": steps})
+    return {**{key: value for key, value in recipe.items() if key != "growth"}, "layers": record.result.layers}
+
+
+def _baseline(record: RunRecord, method: str, training: dict[str, Any]) -> dict[str, Any]:
+    """Return a finished run's recipe with another method, named like it, that learns from the text alone."""
+    recipe = record.recipe
+    analysis = recipe["analysis"] and {**recipe["analysis"], "of": ["result"]}
+    changes = {"name": method, "method": method, "keep": None, "drop": None, "objective": None}
+    return {**recipe, **changes, "analysis": analysis, "training": {**recipe["training"], **training}}
+
+
+def quickstart(
+    out: str | Path = "runs/quickstart", changes: Iterable[str] = (), live: bool = False
+) -> QuickstartRecord:
     """Run the quickstart in the folder `out` and return its record; run again, it goes on where it was.
 
     Args:
         out: gets the shards, one folder a run, `report.html` and `record.json`.
-        changes: `key=value` settings of the Inheritune recipe; the baseline follows it.
+        changes: `key=value` settings of our recipe; the baselines follow it, and are trained here.
+        live: train the baselines here, in place of the records that ship with the package.
 
     Raises:
         InherituneError: `out` holds something else, or a setting is wrong.
     """
-    folder = user_path(out)
-    recipe = load_recipe(inheritune_recipe(folder), changes)
-    with claimed(folder, {"kind": "quickstart", "recipe": recipe.as_json()}, preparation=("data",)):
-        ours = run(recipe, folder / "inheritune")
-        scratch = run(scratch_recipe(ours), folder / "scratch")
-        folders = [folder / "inheritune", folder / "scratch"]
+    folder, changes = user_path(out), [*changes]
+    recipe, live = load_recipe(measured_recipe(folder), changes), live or bool(changes)
+    with claimed(folder, {"kind": "quickstart", "recipe": recipe.as_json(), "live": live}, preparation=("data",)):
+        ours = run(recipe, folder / "measured")
+        if live:
+            baselines = [run(paper_recipe(ours), folder / "inheritune"), run(scratch_recipe(ours), folder / "scratch")]
+        else:
+            baselines = [_shipped(name, folder / name) for name in BASELINES]
+        folders = [folder / name for name in ("measured", *BASELINES)]
         report = write_report(folders, folder / "report.html")
         return QuickstartRecord(
             created=now(),
             environment=environment(),
-            runs=("inheritune", "scratch"),
+            runs=("measured", *BASELINES),
             report=report.name,
             verdict=verdict(load_runs(folders)).sentence,
             result=ours.result,
-            scratch=scratch.result,
+            inheritune=baselines[0].result,
+            scratch=baselines[1].result,
         ).write(folder / RECORD)
+
+
+def _shipped(name: str, place: Path) -> RunRecord:
+    """Copy the record of a baseline, with its curve and losses, into the folder of the quickstart, and return it."""
+    if not (place / RECORD).is_file():
+        shipped = resources.files("inheritune") / "assets" / "quickstart" / name
+        with resources.as_file(shipped) as source, whole_folder(place) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+    return read_record(place / RECORD, RunRecord)
+
+
+def ship(finished: Path, assets: Path) -> None:
+    """Copy what a report needs of the baselines of a quickstart that was run with `live`, without models, to `assets`.
+
+    python -c "from inheritune.experiments.quickstart import ship; ..." makes what `_shipped` copies.
+    """
+    for name in BASELINES:
+        record = read_record(finished / name / RECORD, RunRecord)
+        shipped = f"shipped with the package; inheritune quickstart --live trains it again (made {record.created})"
+        rounds = tuple(each.model_copy(update={"collapse": None}) for each in record.rounds)
+        result = record.result.model_copy(update={"analysis": None, "model": None})
+        with whole_folder(assets / name, replace=True) as place:
+            documents = record.data.documents if record.data else None
+            for file in filter(None, [*(each.metrics for each in rounds), record.result.losses, documents]):
+                (place / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(finished / name / file, place / file)
+            changes = {"rounds": rounds, "result": result, "shipped": shipped}
+            record.model_copy(update=changes).write(place / RECORD)

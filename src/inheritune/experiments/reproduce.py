@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import RecipeError, unknown_name
-from inheritune.experiments.quickstart import FROM_RANDOM, TRAINING
+from inheritune.experiments.quickstart import FROM_RANDOM, LOGGING, PAPER
 from inheritune.recipes import run
 from inheritune.records.base import environment, now
 from inheritune.records.runs import ReproducedRun, ReproductionRecord, RunRecord
@@ -34,13 +34,14 @@ class Experiment:
 
 
 def _recipe(folder: Path, name: str, method: str, layers: int | None, steps: int, **changes: Any) -> dict[str, Any]:
+    inherits = method == "inheritune"
     return {
         "name": name,
         "method": method,
         "reference": "stdlib",
         "layers": layers,
         "data": {"source": "stdlib", "folder": str(folder / "data")},
-        "training": {**TRAINING, **({} if method == "inheritune" else FROM_RANDOM), "steps": steps},
+        "training": {"steps": steps, "batch": 16, "length": 128, **(PAPER if inherits else FROM_RANDOM), **LOGGING},
         "analysis": {"of": ["result"]},
         **changes,
     }

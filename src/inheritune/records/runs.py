@@ -219,6 +219,8 @@ class RunRecord(Document):
     reference: ReferenceRecord | None = None
     rounds: tuple[RoundRecord, ...]
     result: ResultRecord
+    shipped: str | None = None
+    """Where the record is from, if it was not made in its folder."""
 
     @property
     def taught(self) -> bool:
@@ -283,6 +285,7 @@ class QuickstartRecord(Document):
     report: str
     verdict: str
     result: ResultRecord
+    inheritune: ResultRecord | None = None
     scratch: ResultRecord
 
 

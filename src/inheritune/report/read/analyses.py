@@ -53,12 +53,12 @@ class Analysis:
         return [index for index, part in self.under(mask) if part.lazy]
 
 
-def load_analysis(folder: Path) -> Analysis:
-    """Read the folder of an analysis.
+def load_analysis(folder: Path, measured: Path | None = None) -> Analysis:
+    """Read the folder of an analysis; `measured` is that of its prices, where they are in another.
 
     Raises:
         OutputError: a file is damaged, or of a later version, or spectra.json is missing.
     """
-    prices = folder / files.PRICES
-    measured = read_record(prices, PricesRecord) if prices.is_file() else None
-    return Analysis(files.read_analysis(folder), files.read_maps(folder), measured)
+    path = (measured or folder) / files.PRICES
+    prices = read_record(path, PricesRecord) if path.is_file() else None
+    return Analysis(files.read_analysis(folder), files.read_maps(folder), prices)

@@ -149,8 +149,8 @@ def _load(folder: Path, label: str, record: RunRecord) -> Run:
     def log(name: str | None, kind: type[AnyStep]) -> list[AnyStep]:
         return [] if (path := there(name)) is None else read_log(path, kind)
 
-    def analysis(name: str | None) -> Analysis | None:
-        return None if (path := there(name, SPECTRA)) is None else load_analysis(path.parent)
+    def analysis(name: str | None, measured: Path | None = None) -> Analysis | None:
+        return None if (path := there(name, SPECTRA)) is None else load_analysis(path.parent, measured)
 
     def windows(name: str | None) -> np.ndarray | None:
         return None if (path := there(name)) is None else _read_windows(path)
@@ -161,7 +161,7 @@ def _load(folder: Path, label: str, record: RunRecord) -> Run:
         record=record,
         metrics=tuple(log(each.metrics, LoggedStep) for each in record.rounds),
         collapse=tuple(log(each.collapse, WatchedStep) for each in record.rounds),
-        reference_analysis=analysis(record.reference.analysis if record.reference else None),
+        reference_analysis=analysis(record.reference.analysis if record.reference else None, folder),
         result_analysis=analysis(record.result.analysis),
         losses=windows(record.result.losses),
         documents=windows(record.data.documents if record.data else None),

@@ -60,6 +60,7 @@ def verdict(runs: Sequence[Run]) -> Verdict:
     others = [run for run in runs if run is not main]
     notes = [lazy_note(_reference_analysis(runs, main))] if main.record.reference is not None else []
     notes += [*depth_note(main.record), *repeated_test_note(main.record)]
+    notes += [f"{run.label} was not trained here: {run.record.shipped}." for run in runs if run.record.shipped]
     notes += [rival_note(main, other) for other in others]
     if main.record.method == "inheritune" and not any(is_fair_scratch(main, run) for run in others):
         notes.append(
