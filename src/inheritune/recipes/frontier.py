@@ -152,7 +152,7 @@ def _spent(done: RoundRecord) -> int:
 
 
 def _tokens_to_match(run: RunRecord) -> int | None:
-    """Return the tokens that were spent up to the first point that matches, the result as it is saved being the last."""
+    """Return the tokens spent up to the first point that matches; the last is the result as it is saved."""
     *before, last = run.rounds
     earlier = sum(map(_spent, before))
     ends = [(earlier + point.tokens_spent, point.comparison) for point in last.curve[:-1]]

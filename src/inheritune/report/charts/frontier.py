@@ -19,10 +19,16 @@ def frontier_rows(record: FrontierRecord) -> list[Row]:
     Both are times the reference: tokens a second, with an interval, and the reference's parameters by the model's own.
     """
     whole = record.reference.layers
-    rows: list[Row] = [{"layers": whole, "name": plural(whole, "layer"), "gain": 1.0, "difference": 0.0, "kind": "reference"}]
+    rows: list[Row] = [
+        {"layers": whole, "name": plural(whole, "layer"), "gain": 1.0, "difference": 0.0, "kind": "reference"}
+    ]
     for point in record.points:
         test, speed = point.comparison, point.speed_ratio
-        row: Row = {"layers": point.layers, "name": plural(point.layers, "layer"), "kind": "matches" if test.matches else "not shown to match"}
+        row: Row = {
+            "layers": point.layers,
+            "name": plural(point.layers, "layer"),
+            "kind": "matches" if test.matches else "not shown to match",
+        }
         row |= {"difference": test.difference, "low": test.ci_low, "high": test.ci_high}
         row["gain"] = record.reference.parameters / point.parameters
         rows.append(row | ({"gain": speed.ratio, "slow": speed.ci_low, "fast": speed.ci_high} if speed else {}))
@@ -39,7 +45,7 @@ def frontier(record: FrontierRecord) -> base.Picture:
     scale = alt.Scale(type="symlog", constant=max(margin, 0.01), nice=False, padding=16)
     values = sorted({*_TICKS, margin})
     gain = "times as fast as the reference" if measured else "times fewer parameters than the reference"
-    x = alt.X("gain:Q", title=gain, scale=alt.Scale(zero=False, padding=24))
+    x = alt.X("gain:Q", title=gain, scale=alt.Scale(zero=False, padding=24)).axis(tickCount=8)
     y = alt.Y("difference:Q", title="nats a token above the reference", scale=scale)
     y = y.axis(values=values, format="~g")
     held = [kind for kind in _SHADES if any(row["kind"] == kind for row in rows)]

@@ -35,7 +35,7 @@ def opening(sources: Sources) -> Verdict:
         chosen = folder / (record.smallest or record.points[0]).run
         opened = verdict(sources.runs, next(run for run in sources.runs if run.path == chosen))
         first, *more = [frontier_verdict(each) for _, each in sources.frontiers]
-        notes = [*more, *frontier_notes(record), opened.sentence, *opened.notes, *said]
+        notes = [*more, *frontier_notes(record), *opened.notes, *said]
         return replace(opened, sentence=first, cautions=opened.cautions + weak, notes=notes)
     if sources.runs:
         opened = verdict(sources.runs)

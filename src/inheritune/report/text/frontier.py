@@ -30,7 +30,7 @@ def frontier_verdict(record: FrontierRecord) -> str:
     return (
         f"The smallest model that matches the reference has {best.layers} of {plural(reference.layers, 'layer')} and "
         f"{share} of its parameters, after {spent}: {_cost(best)} nats a token ({level} interval){speed}."
-        + (f" Smaller ones cost more: {costs}." if below else "")
+        + (f" Smaller ones are not shown to match: {costs}." if below else "")
     )
 
 
