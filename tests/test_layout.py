@@ -20,7 +20,7 @@ ROOMS = (
 )  # fmt: skip
 BASE = ("errors", "layers", "progress", "distributed", "records", "storage")
 """What all rooms may use; these files use no room."""
-COMMANDS = ("quickstart", "analyze", "inherit", "prepare", "plan", "run", "evaluate", "reproduce", "report")
+COMMANDS = ("quickstart", "analyze", "inherit", "prepare", "plan", "run", "frontier", "evaluate", "reproduce", "report")
 
 
 @functools.cache

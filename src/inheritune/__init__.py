@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inheritune.evaluation import evaluate
     from inheritune.recipes import plan, run
+    from inheritune.recipes.frontier import frontier
     from inheritune.report import write_report as report
     from inheritune.spectra.advice import recommend
     from inheritune.spectra.analysis import analyze
@@ -30,6 +31,7 @@ _HOME = {
     "LayerPlan": "inheritune.surgery",
     "ablate": "inheritune.surgery.ablation",
     "analyze": "inheritune.spectra",
+    "frontier": "inheritune.recipes.frontier",
     "gradient_probe": "inheritune.spectra",
     "recommend": "inheritune.spectra.advice",
     "evaluate": "inheritune.evaluation",
@@ -45,6 +47,7 @@ __all__ = [
     "ablate",
     "analyze",
     "evaluate",
+    "frontier",
     "gradient_probe",
     "inherit",
     "inherit_checkpoint",

@@ -27,6 +27,7 @@ from inheritune.errors import InherituneError, OutputError
 from inheritune.progress import note
 
 RECORD = "record.json"
+FRONTIER = "frontier.json"
 IDENTITY = "identity.json"
 _TEMPORARY = ".tmp"
 _ASIDE = ".old"

@@ -12,6 +12,7 @@ from inheritune import __version__
 from inheritune.cli.analyze import analyze
 from inheritune.cli.evaluate import evaluate
 from inheritune.cli.experiments import quickstart, reproduce
+from inheritune.cli.frontier import frontier
 from inheritune.cli.inherit import inherit
 from inheritune.cli.prepare import prepare
 from inheritune.cli.report import report
@@ -47,7 +48,7 @@ def options(
     """Find where a decoder language model's attention has collapsed, and build a smaller, equally good model."""
 
 
-for function in (quickstart, analyze, inherit, prepare, plan, run, evaluate, reproduce, report):
+for function in (quickstart, analyze, inherit, prepare, plan, run, frontier, evaluate, reproduce, report):
     app.command()(function)
 
 

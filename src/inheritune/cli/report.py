@@ -14,7 +14,9 @@ def report(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            parser=read_path, metavar="PATH", help="Folders of finished runs (record.json) or analyses (spectra.json)."
+            parser=read_path,
+            metavar="PATH",
+            help="Folders of finished runs, frontiers or analyses (spectra.json).",
         ),
     ],
     out: Annotated[Path, PathOption(help="The HTML page to write.")] = Path("report.html"),

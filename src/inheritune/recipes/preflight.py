@@ -19,6 +19,7 @@ from inheritune.decoder import count_parameters
 from inheritune.distributed import has_accelerator
 from inheritune.errors import RecipeError
 from inheritune.evaluation.windows import context_of
+from inheritune.recipes.depths import given_prices, recipes_by_depth
 from inheritune.recipes.loading import load_recipe
 from inheritune.recipes.methods import method_of
 from inheritune.recipes.schema import Recipe
@@ -49,7 +50,7 @@ UTILISATION = 0.3
 
 
 def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str] = ()) -> PlanRecord:
-    """Return what running a recipe would take, at worst: all rounds of growth.
+    """Return what running a recipe would take, at worst: all rounds of growth, all depths of a frontier.
 
     Only the reference's configuration is read. Memory counts weights, gradients and AdamW's moments, the reference, the
     logits, and what each block keeps of each token of a micro-batch (`HIDDEN`, `MLP`, `ATTENTION`), in the training's
@@ -67,8 +68,11 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
         InherituneError: the recipe is wrong or does not fit its reference.
     """
     checked = load_recipe(recipe, changes)
-    source, method = check_recipe(checked), method_of(checked)
+    source, method = recipe_config(checked), method_of(checked)
     depth = depth_of(source)
+    split = recipes_by_depth(checked, depth, given_prices(checked))
+    for each in split:
+        check_recipe(each)
     config = method.scaled_config(checked, source)
     asked = checked.training
     of_text = _text_tokens(checked) if None in (asked.steps, asked.batch, asked.length) else (0, 0)
@@ -77,7 +81,11 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
     teaches = method.objective(checked).needs_teacher
     teacher = _operations(source, reference, settings.length) / 3 if teaches else 0.0
     rate = UTILISATION * _product_rate(config.get_text_config(decoder=True).hidden_size, settings.tokens_per_step)
-    traced = [*itertools.accumulate(method.plans(checked, depth), lambda target, plan: plan.traced(target))]
+    traced = [
+        target
+        for each in split
+        for target in itertools.accumulate(method.plans(each, depth), lambda target, plan: plan.traced(target))
+    ]
     targets = [target_config({"reference": config}, LayerPlan.random(len(plan))) for plan in traced]
     rounds, needs = [], []
     for target, plan in zip(targets, traced, strict=True):
@@ -98,7 +106,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
     return PlanRecord(
         name=checked.name,
         method=checked.method,
-        notes=tuple(method.notes(checked, depth)),
+        notes=tuple(line for each in split for line in method.notes(each, depth)),
         rounds=tuple(rounds),
         tokens=sum(item.tokens for item in rounds),
         seconds=sum(item.seconds for item in rounds),

@@ -23,6 +23,8 @@ A recipe is a YAML file (or a dict, or a `Recipe`) that says all that decides a 
 says what it takes, `inheritune run RECIPE` does it, `--set training.steps=100` changes a setting, in Python
 `it.plan(recipe)` and `it.run(recipe)`. This page is made from the code:
 `python -m inheritune.recipes.reference > docs/recipes.md`.
+
+`inheritune frontier RECIPE` does a recipe once for each of several depths; see [measures.md](measures.md#the-frontier).
 """
 
 WORDS = {

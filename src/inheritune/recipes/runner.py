@@ -18,21 +18,22 @@ from inheritune.data import sample_windows, tuning_windows
 from inheritune.decoder import load_model, open_decoder
 from inheritune.decoder.source import locate, model_identity
 from inheritune.distributed import from_main, is_main
-from inheritune.errors import ModelError
+from inheritune.errors import ModelError, RecipeError
 from inheritune.evaluation import compare_speed, generate_sample, measure_speed
 from inheritune.progress import note
+from inheritune.recipes.depths import with_layers
 from inheritune.recipes.loading import load_recipe
 from inheritune.recipes.methods import method_of
 from inheritune.recipes.preflight import check_recipe
 from inheritune.recipes.schema import Recipe, RecommendedLayers
 from inheritune.recipes.workspace import DATA, Workspace, open_workspace, save_windows
-from inheritune.records.analysis import AnalysedText, Recommendation
+from inheritune.records.analysis import AnalysedText
 from inheritune.records.base import environment, now, read_record
-from inheritune.records.prices import LENGTH
+from inheritune.records.prices import LENGTH, PricesRecord
 from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord, RunData, RunRecord
 from inheritune.records.surgery import ParameterCounts
 from inheritune.spectra import analyze_into
-from inheritune.spectra.advice import depth_of_budget, recommend_by_price
+from inheritune.spectra.advice import depth_of_budget
 from inheritune.storage import RECORD, check_folder, claimed, read_identity, write_text
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
@@ -64,6 +65,8 @@ def run(
         InherituneError: the recipe, its models, data or folder cannot be used; one line.
     """
     checked = load_recipe(recipe, changes)
+    if checked.frontier is not None:
+        raise RecipeError(f"recipe {checked.name} has a frontier, several depths: run it with inheritune frontier")
     folder = Path(out) if out is not None else Path("runs") / checked.name
     checked = recall_layers(checked, folder)
     identity = {"kind": "run", "recipe": checked.as_json()}
@@ -76,10 +79,16 @@ def run(
         note(line)
     # The first process claims for all of them: the others only write where it has been.
     with claimed(folder, identity, preparation=(DATA,)) if is_main() else nullcontext():
-        workspace = choose_layers(open_workspace(checked, folder, config))
-        rounds = method.run(workspace)
-        _ = workspace.reference_evaluation  # asked for by all processes, before the first works alone
-        return from_main(lambda: _finish(workspace, rounds))
+        return complete(choose_layers(open_workspace(checked, folder, config)))
+
+
+def complete(workspace: Workspace) -> RunRecord:
+    """Do what is left of a run, and return its record."""
+    if (workspace.folder / RECORD).is_file():
+        return read_record(workspace.folder / RECORD, RunRecord)
+    rounds = method_of(workspace.recipe).run(workspace)
+    _ = workspace.reference_evaluation  # asked for by all processes, before the first works alone
+    return from_main(lambda: _finish(workspace, rounds))
 
 
 def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
@@ -98,8 +107,6 @@ def recall_layers(recipe: Recipe, folder: Path) -> Recipe:
 def choose_layers(workspace: Workspace) -> Workspace:
     """Measure which layers a budget keeps, where the method needs to know and nothing says it yet.
 
-    `prices.json` in the run's folder holds what was measured; a run that goes on reads it.
-
     Raises:
         InherituneError: as `measure_prices`.
     """
@@ -107,13 +114,25 @@ def choose_layers(workspace: Workspace) -> Workspace:
     depth = depth_of_budget(recipe.keep, recipe.drop, workspace.depth)
     if depth is None or recipe.layers is not None or not method_of(recipe).chooses:
         return workspace
-    settings = recipe.ablation
+    settled = with_layers(recipe, measured_prices(workspace, depth), depth)
+    note(f"{recipe.name}: {settled.layers}")
+    return replace(workspace, recipe=settled)
+
+
+def measured_prices(workspace: Workspace, depth: int) -> PricesRecord:
+    """Measure on training text what layers cost, down to `depth` of them.
+
+    `prices.json` in the run's folder holds what was measured; a run that goes on reads it.
+
+    Raises:
+        InherituneError: as `measure_prices`.
+    """
+    recipe, settings = workspace.recipe, workspace.recipe.ablation
     length = settings.length or min(LENGTH, workspace.training.length)
     windows = tuning_windows(workspace.shards, workspace.tokenizer, length, settings.windows)
     check_choice(windows, workspace.config)
-
-    def measure() -> Recommendation:
-        prices = measure_prices(
+    return from_main(
+        lambda: measure_prices(
             workspace.folder,
             workspace.reference,
             windows,
@@ -123,13 +142,7 @@ def choose_layers(workspace: Workspace) -> Workspace:
             identity=model_identity(str(recipe.reference)),
             data=AnalysedText(source=recipe.data.source),
         )
-        return recommend_by_price(prices, depth)
-
-    advice = from_main(measure)
-    note(f"{recipe.name}: {advice}")
-    layers = RecommendedLayers(**advice.as_json())
-    settled = recipe.model_copy(update={"layers": layers, "keep": None, "drop": None})
-    return replace(workspace, recipe=settled)
+    )
 
 
 def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:

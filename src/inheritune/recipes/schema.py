@@ -149,6 +149,16 @@ class AblationSettings(_Part):
     beam: int = Field(default=1, gt=0)
 
 
+class FrontierSettings(_Part):
+    """Several depths from one reference, each trained alike; `inheritune frontier` runs such a recipe.
+
+    Attributes:
+        depths: how many layers each model keeps, or shares such as `80%`; None takes 90, 80, 70, 60 and 50 %.
+    """
+
+    depths: Annotated[tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...], Field(min_length=1)] | None = None
+
+
 class EvaluationSettings(_Part):
     """The fixed validation windows and the paired test.
 
@@ -228,6 +238,7 @@ class Recipe(_Part):
         training: one round.
         growth: how the target grows.
         ablation: how layers are chosen.
+        frontier: several depths, in place of `keep`; `layers` may then name an analysis with prices.
         evaluation: the validation windows and the paired test.
         analysis: the attention spectra; None makes none.
     """
@@ -251,6 +262,7 @@ class Recipe(_Part):
     training: RecipeTraining = RecipeTraining()
     growth: GrowthSettings = GrowthSettings()
     ablation: AblationSettings = AblationSettings()
+    frontier: FrontierSettings | None = None
     evaluation: EvaluationSettings = EvaluationSettings()
     analysis: AnalysisSettings | None = AnalysisSettings()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class Workspace:
         recipe: what is run; nothing is left in it to take from the model and the text.
         training: its settings of a round.
         folder: where everything is written.
+        home: where what runs on the same data with the same reference share is written; mostly `folder`.
         shards: the tokens.
         config: the configuration of the reference, or of the recipe's architecture.
     """
@@ -68,8 +70,15 @@ class Workspace:
     recipe: Recipe
     training: TrainingSettings
     folder: Path
+    home: Path
     shards: Shards
     config: PretrainedConfig
+
+    def branch(self, recipe: Recipe, folder: Path) -> Workspace:
+        """Return the workspace of another run on the same data with the same reference, sharing all that was made."""
+        made = copy.copy(self)
+        made.__dict__.update(recipe=recipe, folder=folder)
+        return made
 
     def load_round(self, record: RoundRecord) -> PreTrainedModel:
         """Load the model that a round left behind, float32, in evaluation mode, on the accelerator if there is one."""
@@ -98,10 +107,14 @@ class Workspace:
         return depth_of(self.config)
 
     @property
+    def source_dtype(self) -> str:
+        """The dtype that the reference's weights are stored in, for example `bfloat16`."""
+        return str(getattr(self.config, "dtype", None) or "float32").removeprefix("torch.")
+
+    @property
     def save_dtype(self) -> str:
-        """The dtype that the result's weights are stored in, for example `bfloat16`."""
-        source = str(getattr(self.config, "dtype", None) or "float32").removeprefix("torch.")
-        return source if self.recipe.save_dtype == "source" else self.recipe.save_dtype
+        """The dtype that the result's weights are stored in, likewise."""
+        return self.source_dtype if self.recipe.save_dtype == "source" else self.recipe.save_dtype
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -151,7 +164,7 @@ class Workspace:
     def _evaluate_reference(self) -> Evaluation:
         """Read the reference's losses where this run has written them; else, or if they are damaged, evaluate it."""
         name = str(self.recipe.reference)
-        identity, stored = model_identity(name), self.folder / REFERENCE_LOSSES
+        identity, stored = model_identity(name), self.home / REFERENCE_LOSSES
         with suppress(OutputError, OSError, ValueError, EOFError):
             record, losses = self.reference_record(), np.load(stored, allow_pickle=False)
             if record.identity == identity and losses.shape == (len(self.windows),):
@@ -167,12 +180,12 @@ class Workspace:
             tokens=read_record(trained, TrainedOn).tokens if trained.is_file() else None,
             evaluation=evaluation.summary,
             identity=identity,
-        ).write(self.folder / REFERENCE_RECORD)
+        ).write(self.home / REFERENCE_RECORD)
         return evaluation
 
     def reference_record(self) -> ReferenceRecord:
         """Return what `reference_evaluation` wrote of the reference; an `OutputError` where it is damaged."""
-        return read_record(self.folder / REFERENCE_RECORD, ReferenceRecord)
+        return read_record(self.home / REFERENCE_RECORD, ReferenceRecord)
 
     def compare(self, evaluation: Evaluation) -> Comparison | None:
         """Test an evaluation against the reference's, window by window."""
@@ -216,7 +229,7 @@ def _workspace_of(recipe: Recipe, folder: Path, shards: Shards, config: Pretrain
     training = recipe.training.resolved(context_of(config), shards.tokens("train"), shards.tokens("valid"))
     share_batch(training, count_processes())  # a batch that cannot be shared out is refused
     settled = recipe.model_copy(update={"training": RecipeTraining(**training.model_dump())})
-    workspace = Workspace(settled, training, folder, shards, config)
+    workspace = Workspace(settled, training, folder, folder, shards, config)
     TrainingWindows(shards, training.length, 1, recipe.seed, training.order)  # too little text is refused
     if recipe.reference is not None:
         settings, documents = recipe.evaluation, workspace.documents

@@ -237,6 +237,51 @@ class RunRecord(Document):
         return f"{self.method}, {' + '.join(parts)}" if parts else self.method
 
 
+class FrontierPoint(Record):
+    """The model of one depth."""
+
+    run: str
+    """The folder of its run, in that of the frontier."""
+    layers: int
+    kept: str = ""
+    """Those of the reference's layers that it began with, as ranges with both ends included; empty for random ones."""
+    parameters: int
+    weight_bytes: int  # as they are saved
+    tokens: int  # spent on it, all stages and cool-downs included
+    untrained: LossSummary | None = None  # on the same windows, before any training
+    evaluation: LossSummary
+    comparison: Comparison
+    tokens_to_match: int | None = None
+    """Spent up to the first point that matched, where the curve has several; None where none did."""
+    speed: Speed | None = None
+    speed_ratio: SpeedRatio | None = None
+
+
+class FrontierRecord(Document):
+    """`frontier.json`: what each depth costs, the deepest first."""
+
+    KIND = "frontier"
+    AGAIN = "delete it and run inheritune frontier again"
+
+    name: str
+    trained: str  # the method and the objective, in words
+    recipe: dict[str, Any]
+    environment: Environment = Environment()
+    created: str = ""
+    reference: ReferenceRecord
+    reference_bytes: int
+    prices: str | None = None
+    """The file that says what layers cost; None where layers were not chosen."""
+    points: tuple[FrontierPoint, ...]
+
+    @property
+    def smallest(self) -> FrontierPoint | None:
+        """The smallest model that matches; None where none does."""
+        return min(
+            (each for each in self.points if each.comparison.matches), key=lambda each: each.layers, default=None
+        )
+
+
 class PlannedRound(Record):
     """What one round would take."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from inheritune.records.analysis import Mask
+from inheritune.records.runs import FrontierRecord
 from inheritune.report.charts.base import colours
+from inheritune.report.charts.frontier import frontier as frontier_chart
 from inheritune.report.charts.maps import ANCHORS
 from inheritune.report.charts.training import WATCHED, curves, training_map
 from inheritune.report.page import analyses
@@ -14,6 +16,7 @@ from inheritune.report.read.models import Model, Sources, models
 from inheritune.report.read.runs import Run
 from inheritune.report.rows import measures, series
 from inheritune.report.text import findings, tables
+from inheritune.report.text.frontier import frontier_table, frontier_verdict
 from inheritune.spectra.result import COLLAPSED_RANK
 
 _WATCHED: tuple[list[tuple[str, Mask | None]], ...] = (
@@ -31,6 +34,7 @@ def build(sources: Sources) -> tuple[Figures, Context]:
     references = [model.label for model in trained if model.run is None]
     palette = colours(references, [model.label for model in shown if model.label not in references])
     context: Context = {
+        "frontiers": [frontier(record, figures) for _, record in sources.frontiers],
         "curves": loss_curves(sources.runs, trained, palette, figures),
         "watched": watched(sources.runs, figures),
         "analysed": list(analysed),
@@ -52,6 +56,18 @@ def build(sources: Sources) -> tuple[Figures, Context]:
         "collapsed_below": COLLAPSED_RANK,
     }
     return figures, context
+
+
+def frontier(record: FrontierRecord, figures: Figures) -> Context:
+    """Add what each depth costs against what it gains."""
+    return {
+        "name": record.name,
+        "sentence": frontier_verdict(record),
+        "chart": figures.add(frontier_chart(record), "frontier", record.name),
+        "table": frontier_table(record),
+        "fast": all(point.speed_ratio for point in record.points),
+        "margin": f"{record.points[0].comparison.margin:g}",
+    }
 
 
 def settings(sources: Sources) -> list[Context]:

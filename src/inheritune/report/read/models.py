@@ -13,9 +13,9 @@ from pathlib import Path
 
 from inheritune.decoder.source import BUNDLED, resolve_model
 from inheritune.records.evaluation import Comparison
-from inheritune.records.runs import ReferenceRecord, ResultRecord
+from inheritune.records.runs import FrontierRecord, ReferenceRecord, ResultRecord
 from inheritune.report.read.analyses import Analysis, load_analysis
-from inheritune.report.read.runs import Run, load_runs, unique_folders
+from inheritune.report.read.runs import Run, frontiers_of, load_runs, unique_folders
 from inheritune.spectra.folder import SPECTRA
 from inheritune.storage import RECORD
 
@@ -47,6 +47,8 @@ class Sources:
     runs: tuple[Run, ...]
     studies: tuple[Model, ...] = ()
     """Models that were analysed alone and are neither the reference nor the result of a run."""
+    frontiers: tuple[tuple[Path, FrontierRecord], ...] = ()
+    """Each with its folder; the runs of its depths are among `runs`."""
 
     @property
     def shown(self) -> list[Model]:
@@ -75,7 +77,8 @@ def load(paths: Sequence[str | Path] | str | Path) -> Sources:
     analyses = {folder: load_analysis(folder) for folder in alone}
     rest = [folder for folder in folders if folder not in analyses]
     runs, left = _assign(load_runs(rest) if rest else [], analyses)
-    return Sources(tuple(runs), tuple(_studies(left, {model.label for model in models(runs)})))
+    studies = _studies(left, {model.label for model in models(runs)})
+    return Sources(tuple(runs), tuple(studies), tuple(frontiers_of(paths)))
 
 
 def _assign(runs: list[Run], analyses: dict[Path, Analysis]) -> tuple[list[Run], dict[Path, Analysis]]:

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from inheritune.errors import OutputError, nearest_path
 from inheritune.records.base import Record, first_problem, read_record
-from inheritune.records.runs import QuickstartRecord, ReproductionRecord, RunRecord
+from inheritune.records.runs import FrontierRecord, QuickstartRecord, ReproductionRecord, RunRecord
 from inheritune.report.read.analyses import Analysis, load_analysis
 from inheritune.spectra.folder import SPECTRA
-from inheritune.storage import RECORD, read_json, user_path
+from inheritune.storage import FRONTIER, RECORD, read_json, user_path
 
 
 class Step(Record):
@@ -86,7 +86,7 @@ class Run:
 
 
 def unique_folders(paths: Sequence[str | Path] | str | Path) -> list[Path]:
-    """Return each folder once, as an absolute path; for a quickstart or a reproduced table, the folders of its runs.
+    """Return each folder once, as an absolute path; for a quickstart, a frontier or a reproduced table, the folders of its runs.
 
     Raises:
         OutputError: none was named.
@@ -98,7 +98,20 @@ def unique_folders(paths: Sequence[str | Path] | str | Path) -> list[Path]:
     return list(dict.fromkeys(each for folder in folders for each in _runs_of(folder)))
 
 
+def frontiers_of(paths: Sequence[str | Path] | str | Path) -> list[tuple[Path, FrontierRecord]]:
+    """Return the frontiers among these folders, each once with its folder.
+
+    Raises:
+        OutputError: a record is damaged.
+    """
+    named = [paths] if isinstance(paths, str | Path) else paths
+    folders = dict.fromkeys(user_path(path).resolve() for path in named)
+    return [(each, read_record(each / FRONTIER, FrontierRecord)) for each in folders if (each / FRONTIER).is_file()]
+
+
 def _runs_of(folder: Path) -> list[Path]:
+    if (folder / FRONTIER).is_file():
+        return [folder / point.run for point in read_record(folder / FRONTIER, FrontierRecord).points]
     path = folder / RECORD
     held = read_json(path) if path.is_file() else None
     kind = held.get("kind") if isinstance(held, dict) else None

@@ -17,6 +17,7 @@ from inheritune.report.rows.measures import agreements
 from inheritune.report.rows.series import Row, class_counts, head_rows
 from inheritune.report.text import format as fmt
 from inheritune.report.text import steps
+from inheritune.report.text.frontier import frontier_notes, frontier_verdict
 from inheritune.report.text.steps import Step
 from inheritune.report.text.tables import Table
 from inheritune.report.text.verdict import Verdict, verdict
@@ -29,6 +30,13 @@ def opening(sources: Sources) -> Verdict:
     studies, analysed = sources.studies, sources.analysed
     weak = list(dict.fromkeys(line for analysis in analysed.values() for line in steps.weak_analysis(analysis)))
     said = [statement(model.label, analysed[model.label]) for model in studies]
+    if sources.frontiers:
+        folder, record = sources.frontiers[0]
+        chosen = folder / (record.smallest or record.points[0]).run
+        opened = verdict(sources.runs, next(run for run in sources.runs if run.path == chosen))
+        first, *more = [frontier_verdict(each) for _, each in sources.frontiers]
+        notes = [*more, *frontier_notes(record), *opened.notes, *said]
+        return replace(opened, sentence=first, cautions=opened.cautions + weak, notes=notes)
     if sources.runs:
         opened = verdict(sources.runs)
         return replace(opened, cautions=opened.cautions + weak, notes=opened.notes + said)

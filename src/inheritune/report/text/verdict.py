@@ -54,9 +54,9 @@ class Verdict:
     """What a reader must know beside it, a sentence or two each."""
 
 
-def verdict(runs: Sequence[Run]) -> Verdict:
-    """Make the verdict on the primary run (the first made by Inheritune, else the first) of `runs`."""
-    main = primary(runs)
+def verdict(runs: Sequence[Run], main: Run | None = None) -> Verdict:
+    """Make the verdict on the run `main` of `runs`: the primary, the first made by Inheritune, unless told otherwise."""
+    main = main or primary(runs)
     others = [run for run in runs if run is not main]
     notes = [lazy_note(_reference_analysis(runs, main))] if main.record.reference is not None else []
     notes += [*depth_note(main.record), *repeated_test_note(main.record)]
@@ -155,10 +155,10 @@ def speed_words(record: RunRecord) -> str:
         return f"{both}, under other conditions ({fmt.how(own)} and {fmt.how(other)}: not comparable)"
     if record.result.speed_ratio is None:
         return f"{both} ({fmt.how(own)}; measured one after the other, so a few per cent mean nothing)"
-    return f"{both} ({fmt.how(own)}): {_ratio(record.result.speed_ratio)}"
+    return f"{both} ({fmt.how(own)}): {ratio_words(record.result.speed_ratio)}"
 
 
-def _ratio(measured: SpeedRatio) -> str:
+def ratio_words(measured: SpeedRatio) -> str:
     """Say which of two models generates faster; neither, where the interval of the ratio holds 1."""
     bounds = f"{fmt.percent(measured.confidence)} CI {measured.ci_low:.2f} to {measured.ci_high:.2f}"
     text = f"{measured.ratio:.2f} times as fast ({bounds}, {plural(measured.turns, 'turn')})"
