@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from inheritune.errors import PlanError, RecipeError
 from inheritune.recipes.schema import METHODS, Recipe, RecommendedLayers
@@ -50,9 +51,14 @@ def recipes_by_depth(recipe: Recipe, depth: int, prices: PricesRecord | None = N
     for name in ("keep", "drop"):
         if (value := getattr(recipe, name)) is not None:
             raise RecipeError(f"{name} {value} and frontier are both given: expected frontier.depths alone")
-    made = []
+    made: list[Recipe] = []
     for count in _depths(recipe, depth):
-        update = {"name": f"{recipe.name}-{count}", "frontier": None, "keep": str(count), "layers": None}
+        update: dict[str, Any] = {
+            "name": f"{recipe.name}-{count}",
+            "frontier": None,
+            "keep": str(count),
+            "layers": None,
+        }
         if "growth" in takes:
             update["growth"] = recipe.growth.model_copy(update={"max_rounds": 1})
         if recipe.analysis is not None and made:  # the reference is analysed once

@@ -277,9 +277,8 @@ class FrontierRecord(Document):
     @property
     def smallest(self) -> FrontierPoint | None:
         """The smallest model that matches; None where none does."""
-        return min(
-            (each for each in self.points if each.comparison.matches), key=lambda each: each.layers, default=None
-        )
+        matching = [each for each in self.points if each.comparison.matches]
+        return min(matching, key=lambda each: each.layers, default=None)
 
 
 class PlannedRound(Record):

@@ -18,21 +18,15 @@ def frontier_rows(record: FrontierRecord) -> list[Row]:
 
     Both are times the reference: tokens a second, with an interval, and the reference's parameters by the model's own.
     """
-    whole = record.reference.layers
-    rows: list[Row] = [
-        {"layers": whole, "name": plural(whole, "layer"), "gain": 1.0, "difference": 0.0, "kind": "reference"}
-    ]
+    whole = record.reference
+    rows: list[Row] = [{"layers": whole.layers, "kind": "reference", "gain": 1.0, "difference": 0.0}]
     for point in record.points:
         test, speed = point.comparison, point.speed_ratio
-        row: Row = {
-            "layers": point.layers,
-            "name": plural(point.layers, "layer"),
-            "kind": "matches" if test.matches else "not shown to match",
-        }
+        row: Row = {"layers": point.layers, "kind": "matches" if test.matches else "not shown to match"}
         row |= {"difference": test.difference, "low": test.ci_low, "high": test.ci_high}
-        row["gain"] = record.reference.parameters / point.parameters
+        row["gain"] = whole.parameters / point.parameters
         rows.append(row | ({"gain": speed.ratio, "slow": speed.ci_low, "fast": speed.ci_high} if speed else {}))
-    return rows
+    return [row | {"name": plural(row["layers"], "layer")} for row in rows]
 
 
 def frontier(record: FrontierRecord) -> base.Picture:

@@ -35,7 +35,8 @@ def write_report(paths: Sequence[str | Path] | str | Path, out: str | Path) -> P
     """Write the page on finished runs and analyses, one or more, and return its path.
 
     Args:
-        paths: folders with a `record.json` of `run`, `quickstart` or `reproduce`, a `frontier.json`, or a `spectra.json` of `analyze`.
+        paths: folders with a `record.json` of `run`, `quickstart` or `reproduce`, a `frontier.json`, or a
+            `spectra.json` of `analyze`.
         out: the HTML file; an earlier report there is replaced, any other file is left alone.
 
     Raises:

@@ -86,7 +86,7 @@ class Run:
 
 
 def unique_folders(paths: Sequence[str | Path] | str | Path) -> list[Path]:
-    """Return each folder once, as an absolute path; for a quickstart, a frontier or a reproduced table, the folders of its runs.
+    """Return each folder once, as an absolute path; the folders of its runs for a quickstart, a frontier or a table.
 
     Raises:
         OutputError: none was named.

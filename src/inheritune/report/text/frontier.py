@@ -11,7 +11,7 @@ from inheritune.report.text.verdict import ratio_words
 
 
 def frontier_verdict(record: FrontierRecord) -> str:
-    """Return the smallest model that matches, and what those below it cost; or what each size costs, where none does."""
+    """Return the smallest model that matches and what those below it cost, or what each costs where none does."""
     best, reference = record.smallest, record.reference
     below = [point for point in record.points if best is None or point.layers < best.layers]
     costs = ", ".join(f"{plural(point.layers, 'layer')} {_cost(point)}" for point in below)
@@ -46,8 +46,8 @@ def frontier_notes(record: FrontierRecord) -> list[str]:
         return []
     chance = fmt.percent(sum((1 - test.confidence) / 2 for test in tests))
     return [
-        f"{len(tests)} depths were tested on the same windows: the chance that one worse by more than the margin passes "
-        f"is at most {chance}, summed over them."
+        f"{len(tests)} depths were tested on the same windows: the chance that one worse by more than the margin "
+        f"passes is at most {chance}, summed over them."
     ]
 
 

@@ -55,7 +55,7 @@ class Verdict:
 
 
 def verdict(runs: Sequence[Run], main: Run | None = None) -> Verdict:
-    """Make the verdict on the run `main` of `runs`: the primary, the first made by Inheritune, unless told otherwise."""
+    """Make the verdict on the run `main` of `runs`; by default the first made by Inheritune, else the first."""
     main = main or primary(runs)
     others = [run for run in runs if run is not main]
     notes = [lazy_note(_reference_analysis(runs, main))] if main.record.reference is not None else []
