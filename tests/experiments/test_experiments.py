@@ -14,7 +14,7 @@ from inheritune.decoder import open_decoder
 from inheritune.decoder.source import resolve_model
 from inheritune.errors import DataError, OutputError, PlanError, RecipeError
 from inheritune.experiments import EXPERIMENTS, quickstart, reproduce
-from inheritune.experiments.quickstart import measured_recipe, paper_recipe, scratch_recipe, ship
+from inheritune.experiments.quickstart import measured_recipe, paper_recipe, scratch_recipe, ship_baselines
 from inheritune.recipes import load_recipe
 from inheritune.records.base import read_record
 from inheritune.records.prices import PricesRecord
@@ -110,7 +110,7 @@ def test_the_baselines_have_the_same_depth_and_tokens(tmp_path: Path) -> None:
 
 
 def shipped_baselines_are_read_and_said_to_be_shipped(out: Path, assets: Path) -> None:
-    ship(out, assets)
+    ship_baselines(out, assets)
     runs = load_runs([out / "measured", assets / "inheritune", assets / "scratch"])
     assert [run.absent for run in runs] == [()] * 3
     assert not [*assets.rglob("*.safetensors")]

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import inheritune as it
 from inheritune.cli.main import app
 from inheritune.errors import InherituneError, PlanError, RecipeError
+from inheritune.experiments.quickstart import ship_frontier
 from inheritune.recipes import workspace
 from inheritune.recipes.frontier import _tokens_to_match
 from inheritune.records.base import read_record
@@ -202,3 +203,13 @@ def test_speed_is_measured_in_turns_and_the_command_prints_what_each_costs(
     table = lines[: next(i for i, line in enumerate(lines) if "matches the reference" in line)]
     assert max(map(len, table)) <= 80 and f"{record.points[1].comparison.difference:+.4f}" in done.stdout
     assert "times as fast" in (tmp_path / "f" / "frontier.svg").read_text()
+
+
+def test_a_shipped_frontier_stands_alone(made: Path, tmp_path: Path) -> None:
+    ship_frontier(made, tmp_path)
+    record = record_of(tmp_path / "frontier")
+    assert record.points == record_of(made).points
+    write_report([tmp_path / "frontier"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Not trained here: shipped with the package; inheritune frontier stdlib-frontier trains it again" in page
+    assert 'id="frontier-tiny"' in page

@@ -57,6 +57,7 @@ def main() -> None:
     # Our own progress line says what is going on; the libraries' bars and hints would tear it.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         status = app(standalone_mode=False) or 0
     except (UsageError, InherituneError) as error:

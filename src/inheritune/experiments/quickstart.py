@@ -15,9 +15,9 @@ from typing import Any
 
 from inheritune.recipes import load_recipe, run
 from inheritune.records.base import environment, now, read_record
-from inheritune.records.runs import QuickstartRecord, RunRecord
+from inheritune.records.runs import FrontierRecord, QuickstartRecord, RunRecord
 from inheritune.report import load_runs, verdict, write_report
-from inheritune.storage import RECORD, claimed, user_path, whole_folder
+from inheritune.storage import FRONTIER, RECORD, claimed, user_path, whole_folder
 
 BASELINES = ("inheritune", "scratch")
 LOGGING = {"log_every": 10, "valid_every": 50, "checkpoint_every": 50}
@@ -106,7 +106,8 @@ def quickstart(
         else:
             baselines = [_shipped(name, folder / name) for name in BASELINES]
         folders = [folder / name for name in ("measured", *BASELINES)]
-        report = write_report(folders, folder / "report.html")
+        pages = folders if live else [*folders, _copied("frontier", folder / "frontier", FRONTIER)]
+        report = write_report(pages, folder / "report.html")
         return QuickstartRecord(
             created=now(),
             environment=environment(),
@@ -120,28 +121,42 @@ def quickstart(
 
 
 def _shipped(name: str, place: Path) -> RunRecord:
-    """Copy the record of a baseline, with its curve and losses, into the folder of the quickstart, and return it."""
-    if not (place / RECORD).is_file():
+    return read_record(_copied(name, place, RECORD) / RECORD, RunRecord)
+
+
+def _copied(name: str, place: Path, record: str) -> Path:
+    """Copy what the package ships, a record with what belongs to it, into the folder of the quickstart; return it."""
+    if not (place / record).is_file():
         shipped = resources.files("inheritune") / "assets" / "quickstart" / name
         with resources.as_file(shipped) as source, whole_folder(place) as temporary:
             shutil.copytree(source, temporary, dirs_exist_ok=True)
-    return read_record(place / RECORD, RunRecord)
+    return place
 
 
-def ship(finished: Path, assets: Path) -> None:
-    """Copy what a report needs of the baselines of a quickstart that was run with `live`, without models, to `assets`.
+_AGAIN = "shipped with the package; inheritune {} trains it again (made {})"
 
-    python -c "from inheritune.experiments.quickstart import ship; ..." makes what `_shipped` copies.
-    """
+
+def ship_frontier(finished: Path, assets: Path) -> None:
+    """Copy the record of the recipe `stdlib-frontier`, run in the folder `finished`, to where `quickstart` looks."""
+    held = read_record(finished / FRONTIER, FrontierRecord)
+    with whole_folder(assets / "frontier", replace=True) as place:
+        shipped = _AGAIN.format("frontier stdlib-frontier", held.created)
+        held.model_copy(update={"shipped": shipped}).write(place / FRONTIER)
+
+
+def ship_baselines(finished: Path, assets: Path) -> None:
+    """Copy what a report needs of the baselines of a `live` quickstart, without models, to where `quickstart` looks."""
     for name in BASELINES:
         record = read_record(finished / name / RECORD, RunRecord)
-        shipped = f"shipped with the package; inheritune quickstart --live trains it again (made {record.created})"
         rounds = tuple(each.model_copy(update={"collapse": None}) for each in record.rounds)
-        result = record.result.model_copy(update={"analysis": None, "model": None})
         with whole_folder(assets / name, replace=True) as place:
             documents = record.data.documents if record.data else None
             for file in filter(None, [*(each.metrics for each in rounds), record.result.losses, documents]):
                 (place / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(finished / name / file, place / file)
-            changes = {"rounds": rounds, "result": result, "shipped": shipped}
+            changes = {
+                "rounds": rounds,
+                "result": record.result.model_copy(update={"analysis": None, "model": None}),
+                "shipped": _AGAIN.format("quickstart --live", record.created),
+            }
             record.model_copy(update=changes).write(place / RECORD)

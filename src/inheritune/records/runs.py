@@ -273,6 +273,8 @@ class FrontierRecord(Document):
     prices: str | None = None
     """The file that says what layers cost; None where layers were not chosen."""
     points: tuple[FrontierPoint, ...]
+    shipped: str | None = None
+    """Where the record is from, if it was not made in its folder, which then has no runs."""
 
     @property
     def smallest(self) -> FrontierPoint | None:

@@ -63,6 +63,7 @@ def frontier(record: FrontierRecord, figures: Figures) -> Context:
     return {
         "name": record.name,
         "sentence": frontier_verdict(record),
+        "shipped": record.shipped,
         "chart": figures.add(frontier_chart(record), "frontier", record.name),
         "table": frontier_table(record),
         "fast": all(point.speed_ratio for point in record.points),

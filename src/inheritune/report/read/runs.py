@@ -111,7 +111,8 @@ def frontiers_of(paths: Sequence[str | Path] | str | Path) -> list[tuple[Path, F
 
 def _runs_of(folder: Path) -> list[Path]:
     if (folder / FRONTIER).is_file():
-        return [folder / point.run for point in read_record(folder / FRONTIER, FrontierRecord).points]
+        frontier = read_record(folder / FRONTIER, FrontierRecord)
+        return [] if frontier.shipped else [folder / point.run for point in frontier.points]
     path = folder / RECORD
     held = read_json(path) if path.is_file() else None
     kind = held.get("kind") if isinstance(held, dict) else None

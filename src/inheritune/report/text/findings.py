@@ -30,16 +30,20 @@ def opening(sources: Sources) -> Verdict:
     studies, analysed = sources.studies, sources.analysed
     weak = list(dict.fromkeys(line for analysis in analysed.values() for line in steps.weak_analysis(analysis)))
     said = [statement(model.label, analysed[model.label]) for model in studies]
-    if sources.frontiers:
-        folder, record = sources.frontiers[0]
+    trained = [pair for pair in sources.frontiers if not pair[1].shipped]
+    said += [f"{each.name}: {frontier_verdict(each)}" for _, each in sources.frontiers if each.shipped]
+    if trained:
+        folder, record = trained[0]
         chosen = folder / (record.smallest or record.points[0]).run
         opened = verdict(sources.runs, next(run for run in sources.runs if run.path == chosen))
-        first, *more = [frontier_verdict(each) for _, each in sources.frontiers]
+        first, *more = [frontier_verdict(each) for _, each in trained]
         notes = [*more, *frontier_notes(record), *opened.notes, *said]
         return replace(opened, sentence=first, cautions=opened.cautions + weak, notes=notes)
     if sources.runs:
         opened = verdict(sources.runs)
         return replace(opened, cautions=opened.cautions + weak, notes=opened.notes + said)
+    if not studies:
+        return Verdict("alone", said[0], [], [], said[1:])
     advised = [recommendation(model) for model in studies]
     if len(studies) == 1:
         return Verdict("alone", said[0], advised[0].steps if advised[0] else [], weak, [])
