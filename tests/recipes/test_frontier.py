@@ -15,8 +15,13 @@ from typer.testing import CliRunner
 
 import inheritune as it
 from inheritune.cli.main import app
+<<<<<<< HEAD
 from inheritune.errors import InherituneError, PlanError, RecipeError
 from inheritune.experiments.quickstart import ship_frontier
+=======
+from inheritune.decoder.source import resolve_model
+from inheritune.errors import InherituneError, ModelError, PlanError, RecipeError
+>>>>>>> frontier
 from inheritune.recipes import workspace
 from inheritune.recipes.frontier import _tokens_to_match
 from inheritune.records.base import read_record
@@ -67,6 +72,8 @@ def test_each_point_is_the_run_of_its_layers(setting: Path, tmp_path: Path, made
         assert point.weight_bytes == 4 * sum(value.numel() for key, value in theirs.items() if key != "lm_head.weight")
         assert (point.tokens, point.tokens_to_match) == (6 * 4 * 16, 6 * 4 * 16 if point.comparison.matches else None)
         assert point.run == f"depth-{point.layers}"
+    with pytest.raises(ModelError, match="is a frontier, not a model: pass .*round-1"):
+        resolve_model(made)
     assert (record.reference.layers, record.reference_bytes) == (6, 4 * record.reference.parameters)
 
 

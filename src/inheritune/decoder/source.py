@@ -16,7 +16,7 @@ from inheritune.decoder.gguf import find_gguf, unpack_gguf
 from inheritune.errors import ModelError, OutputError, nearest_path
 from inheritune.records.base import read_record
 from inheritune.records.runs import RunRecord
-from inheritune.storage import IDENTITY, RECORD, user_path
+from inheritune.storage import FRONTIER, IDENTITY, RECORD, user_path
 
 BUNDLED = "stdlib"
 """The name of the reference model that the package ships."""
@@ -29,7 +29,12 @@ _LABELS = ("_name_or_path", "transformers_version")
 _SAMPLE = 64
 """Bytes of each weight that an identity depends on."""
 
-_OURS = {"round.json": "a round of a run", "spectra.json": "an analysis", "manifest.json": "a folder of token shards"}
+_OURS = {
+    "round.json": "a round of a run",
+    FRONTIER: "a frontier",
+    "spectra.json": "an analysis",
+    "manifest.json": "a folder of token shards",
+}
 """What a folder is that has one of these files and no model."""
 
 _EXPECTED = "expected a model folder, the folder of a finished run, a GGUF file, a hub id, or stdlib"

@@ -27,6 +27,7 @@ from inheritune.recipes.workspace import recipe_config
 from inheritune.records.runs import MemoryEstimate, PlannedRound, PlanRecord
 from inheritune.surgery import LayerPlan, blueprint
 from inheritune.surgery.config.target import depth_of, target_config
+from inheritune.surgery.repair import check_repairable
 from inheritune.training import ObjectiveSettings, TrainingSettings
 from inheritune.training.engine import teaches_in_bfloat16
 from inheritune.training.losses import LOGITS_AT_ONCE
@@ -129,6 +130,8 @@ def check_recipe(recipe: Recipe) -> PretrainedConfig:
     plans, scaled = method.plans(recipe, depth_of(config)), method.scaled_config(recipe, config)
     if (objective := method.objective(recipe)).hidden:
         _check_hidden(objective, plans, scaled, config)
+    if recipe.repair:
+        check_repairable(plans[0], depth_of(config))
     context = context_of(config)
     longest = max(recipe.training.length or 0, recipe.evaluation.length or 0)
     if context and longest > context:
