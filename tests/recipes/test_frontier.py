@@ -15,13 +15,9 @@ from typer.testing import CliRunner
 
 import inheritune as it
 from inheritune.cli.main import app
-<<<<<<< HEAD
-from inheritune.errors import InherituneError, PlanError, RecipeError
-from inheritune.experiments.quickstart import ship_frontier
-=======
 from inheritune.decoder.source import resolve_model
 from inheritune.errors import InherituneError, ModelError, PlanError, RecipeError
->>>>>>> frontier
+from inheritune.experiments.quickstart import ship_frontier
 from inheritune.recipes import workspace
 from inheritune.recipes.frontier import _tokens_to_match
 from inheritune.records.base import read_record
