@@ -68,7 +68,7 @@ def test_each_point_is_the_run_of_its_layers(setting: Path, tmp_path: Path, made
         assert point.weight_bytes == 4 * sum(value.numel() for key, value in theirs.items() if key != "lm_head.weight")
         assert (point.tokens, point.tokens_to_match) == (6 * 4 * 16, 6 * 4 * 16 if point.comparison.matches else None)
         assert point.run == f"depth-{point.layers}"
-    with pytest.raises(ModelError, match="is a frontier, not a model: pass .*round-1"):
+    with pytest.raises(ModelError, match=r"is a frontier, not a model: pass .*round-1"):
         resolve_model(made)
     assert (record.reference.layers, record.reference_bytes) == (6, 4 * record.reference.parameters)
 
