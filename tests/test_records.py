@@ -186,7 +186,7 @@ def test_an_analysis_of_version_01_is_read() -> None:
         for row, layer in enumerate(raw["layers"]):
             for name in ("rank", "mass", "entropy", "stable_rank", "sink_column", "sink_epsilon", "rank_error"):
                 assert getattr(part, name)[row].tolist() == layer[mask][name]
-    later = {"measured": False, "losses": {}, "uniform": None}
+    later = {"measured": False, "losses": {}, "uniform": None, "order": []}
     assert load_recommendation(folder).as_json() == raw["recommendation"] | later
     maps = json.loads((folder / "maps.json").read_text())["maps"]
     assert [each.as_json() for each in read_maps(folder)] == maps
