@@ -42,9 +42,9 @@ def measured_recipe(folder: Path) -> dict[str, Any]:
         "method": "inheritune",
         "reference": "stdlib",
         "keep": "75%",
-        "objective": {"kl": 1.0, "hidden": 1.0},
+        "objective": "kl",
         "data": {"source": "stdlib", "folder": str(folder / "data")},
-        "training": {"steps": 1380, "batch": 16, "length": 128, **MEASURED, **LOGGING},
+        "training": {"steps": 1650, "batch": 16, "length": 128, **MEASURED, **LOGGING},
         "growth": {"max_rounds": 1},
         "evaluation": {"windows": 2000, "prompt": "def "},
     }
