@@ -82,7 +82,7 @@ def test_a_budget_without_measuring_is_a_depth(setting: Path) -> None:
         planned = it.plan(recipe(setting, method=method, layers=None, keep="66%"))
         assert planned.rounds[-1].layers == 4
     planned = it.plan(recipe(setting, layers=None, drop=2))
-    assert "which 4 layers stay is measured when the run begins" in planned.notes[0]
+    assert "which 4 layers to keep is measured when the run begins" in planned.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -266,5 +266,5 @@ def test_lazy_layers_that_stay_are_lazy_too_only_beside_lazy_layers_that_go() ->
 
 @pytest.mark.parametrize("wrong", [None, "analysis", [1.0]])
 def test_what_is_no_result_of_an_analysis_is_refused(wrong: object) -> None:
-    with pytest.raises(InherituneError, match=r"cannot recommend from a \w+: expected what analyze returns"):
+    with pytest.raises(InherituneError, match=r"cannot recommend from \w+: expected what analyze returns"):
         recommend(wrong)  # type: ignore[arg-type]

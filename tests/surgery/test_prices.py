@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from inheritune.cli.main import app
 from inheritune.decoder import save_model
-from inheritune.errors import DataError, OutputError, PlanError
+from inheritune.errors import DataError, InherituneError, OutputError, PlanError
 from inheritune.records.prices import Cost, DepthPrice, LayerPrice, PricesRecord
 from inheritune.spectra import analyze, load_recommendation
 from inheritune.spectra.advice import depth_of_budget, recommend, recommend_by_price
@@ -171,6 +173,43 @@ def test_a_mistake_is_said_before_the_analysis(options: list[str], line: str, fo
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "line"),
+    [
+        (("cuts", 0, "cut"), [9], "cuts[0].cut is [9], expected 1 different layers of 4"),
+        (("cuts", 1, "cut"), [2, 2], "cuts[1].cut is [2, 2], expected 2 different layers of 4"),
+        (("path",), [[1, 2.0], [1, 3.0]], "path is [1, 1], expected 2 different layers of 4"),
+        (("layers",), [], "layers has not an entry for each of the 4 layers"),
+    ],
+)
+def test_prices_that_contradict_themselves_are_damaged(
+    place: tuple[Any, ...], value: Any, line: str, tmp_path: Path
+) -> None:
+    measure_prices(tmp_path, llama(4), windows(), depth=2)
+    held = json.loads((tmp_path / "prices.json").read_text())
+    inner = held
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (tmp_path / "prices.json").write_text(json.dumps(held))
+    with pytest.raises(OutputError, match=f"prices.json is damaged or was changed by hand .{re.escape(line)}"):
+        recommend(tmp_path, keep=2)
+
+
+def test_numbers_that_are_none_are_refused_in_python() -> None:
+    model, data = llama(4), windows()
+    for options in ({"depth": 2.5}, {"depth": "3"}, {"depth": True}, {"beam": 2.0}):
+        name, value = next(iter(options.items()))
+        with pytest.raises(InherituneError, match=re.escape(f"{name} {value!r}: expected a whole number")):
+            ablate(model, data, **options)  # type: ignore[arg-type]
+    found = ablate(model, data, depth=None)
+    assert len(found.kept(2)) == 2
+    with pytest.raises(PlanError, match="'x' is not a layer"):
+        found.kept("x")  # type: ignore[arg-type]
+    with pytest.raises(InherituneError, match=r"cannot recommend from Ablation: .* kept\(depth\) says"):
+        recommend(found, keep=2)  # type: ignore[arg-type]
+
+
 def test_one_window_is_refused() -> None:
     from inheritune.surgery.prices import check_choice
 
@@ -200,15 +239,37 @@ def test_a_budget_of_inherit_keeps_the_measured_layers(folder: Path) -> None:
     [
         (["--keep", "2", "--layers", "2"], "--keep and --layers are both given: expected one of them"),
         (["--drop", "2", "--grow-from", "MODEL"], "--drop and --grow-from are both given: expected one of them"),
-        (["--analysis", "A"], "--analysis says which layers stay, not how many: pass --keep or --drop too"),
-        (["--keep", "2", "--analysis", "A", "--data", "T"], "--analysis and --data both say which layers stay"),
+        (["--analysis", "PRICED"], "--analysis says which layers stay, not how many: pass --keep or --drop too"),
         (["--keep", "2", "--data", "T", "--arrange", "last"], "--data and --arrange both say which layers stay"),
+        (["--keep", "101%"], "keep 101%: expected a share of at most 100%"),
+        (["--keep", "2", "--data", "T", "--analysis", "PRICED"], "--analysis and --data both say which layers stay"),
+        (
+            ["--keep", "2", "--analysis", "PRICED/prices.json"],
+            "PRICED/prices.json is a file: expected the folder",
+        ),
+        (
+            ["--keep", "2", "--analysis", "STOPPED"],
+            "STOPPED is an analysis with --ablate that was stopped",
+        ),
+        (
+            ["--keep", "2", "--data", "T", "--out", "PRICED"],
+            "PRICED exists and is not empty",
+        ),
         (["--keep", "5"], "keep 5 of 4 layers leaves 5: expected 1 to 4, or a share such as 80%"),
         (["--keep", "2", "--analysis", "A"], "no file A/spectra.json: expected a record written by inheritune"),
     ],
 )
 def test_a_budget_of_inherit_that_cannot_be_is_one_line(options: list[str], line: str, folder: Path) -> None:
-    given = [str(folder / "model") if option == "MODEL" else option for option in options]
-    done = invoke("inherit", folder / "model", *given, "--out", folder / "small")
-    assert str(done.exception).startswith(line)
+    model, priced, stopped = folder / "model", folder / "priced", folder / "stopped"
+    invoke("analyze", model, "--tokens", folder / "windows.npy", "--out", priced, "--ablate", "--depth", 2)
+    shutil.copytree(priced, stopped)
+    (stopped / "prices.json").rename(stopped / "prices.part.npz")
+    names = {"MODEL": str(model), "PRICED": str(priced), "STOPPED": str(stopped)}
+
+    def named(text: str) -> str:
+        return re.sub("|".join(names), lambda found: names[found[0]], text)
+
+    out = () if "--out" in options else ("--out", folder / "small")
+    done = invoke("inherit", model, *map(named, options), *out)
+    assert str(done.exception).startswith(named(line))
     assert not (folder / "small").exists()

@@ -127,6 +127,14 @@ def inherit(
 
     check_shard_size(max_shard_size)
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
+    if not plan_only:
+        if out is None:
+            raise OutputError("no output folder: pass --out DIR, or --plan-only to see the plan alone")
+        check_destination(out, Path(model), *([Path(grow_from)] if grow_from else []))
+    with _notes():
+        for folder in (layers if recommended_layers(layers) else None, analysis, revive):
+            if folder is not None:
+                check_same_model(folder, model)
     budget = Budget(keep, drop, analysis, data, separator, field)
     chosen = budget.choose(model, config, layers, arrange, grow_from)
     target = None if grow_from is None else load_config(grow_from, trust_remote_code=trust_remote_code)
@@ -135,21 +143,14 @@ def inherit(
     plan = plan if moved is None else plan.with_moved(moved)
     if revive is not None:
         plan = plan.revive(heads_to_revive(revive, depth_of(config)))
-    with _notes():
-        for folder in (layers if recommended_layers(layers) else None, analysis, revive):
-            if folder is not None:
-                check_same_model(folder, model)
     if private and push_to is None:
         raise OutputError("--private is for an upload: pass --push-to USER/NAME")
     request = SurgeryRequest(
         model, grow_from, config, target, plan, width, repair, seed, max_shard_size, revision, trust_remote_code
     )
     typer.echo(request.describe())
-    if plan_only:
+    if plan_only or out is None:
         return
-    if out is None:
-        raise OutputError("no output folder: pass --out DIR, or --plan-only to see the plan alone")
-    check_destination(out, Path(model), *([Path(grow_from)] if grow_from else []))
     if push_to is not None:
         hub.check_push(push_to)
     with _notes():

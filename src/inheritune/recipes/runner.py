@@ -34,6 +34,7 @@ from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord, 
 from inheritune.records.surgery import ParameterCounts
 from inheritune.spectra import analyze_into
 from inheritune.spectra.advice import depth_of_budget
+from inheritune.spectra.folder import PRICES
 from inheritune.storage import RECORD, check_folder, claimed, read_identity, write_text
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
@@ -44,6 +45,8 @@ from inheritune.surgery.prices import check_choice, measure_prices
 from inheritune.surgery.width import describe_width
 
 SAMPLE_TOKENS = 64
+PREPARED = PRICES.removesuffix(".json")
+"""What a refused run may have written beside its data."""
 LOSSES, DOCUMENTS = "losses.npy", "documents.npy"
 """The result's loss on each window, where its weights were rounded after the last round."""
 
@@ -78,7 +81,7 @@ def run(
     for line in method.notes(checked, depth_of(config)):
         note(line)
     # The first process claims for all of them: the others only write where it has been.
-    with claimed(folder, identity, preparation=(DATA,)) if is_main() else nullcontext():
+    with claimed(folder, identity, preparation=(DATA, PREPARED)) if is_main() else nullcontext():
         return complete(choose_layers(open_workspace(checked, folder, config)))
 
 

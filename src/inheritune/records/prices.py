@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from inheritune.records.analysis import AnalysedText, Index
 from inheritune.records.base import Document, Environment, Record
@@ -84,3 +86,17 @@ class PricesRecord(Document):
     data: AnalysedText | None = None
     environment: Environment = Environment()
     created: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_depth(self) -> Self:
+        cuts = {f"cuts[{i}].cut": (each.cut, self.depth - each.depth) for i, each in enumerate(self.cuts)}
+        for i, each in enumerate(self.cuts):
+            names = {f"cuts[{i}].others.{rule}": (other.cut, len(each.cut)) for rule, other in each.others.items()}
+            cuts |= names
+        cuts["path"] = tuple(layer for layer, _ in self.path), len(self.path)
+        for name, (cut, count) in cuts.items():
+            if len(cut) != count or len({*cut} & {*range(self.depth)}) != count or count >= self.depth:
+                raise ValueError(f"{name} is {list(cut)}, expected {count} different layers of {self.depth}")
+        if [layer.index for layer in self.layers] != [*range(self.depth)]:
+            raise ValueError(f"layers has not an entry for each of the {self.depth} layers")
+        return self

@@ -15,7 +15,7 @@ from inheritune.layers import plural
 from inheritune.records.analysis import AnalysisRecord, Recommendation
 from inheritune.records.base import read_record
 from inheritune.records.prices import PricesRecord
-from inheritune.spectra.folder import PRICES, SPECTRA, from_record, read_analysis
+from inheritune.spectra.folder import PART, PRICES, SPECTRA, from_record, read_analysis
 from inheritune.spectra.recommend import recommend as recommend_by_rank
 from inheritune.spectra.recommend import rival_cuts
 from inheritune.spectra.result import BothSpectra, Spectra
@@ -50,7 +50,8 @@ def recommend(
         OutputError: there is no analysis in the folder.
     """
     if isinstance(source, str | Path):
-        source, depth = _read(Path(source).expanduser())
+        held = read_measured(Path(source).expanduser())
+        source, depth = (held, None) if isinstance(held, PricesRecord) else (from_record(held), held.depth)
     if isinstance(source, PricesRecord):
         return recommend_by_price(source, depth_of_budget(keep, drop, source.depth), allowance)
     advice = recommend_by_rank(source, depth)
@@ -58,12 +59,19 @@ def recommend(
     return advice if count is None else _first(count, advice.depth, source.parts[0])
 
 
-def _read(folder: Path) -> tuple[Spectra | BothSpectra | PricesRecord, int | None]:
-    """Return the prices in a folder, or its analysis with the model's depth."""
+def read_measured(folder: Path) -> PricesRecord | AnalysisRecord:
+    """Return the prices in the folder of an analysis or a run, or else the analysis.
+
+    Raises:
+        OutputError: there is neither, one is damaged, or the pricing was stopped.
+    """
+    if folder.is_file():
+        raise OutputError(f"{folder} is a file: expected the folder of an analysis, {folder.parent}")
     if (folder / PRICES).is_file():
-        return read_record(folder / PRICES, PricesRecord), None
-    record = read_analysis(folder)
-    return from_record(record), record.depth
+        return read_record(folder / PRICES, PricesRecord)
+    if (folder / PART).is_file():
+        raise OutputError(f"{folder} is an analysis with --ablate that was stopped: give the same command again")
+    return read_analysis(folder)
 
 
 def _first(count: int, depth: int, spectra: Spectra) -> Recommendation:
@@ -127,14 +135,13 @@ def load_recommendation(folder: str | Path) -> Recommendation:
     Raises:
         OutputError: there is no analysis, a file is damaged, or it holds no recommendation.
     """
-    prices = Path(folder) / PRICES
-    if prices.is_file():
-        return recommend_by_price(read_record(prices, PricesRecord))
-    held = read_analysis(folder).recommendation
-    if held is None:
+    held = read_measured(Path(folder))
+    if isinstance(held, PricesRecord):
+        return recommend_by_price(held)
+    if held.recommendation is None:
         path = Path(folder) / SPECTRA
         raise OutputError(f"{path} holds no recommendation (an older analysis?): {AnalysisRecord.AGAIN}")
-    return held
+    return held.recommendation
 
 
 def depth_of_budget(keep: int | str | None, drop: int | None, depth: int) -> int | None:
@@ -159,6 +166,8 @@ def depth_of_budget(keep: int | str | None, drop: int | None, depth: int) -> int
         if isinstance(keep, bool) or found is None:
             raise PlanError(f"keep {keep!r}: expected a number of layers such as {depth} or a share such as 80%")
         count, said = (round(depth * float(found[1]) / 100) if found[1] else int(found[2])), f"keep {keep}"
+        if found[1] and float(found[1]) > 100:
+            raise PlanError(f"keep {keep}: expected a share of at most 100%")
     if not 1 <= count <= depth:
         least = "0" if keep is None else "1"
         most = depth - 1 if keep is None else depth

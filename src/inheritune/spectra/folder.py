@@ -31,6 +31,8 @@ SPECTRA = "spectra.json"
 MAPS = "maps.json"
 PRICES = "prices.json"
 """Where layers were left out too; also in the folder of a run."""
+PART = "prices.part.npz"
+"""In its place while layers are left out, to go on from."""
 
 _OF_BLOCKS = ("influence", "mlp_rank", "mlp_rank_error", "mlp_mass")
 _MEASURES = ("rank", "rank_error", "mass", "entropy", "stable_rank", "sink_column", "sink_epsilon")

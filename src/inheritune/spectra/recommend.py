@@ -52,8 +52,8 @@ def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recom
     """
     if not isinstance(spectra, Spectra | BothSpectra):
         raise InherituneError(
-            f"cannot recommend from a {type(spectra).__name__}: expected what analyze returns; the advice "
-            "in an analysis folder is read by spectra.load_recommendation"
+            f"cannot recommend from {type(spectra).__name__}: expected what analyze returns or the folder of an "
+            "analysis; of an ablation, kept(depth) says which layers stay"
         )
     first = spectra.parts[0]
     depth = _depth(first, depth)

@@ -31,6 +31,7 @@ from inheritune.spectra.checks import check_tokens, check_weights
 from inheritune.storage import user_path, written_file
 from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.plan.selection import whole_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -118,7 +119,7 @@ class Ablation:
             PlanError: the path does not lead there.
         """
         least = self.layers - len(self.cuts)
-        if not least <= depth <= self.layers:
+        if not least <= whole_number(depth) <= self.layers:
             raise PlanError(f"a depth of {depth}: the deletions measured lead from {self.layers} layers to {least}")
         gone = self.cuts[self.layers - depth - 1].removed if depth < self.layers else ()
         return tuple(layer for layer in range(self.layers) if layer not in gone)
@@ -128,7 +129,7 @@ def ablate(
     model: PreTrainedModel | Decoder | str | Path,
     tokens: Any,
     *,
-    depth: int = 1,
+    depth: int | None = 1,
     beam: int = 1,
     others: Iterable[Iterable[int]] = (),
     stream: bool | None = None,
@@ -140,7 +141,8 @@ def ablate(
         model: a model, a folder in Hugging Face format, a hub id, or a decoder that is open already.
         tokens: (N, T + 1) integer token ids (NumPy, PyTorch or nested lists), the windows that choose; T at most the
             model's context.
-        depth: layers that are left at the end of the path; as many as the model has leave out the path.
+        depth: layers that are left at the end of the path; as many as the model has leave out the path, None takes half
+            of them.
         beam: how many sets of layers are kept at each depth; more than 1 can find a better set than greedy deletion,
             for as many times the work.
         others: further sets of layers to leave out, such as those that another rule would cut.
@@ -163,7 +165,9 @@ def ablate(
         raise PlanError(f"layers {[*wrong[0]]} to leave out: expected some of 0 to {layers - 1}, and not all")
     if not isinstance(decoder, StreamedDecoder):  # which looks at each block's as it reads them
         check_weights(decoder)
-    return _Search(decoder, windows, None if store is None else user_path(store)).run(depth, beam, further)
+    return _Search(decoder, windows, None if store is None else user_path(store)).run(
+        depth or max(layers // 2, 1), beam, further
+    )
 
 
 def check_ablation(layers: int, depth: int | None, beam: int) -> None:
@@ -174,6 +178,9 @@ def check_ablation(layers: int, depth: int | None, beam: int) -> None:
     """
     if layers == 1:
         raise InherituneError("the model has one layer: expected at least 2, there is none to leave out")
+    for name, value in (("depth", depth), ("beam", beam)):
+        if value is not None and type(value) is not int:
+            raise InherituneError(f"{name} {value!r}: expected a whole number")
     if depth is not None and not 1 <= depth <= layers:
         raise InherituneError(f"depth {depth}: expected 1 to {layers}, the layers of the model")
     if beam < 1:

@@ -28,7 +28,7 @@ from inheritune.records.analysis import AnalysedText
 from inheritune.records.base import environment, now, read_record
 from inheritune.records.prices import LENGTH, WINDOWS, Agreement, Cost, DepthPrice, LayerPrice, OtherCut, PricesRecord
 from inheritune.spectra.analysis import analyze
-from inheritune.spectra.folder import PRICES
+from inheritune.spectra.folder import PART, PRICES
 from inheritune.spectra.recommend import rival_cuts
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.surgery.ablation import Ablation, Cut, Order, ablate
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from inheritune.decoder import Decoder
 
-PART = "prices.part.npz"
-"""Beside `prices.json` while layers are left out, to go on from."""
 FIRST = "first layers"
 """The paper's choice of as many layers (Algorithm 1)."""
 
@@ -142,7 +140,7 @@ def choice_windows(
     """
     for name, number, least in (("windows", count, 2), ("tokens in a window", length or 1, 1)):
         if number < least:
-            raise DataError(f"{number} {name} to choose layers on: expected at least {least}")
+            raise DataError(f"{name} to choose layers on: {number}, expected at least {least}")
     length = length or min(LENGTH, context_of(load_config(model)) or LENGTH)
     return tuning_windows(source, load_tokenizer(model), length, count, separator, field)
 

@@ -20,7 +20,7 @@ from inheritune.errors import InherituneWarning, PlanError
 from inheritune.evaluation.windows import context_of
 from inheritune.records.base import environment, now, read_record
 from inheritune.records.surgery import ParameterCounts, SurgeryRecord
-from inheritune.spectra.folder import read_analysis
+from inheritune.spectra.advice import read_measured
 from inheritune.surgery.card import model_card
 from inheritune.surgery.config.blueprint import Draft, blueprint
 from inheritune.surgery.config.target import depth_of, has_attention
@@ -46,7 +46,7 @@ def check_same_model(analysis: str | Path, model: str) -> None:
         PlanError: it is of another model.
         OutputError: the folder holds no analysis.
     """
-    record = read_analysis(Path(analysis).expanduser())
+    record = read_measured(Path(analysis).expanduser())
     identity, analysed = model_identity(model), record.model
     if record.identity is not None and identity is not None:
         if record.identity != identity:

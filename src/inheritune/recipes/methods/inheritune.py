@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing_extensions import override
 
 from inheritune.errors import PlanError
+from inheritune.layers import plural
 from inheritune.recipes.methods.base import LAYERS, Method
 from inheritune.recipes.schema import Recipe, RecommendedLayers
 from inheritune.records.runs import RoundRecord
@@ -42,8 +43,10 @@ class Inheritune(Method):
     @override
     def notes(self, recipe: Recipe, depth: int) -> list[str]:
         kept = depth_of_budget(recipe.keep, recipe.drop, depth) if recipe.layers is None else None
-        unknown = [f"which {kept} layers stay is measured when the run begins: the first stand for them here"]
-        return (unknown if kept else []) + self._growth_notes(recipe, depth)
+        if kept is None:
+            return self._growth_notes(recipe, depth)
+        which = f"which {plural(kept, 'layer')} to keep is measured when the run begins"
+        return [f"{which}: the first stand for them here", *self._growth_notes(recipe, depth)]
 
     def _growth_notes(self, recipe: Recipe, depth: int) -> list[str]:
         if recipe.growth.max_rounds is not None:
