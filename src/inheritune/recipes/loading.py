@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from inheritune.errors import RecipeError, nearest
 from inheritune.recipes.schema import Recipe
+from inheritune.records.base import problem_text
 
 LIBRARY = Path(__file__).with_name("library")
 """The recipes that the package ships."""
@@ -50,7 +51,7 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
-        problems = "; ".join(_problem(item) for item in error.errors())
+        problems = "; ".join(_problem(item) for item in error.errors() if not _follows(item))
         name = source if isinstance(source, str | Path) else "the recipe"
         raise RecipeError(f"{name}: {problems}") from error
 
@@ -87,10 +88,15 @@ def _apply(settings: dict[str, Any], change: str) -> None:
         raise RecipeError(f"--set {change!r}: the value is not YAML") from error
 
 
+def _follows(item: Any) -> bool:
+    """Tell whether a list is called too short only because its items, which are named too, are wrong."""
+    return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
+
+
 def _problem(item: Any) -> str:
     """Return one problem as text: the key, what is wrong, what was expected."""
     where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("constrained"))
-    message, given = item["msg"].removeprefix("Value error, "), repr(item["input"])
+    message, given = problem_text(item), repr(item["input"])
     if item["type"] == "extra_forbidden":
         model: type[BaseModel] | None = Recipe
         for part in item["loc"][:-1]:
@@ -104,7 +110,7 @@ def _problem(item: Any) -> str:
     if not where:
         return message
     named = isinstance(item["input"], Mapping) or (item["type"] == "value_error" and given in message)
-    return f"{where}: {message[0].lower()}{message[1:]}{'' if named else f', not {given}'}"
+    return f"{where}: {message}{'' if named else f', not {given}'}"
 
 
 def part_of(annotation: Any) -> type[BaseModel] | None:
