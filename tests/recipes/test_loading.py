@@ -84,6 +84,8 @@ def test_all_problems_are_said_together_in_one_line(tmp_path: Path) -> None:
         ({"frontier": {"depths": 4}}, "frontier.depths: expected a list, not 4$"),
         ({"frontier": {"depths": [None]}}, "recipe: frontier.depths.0: input should be a valid string, not None$"),
         ({"frontier": 4}, "frontier: expected a mapping, not 4$"),
+        ({"int": 4}, "unknown key 'int': expected one of name, "),
+        ({"layers": 1.5}, "layers: expected a list, not 1.5; layers: expected a mapping, not 1.5$"),
         ({"objective": 4}, "objective: expected a name or a mapping, not 4$"),
         (
             {"objective": {"kl": 1, "hidden": 1, "hidden_pairs": []}},

@@ -17,6 +17,8 @@ from inheritune.records.base import problem_text
 
 LIBRARY = Path(__file__).with_name("library")
 """The recipes that the package ships."""
+_KIND = re.compile(r"(int|str)$|constrained|.*\[")
+"""What pydantic puts into a place for a kind of value, where several are allowed."""
 
 
 def library() -> dict[str, Path]:
@@ -95,13 +97,14 @@ def _follows(item: Any) -> bool:
 
 def _problem(item: Any) -> str:
     """Return one problem as text: the key, what is wrong, what was expected."""
-    where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("constrained"))
+    where = ".".join(part for part in map(str, item["loc"]) if not _KIND.match(part))
     message, given = problem_text(item), repr(item["input"])
     if item["type"] == "extra_forbidden":
         model: type[BaseModel] | None = Recipe
         for part in item["loc"][:-1]:
             model = part_of(model.model_fields[part].annotation) if model else None
         choices = list(model.model_fields) if model else []
+        where = ".".join(map(str, item["loc"]))
         return f"unknown key {where!r}: expected one of {', '.join(choices)}{nearest(str(item['loc'][-1]), choices)}"
     if item["type"] == "missing":
         return f"{where} is missing"
