@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import inheritune as it
 from inheritune.cli.main import app
 from inheritune.decoder.source import resolve_model
-from inheritune.errors import InherituneError, ModelError, PlanError, RecipeError
+from inheritune.errors import InherituneError, ModelError, OutputError, PlanError, RecipeError
 from inheritune.experiments.quickstart import ship_frontier
 from inheritune.recipes import workspace
 from inheritune.recipes.frontier import _tokens_to_match
@@ -25,7 +26,9 @@ from inheritune.records.prices import PricesRecord
 from inheritune.records.runs import CurvePoint, FrontierRecord, RunRecord
 from inheritune.report import load, opening, save_figures, write_report
 from inheritune.report.charts.frontier import frontier_rows
+from inheritune.report.text.frontier import frontier_verdict
 from inheritune.spectra.advice import recommend_by_price
+from inheritune.surgery.files.checkpoint import inherit_checkpoint
 from inheritune.surgery.prices import measure_prices
 
 assert setting  # the fixture
@@ -145,10 +148,12 @@ def test_tokens_to_match_are_those_of_the_first_point_that_does(made: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"frontier": {"depths": [0]}}, "frontier.depths: keep 0 of 6 layers leaves 0: expected 1 to 6"),
-        ({"frontier": {"depths": [7]}}, "frontier.depths: keep 7 of 6 layers leaves 7: expected 1 to 6"),
+        ({"frontier": {"depths": [0]}}, "frontier.depths: 0 of 6 layers: expected 1 to 5, or a share such as 80%"),
+        ({"frontier": {"depths": [7]}}, "frontier.depths: 7 of 6 layers: expected 1 to 5"),
+        ({"frontier": {"depths": [3, 6]}}, "frontier.depths: 6 of 6 layers leaves all of them: expected 1 to 5"),
+        ({"frontier": {"depths": ["95%"]}}, "frontier.depths: 95% of 6 layers leaves all of them: expected 1 to 5"),
         ({"frontier": {"depths": [3, "50%"]}}, "frontier.depths: 3 and 50% are both 3 layers: expected each once"),
-        ({"frontier": {"depths": []}}, "frontier.depths: .*at least 1 item"),
+        ({"frontier": {"depths": []}}, r"frontier.depths: expected at least 1 item, not \[\]$"),
         ({"frontier": {"depth": [3]}}, "unknown key 'frontier.depth': .*did you mean 'depths'"),
         ({"layers": 2}, "layers 2 and frontier are both given: expected frontier.depths alone, or for layers an ana"),
         ({"keep": 2}, "keep 2 and frontier are both given"),
@@ -174,13 +179,55 @@ def test_a_frontier_that_cannot_be_is_one_line(
     assert not (tmp_path / "f").exists()
 
 
+def test_a_reference_of_one_layer_is_refused_before_anything(setting: Path, tmp_path: Path) -> None:
+    inherit_checkpoint(setting / "reference", tmp_path / "one", layers=1)
+    for depths in (None, ["1"], ["50%"]):
+        settings = wanted(setting, reference=str(tmp_path / "one"), frontier={"depths": depths})
+        settings["data"] = {**settings["data"], "folder": str(tmp_path / "data")}
+        with pytest.raises(PlanError, match="the reference has one layer: a frontier needs at least 2"):
+            it.frontier(settings, tmp_path / "f")
+    assert not (tmp_path / "f").exists() and not (tmp_path / "data").exists()
+
+
+def test_a_damaged_record_is_said_to_be(made: Path, tmp_path: Path) -> None:
+    held = json.loads((made / "frontier.json").read_text())
+    first = held["points"][0]
+    for points, line in (
+        ([], r"points is \[\], expected at least 1 item"),
+        ([{**first, "layers": 0}], r"points\[0\].layers is 0, input should be greater than or equal to 1"),
+        ([first, {**first, "layers": 7}], "a point has 7 layers: expected at most the reference's 6"),
+        ([{**first, "parameters": 0}], r"points\[0\].parameters is 0"),
+    ):
+        (tmp_path / "frontier.json").write_text(json.dumps({**held, "points": points}))
+        with pytest.raises(OutputError, match=f"is damaged or was changed by hand .*{line}.*frontier again"):
+            load([tmp_path])
+
+
+def test_one_that_matches_nothing_says_whether_that_is_shown(made: Path) -> None:
+    record = record_of(made)
+
+    def said(*bounds: tuple[float, float]) -> str:
+        points = [
+            point.model_copy(
+                update={
+                    "comparison": point.comparison.model_copy(update={"ci_low": low, "ci_high": high, "matches": False})
+                }
+            )
+            for point, (low, high) in zip(record.points, bounds, strict=True)
+        ]
+        return frontier_verdict(record.model_copy(update={"points": tuple(points)}))
+
+    assert said((0.1, 0.3), (0.2, 0.3)).startswith("No smaller model matches the reference of 6 layers (margin 0.02)")
+    assert said((-0.1, 0.3), (0.2, 0.3)).startswith("No smaller model is shown to match the reference of 6 layers (")
+
+
 def test_the_page_has_the_chart_the_table_and_the_verdict(made: Path, tmp_path: Path) -> None:
     record = record_of(made)
     text = " ".join(write_report(made, tmp_path / "page.html").read_text().split())
     assert 'id="frontier-tiny"' in text and "What each size costs" in text
     sentence = opening(load([made])).sentence
     best = record.smallest
-    start = f"has {best.layers} of 6 layers" if best else "No smaller model matches the reference of 6 layers"
+    start = f"has {best.layers} of 6 layers" if best else "No smaller model "
     assert start in sentence and sentence.replace("'", "&#39;") in text
     files = {path.name for path in save_figures([made], tmp_path / "figures")}
     assert {"frontier-tiny.svg", "frontier-tiny.png"} <= files
@@ -195,13 +242,13 @@ def test_speed_is_measured_in_turns_and_the_command_prints_what_each_costs(
     setting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inheritune.evaluation.generation.MOST_TURNS", 4)
-    settings = wanted(setting, frontier={"depths": [6, 2]}, evaluation={**EVALUATION, "speed": True})
+    settings = wanted(setting, frontier={"depths": [5, 2]}, evaluation={**EVALUATION, "speed": True})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
     done = CliRunner().invoke(app, ["frontier", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "f")])
     assert done.exit_code == 0, done.output
     record, lines = record_of(tmp_path / "f"), done.stdout.splitlines()
     assert all(point.speed_ratio and point.speed_ratio.turns == 4 for point in record.points)
-    assert [point.speed.kv_cache_bytes_per_token for point in record.points if point.speed] == [6 * 128, 2 * 128]
+    assert [point.speed.kv_cache_bytes_per_token for point in record.points if point.speed] == [5 * 128, 2 * 128]
     assert all(point.speed and point.speed.parameter_bytes == point.weight_bytes for point in record.points)
     table = lines[: next(i for i, line in enumerate(lines) if "matches the reference" in line)]
     assert max(map(len, table)) <= 80 and f"{record.points[1].comparison.difference:+.4f}" in done.stdout

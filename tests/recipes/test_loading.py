@@ -81,6 +81,16 @@ def test_all_problems_are_said_together_in_one_line(tmp_path: Path) -> None:
         ({"training": {"steps": 1, "learning_rate": 1e-6}}, "min_learning_rate 1e-05 is above learning_rate 1e-06"),
         ({"training": {"steps": 1, "checkpoint_every": 15}}, "checkpoint_every 15 is not a multiple of log_every 10"),
         ({"name": "a/b"}, "name: string should match pattern"),
+        ({"frontier": {"depths": 4}}, "frontier.depths: expected a list, not 4$"),
+        ({"frontier": {"depths": [None]}}, "recipe: frontier.depths.0: input should be a valid string, not None$"),
+        ({"frontier": 4}, "frontier: expected a mapping, not 4$"),
+        ({"int": 4}, "unknown key 'int': expected one of name, "),
+        ({"layers": 1.5}, "layers: expected a list, not 1.5; layers: expected a mapping, not 1.5$"),
+        ({"objective": 4}, "objective: expected a name or a mapping, not 4$"),
+        (
+            {"objective": {"kl": 1, "hidden": 1, "hidden_pairs": []}},
+            r"objective.hidden_pairs: expected at least 1 item, not \[\]$",
+        ),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:
@@ -206,5 +216,7 @@ def test_what_is_null_is_taken_from_the_model_and_the_text() -> None:
     assert open_ended.resolved(None, 10_000_000, 1_000_000).batch == 16
     least = open_ended.resolved(512, 10, 10)
     assert (least.batch, least.steps) == (4, 50)
+    with pytest.raises(RecipeError, match=r"^training: average 51: expected 0 to 50, the steps$"):
+        RecipeTraining(steps=None, batch=None, length=None, average=51).resolved(512, 10, 10)
     fixed = RecipeTraining(steps=7, batch=3, length=9)
     assert fixed.resolved(1024, 10, 10) == TrainingSettings(steps=7, batch=3, length=9)

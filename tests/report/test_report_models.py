@@ -122,7 +122,11 @@ def test_a_log_line_that_was_not_finite_reads_as_none_and_damage_is_one_line(tmp
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 2, "tokens": 8, "loss": Infinity}\n\n{"step": 1, "tokens": 4, "loss": 3.5, "more": [1]}\n')
     assert [(line.step, line.loss) for line in read_log(log, LoggedStep)] == [(1, 3.5), (2, None)]
-    for text, cause in (("[1]", "input should be"), ('{"step": 1', "Expecting"), ('{"step": 1}', "tokens is missing")):
+    for text, cause in (
+        ("[1]", "expected a mapping"),
+        ('{"step": 1', "Expecting"),
+        ('{"step": 1}', "tokens is missing"),
+    ):
         log.write_text(text)
         with pytest.raises(OutputError, match=rf"metrics\.jsonl line 1 is not a logged step: .*{cause}"):
             read_log(log, LoggedStep)

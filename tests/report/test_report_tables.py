@@ -103,6 +103,13 @@ def test_one_folder_may_be_named(write: Write, grown: Record) -> None:
     assert unique_folders(str(a)) == unique_folders(a) == [a.resolve()]
 
 
+@pytest.mark.parametrize("kind", ["run", "frontier", "quickstart", "reproduce"])
+def test_what_is_not_finished_is_named_with_what_to_do(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "identity.json").write_text(json.dumps({"kind": kind, "recipe": {}}))
+    with pytest.raises(OutputError, match=f" is a {kind} that is not finished: give the same inheritune {kind} comma"):
+        load_runs([tmp_path])
+
+
 def test_a_folder_that_is_not_a_finished_run_is_one_line(tmp_path: Path, write: Write, grown: Record) -> None:
     with pytest.raises(OutputError, match=r"is neither a finished run nor an analysis: it has no record\.json"):
         load_runs([tmp_path])

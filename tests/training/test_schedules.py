@@ -56,8 +56,16 @@ def test_constant_stays_and_falls_in_the_last_fifth() -> None:
         ({"schedule": "constant", "cooldowns": [5, 10]}, r"rising numbers of steps below training.steps, 10"),
         ({"schedule": "constant", "cooldowns": [6, 5]}, "rising numbers of steps"),
         ({"schedule": "constant", "cooldowns": [0]}, "greater than 0"),
-        ({"schedule": "constant", "cooldowns": [3]}, "the first falls from step 2 on: expected one behind the warm-up"),
-        ({"schedule": "constant", "cooldowns": [5, 9], "average": 6}, "average 6 .* at most 3, the shortest branch"),
+        ({"schedule": "constant", "cooldowns": [3]}, r"cooldowns \[3\]: expected 4 or more, with warmup_steps 2 and "),
+        ({"schedule": "constant", "cooldowns": [3], "log_every": 4}, "expected 5 or more, .* and log_every 4"),
+        ({"schedule": "constant", "cooldowns": [3], "warmup_steps": 6}, "expected none below 10 steps, with warmup"),
+        ({"average": 11}, "average 11: expected 0 to 10, the steps"),
+        ({"schedule": "constant", "cooldowns": [5, 9], "average": 11}, "average 11: expected 0 to 10, the steps"),
+        ({"schedule": "constant", "cooldowns": [5, 9], "average": 6}, "average 6 .* 0 to 3, the shortest branch"),
+        (
+            {"schedule": "constant", "cooldowns": [5], "steps": 40, "average": 6, "checkpoint_every": 4},
+            "average 6 .* expected 0 to 5, the shortest branch",
+        ),
         ({"schedule": "linear", "min_learning_rate": 0.6}, "min_learning_rate 0.6 is above learning_rate 0.5"),
     ],
 )

@@ -71,21 +71,30 @@ def recipes_by_depth(recipe: Recipe, depth: int, prices: PricesRecord | None = N
 
 def _depths(recipe: Recipe, depth: int) -> list[int]:
     """Return the different depths, the deepest first; those that the recipe leaves open are below the reference's."""
+    if depth < 2:
+        raise PlanError("the reference has one layer: a frontier needs at least 2")
     named = recipe.frontier.depths if recipe.frontier else None
     if named is None:
-        if depth < 2:
-            raise PlanError("the reference has one layer: a frontier needs at least 2")
         return sorted({depth_of_budget(share, None, depth) or 1 for share in SHARES} - {depth}, reverse=True)
     held: dict[int, str] = {}
     for said in named:
-        try:
-            count = depth_of_budget(said, None, depth) or 0
-        except PlanError as error:
-            raise PlanError(f"frontier.depths: {error}") from error
+        count = _smaller(said, depth)
         if count in held:
             raise PlanError(f"frontier.depths: {held[count]} and {said} are both {count} layers: expected each once")
         held[count] = said
     return sorted(held, reverse=True)
+
+
+def _smaller(said: str, depth: int) -> int:
+    """Return the depth that a number or a share says, less than the reference's."""
+    expected = f"expected 1 to {depth - 1}, or a share such as 80%"
+    try:
+        count = depth_of_budget(said, None, depth) or 0
+    except PlanError as error:
+        raise PlanError(f"frontier.depths: {said} of {depth} layers: {expected}") from error
+    if count == depth:
+        raise PlanError(f"frontier.depths: {said} of {depth} layers leaves all of them: {expected}")
+    return count
 
 
 def given_prices(recipe: Recipe, folder: Path | None = None) -> PricesRecord | None:

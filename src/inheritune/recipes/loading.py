@@ -13,9 +13,12 @@ from pydantic import BaseModel, ValidationError
 
 from inheritune.errors import RecipeError, nearest
 from inheritune.recipes.schema import Recipe
+from inheritune.records.base import problem_text
 
 LIBRARY = Path(__file__).with_name("library")
 """The recipes that the package ships."""
+_KIND = re.compile(r"(int|str)$|constrained|.*\[")
+"""What pydantic puts into a place for a kind of value, where several are allowed."""
 
 
 def library() -> dict[str, Path]:
@@ -50,7 +53,7 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
-        problems = "; ".join(_problem(item) for item in error.errors())
+        problems = "; ".join(_problem(item) for item in error.errors() if not _follows(item))
         name = source if isinstance(source, str | Path) else "the recipe"
         raise RecipeError(f"{name}: {problems}") from error
 
@@ -87,15 +90,21 @@ def _apply(settings: dict[str, Any], change: str) -> None:
         raise RecipeError(f"--set {change!r}: the value is not YAML") from error
 
 
+def _follows(item: Any) -> bool:
+    """Tell whether a list is called too short only because its items, which are named too, are wrong."""
+    return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
+
+
 def _problem(item: Any) -> str:
     """Return one problem as text: the key, what is wrong, what was expected."""
-    where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("constrained"))
-    message, given = item["msg"].removeprefix("Value error, "), repr(item["input"])
+    where = ".".join(part for part in map(str, item["loc"]) if not _KIND.match(part))
+    message, given = problem_text(item), repr(item["input"])
     if item["type"] == "extra_forbidden":
         model: type[BaseModel] | None = Recipe
         for part in item["loc"][:-1]:
             model = part_of(model.model_fields[part].annotation) if model else None
         choices = list(model.model_fields) if model else []
+        where = ".".join(map(str, item["loc"]))
         return f"unknown key {where!r}: expected one of {', '.join(choices)}{nearest(str(item['loc'][-1]), choices)}"
     if item["type"] == "missing":
         return f"{where} is missing"
@@ -104,7 +113,7 @@ def _problem(item: Any) -> str:
     if not where:
         return message
     named = isinstance(item["input"], Mapping) or (item["type"] == "value_error" and given in message)
-    return f"{where}: {message[0].lower()}{message[1:]}{'' if named else f', not {given}'}"
+    return f"{where}: {message}{'' if named else f', not {given}'}"
 
 
 def part_of(annotation: Any) -> type[BaseModel] | None:

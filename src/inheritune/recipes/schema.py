@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from inheritune.errors import InherituneError, unknown_name
+from inheritune.errors import InherituneError, RecipeError, unknown_name
 from inheritune.records.analysis import Recommendation
 from inheritune.records.base import first_problem
 from inheritune.records.prices import WINDOWS
@@ -102,14 +102,21 @@ class RecipeTraining(TrainingSettings):
     length: int | None = Field(default=128, gt=0)  # type: ignore[assignment]
 
     def resolved(self, context: int | None, train_tokens: int, valid_tokens: int) -> TrainingSettings:
-        """Return the settings with every null replaced by what the model's context and the text's size say."""
+        """Return the settings with every null replaced by what the model's context and the text's size say.
+
+        Raises:
+            RecipeError: they contradict what was null.
+        """
         from inheritune.data.windows import fitting_length
 
         length = self.length or fitting_length(context, valid_tokens)
         windows = max((train_tokens - 1) // length, 1)
         batch = self.batch or min(max(windows // FEWEST_STEPS, SMALLEST_BATCH), LARGEST_BATCH)
         steps = self.steps or max(-(-windows // batch), FEWEST_STEPS)
-        return TrainingSettings(**{**self.model_dump(), "steps": steps, "batch": batch, "length": length})
+        try:
+            return TrainingSettings(**{**self.model_dump(), "steps": steps, "batch": batch, "length": length})
+        except ValidationError as error:
+            raise RecipeError(f"training: {first_problem(error)}") from error
 
 
 class GrowthSettings(_Part):

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from inheritune.errors import OutputError
+from inheritune.layers import plural
 from inheritune.storage import read_json, write_json
 
 VERSIONED = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy", "scipy")
@@ -129,11 +130,23 @@ def first_problem(error: ValidationError) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
     if problem["type"] == "missing":
         return f"{place} is missing"
-    message, value = problem["msg"].removeprefix("Value error, "), repr(problem["input"])
-    text = f"{message[:1].lower()}{message[1:]}"
+    text, value = problem_text(problem), repr(problem["input"])
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{place}: {text}" if place else text  # of several fields, which the text names
     return f"{place} is {value if len(value) <= 40 else f'{value[:36]} ...'}, {text}" if place else text
+
+
+def problem_text(problem: Any) -> str:
+    """Return what is wrong with a value, of those that pydantic lists, in the words of YAML and JSON."""
+    kind, message = problem["type"], problem["msg"].removeprefix("Value error, ")
+    if kind == "tuple_type":
+        return "expected a list"
+    if kind in ("dict_type", "model_type", "model_attributes_type"):
+        return "expected a mapping"
+    if kind in ("too_short", "too_long"):
+        bound, side = ("min_length", "least") if kind == "too_short" else ("max_length", "most")
+        return f"expected at {side} {plural(problem['ctx'][bound], 'item')}"
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 class Environment(Record):

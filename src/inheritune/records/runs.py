@@ -1,8 +1,8 @@
 """Token shards, what a recipe would take, what a run and its rounds wrote, and what is made of several runs."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from inheritune.records.base import Document, Environment, Record
 from inheritune.records.evaluation import Comparison, LossSummary, Speed, SpeedRatio
@@ -242,10 +242,10 @@ class FrontierPoint(Record):
 
     run: str
     """The folder of its run, in that of the frontier."""
-    layers: int
+    layers: Annotated[int, Field(ge=1)]
     kept: str = ""
     """Those of the reference's layers that it began with, as ranges with both ends included; empty for random ones."""
-    parameters: int
+    parameters: Annotated[int, Field(ge=1)]
     weight_bytes: int  # as they are saved
     tokens: int  # spent on it, all stages and cool-downs included
     untrained: LossSummary | None = None  # on the same windows, before any training
@@ -272,9 +272,16 @@ class FrontierRecord(Document):
     reference_bytes: int
     prices: str | None = None
     """The file that says what layers cost; None where layers were not chosen."""
-    points: tuple[FrontierPoint, ...]
+    points: Annotated[tuple[FrontierPoint, ...], Field(min_length=1)]
     shipped: str | None = None
     """Where the record is from, if it was not made in its folder, which then has no runs."""
+
+    @model_validator(mode="after")
+    def _is_of_one_reference(self) -> Self:
+        most = self.reference.layers
+        if deeper := [point.layers for point in self.points if point.layers > most]:
+            raise ValueError(f"a point has {deeper[0]} layers: expected at most the reference's {most}")
+        return self
 
     @property
     def smallest(self) -> FrontierPoint | None:

@@ -1,6 +1,8 @@
 """How one training round is done, and its learning rate; the paper's values (App. F) where it gives one."""
 
 import math
+from bisect import bisect_left
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -41,8 +43,10 @@ class ObjectiveSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _reads_a_name(cls, value: Any) -> Any:
-        if not isinstance(value, str):
+        if isinstance(value, Mapping | ObjectiveSettings):
             return value
+        if not isinstance(value, str):
+            raise ValueError("expected a name or a mapping")
         if value not in OBJECTIVES:
             raise ValueError(unknown_name("objective", value, OBJECTIVES))
         return OBJECTIVES[value].model_dump()
@@ -153,6 +157,8 @@ class TrainingSettings(BaseModel):
         for name in ("valid_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(f"{name} {getattr(self, name)} is not a multiple of log_every {self.log_every}")
+        if self.steps is not None and self.average > self.steps:
+            raise ValueError(f"average {self.average}: expected 0 to {self.steps}, the steps")
         if self.cooldowns:
             self._check_cooldowns()
         return self
@@ -164,15 +170,17 @@ class TrainingSettings(BaseModel):
             raise ValueError(f"{given}: expected schedule constant, and a cooldown_share above 0")
         if self.steps is None or sorted({*self.cooldowns, self.steps}) != list(self.ends):
             raise ValueError(f"{given}: expected rising numbers of steps below training.steps, {self.steps}")
-        first = self.ends[0]
-        if self.trunk(first) < max(self.warmup_steps, self.log_every) or first < 2 * self.warmup_steps:
-            raise ValueError(
-                f"{given}: the first falls from step {self.trunk(first)} on: expected one behind the warm-up of "
-                f"{self.warmup_steps} steps, which is at most half of it, and behind the first line of the log"
-            )
-        shortest = min(end - self.trunk(before) for before, end in pairwise(self.ends))
+        if not self._may_end_at(self.ends[0]):
+            least = bisect_left(range(self.steps), True, key=self._may_end_at)
+            said = f"expected {least} or more" if least < self.steps else f"expected none below {self.steps} steps"
+            raise ValueError(f"{given}: {said}, with warmup_steps {self.warmup_steps} and log_every {self.log_every}")
+        shortest = min(self.ends[0], *(end - self.trunk(before) for before, end in pairwise(self.ends)))
         if self.average > shortest:
-            raise ValueError(f"average {self.average} with {given}: expected at most {shortest}, the shortest branch")
+            raise ValueError(f"average {self.average} with {given}: expected 0 to {shortest}, the shortest branch")
+
+    def _may_end_at(self, first: int) -> bool:
+        """Tell whether the first branch may: behind the warm-up, which it may not shorten, and a line of the log."""
+        return self.trunk(first) >= max(self.warmup_steps, self.log_every) and first >= 2 * self.warmup_steps
 
     @property
     def floor(self) -> float:

@@ -16,7 +16,7 @@ from inheritune.records.base import Record, first_problem, read_record
 from inheritune.records.runs import FrontierRecord, QuickstartRecord, ReproductionRecord, RunRecord
 from inheritune.report.read.analyses import Analysis, load_analysis
 from inheritune.spectra.folder import SPECTRA
-from inheritune.storage import FRONTIER, RECORD, read_json, user_path
+from inheritune.storage import FRONTIER, RECORD, read_identity, read_json, user_path
 
 
 class Step(Record):
@@ -145,6 +145,11 @@ def _read(folder: Path) -> RunRecord:
     if not folder.exists():
         raise OutputError(f"no folder {folder}: expected a finished run or an analysis{nearest_path(folder)}")
     if not (folder / RECORD).is_file():
+        command = (read_identity(folder) or {}).get("kind")
+        if command in ("run", "frontier", "quickstart", "reproduce"):
+            raise OutputError(
+                f"{folder} is a {command} that is not finished: give the same inheritune {command} command again"
+            )
         raise OutputError(f"{folder} is neither a finished run nor an analysis: it has no {RECORD} and no {SPECTRA}")
     return read_record(folder / RECORD, RunRecord)
 

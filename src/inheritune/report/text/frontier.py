@@ -18,9 +18,10 @@ def frontier_verdict(record: FrontierRecord) -> str:
     level = fmt.percent(record.points[0].comparison.confidence)
     if best is None:
         margin, size = record.points[0].comparison.margin, plural(reference.layers, "layer")
+        undecided = any(point.comparison.ci_low <= 0 for point in below)
         return (
-            f"No smaller model matches the reference of {size} (margin {margin:g}); in nats a token with {level} "
-            f"intervals, {costs}."
+            f"No smaller model {'is shown to match' if undecided else 'matches'} the reference of {size} (margin "
+            f"{margin:g}); in nats a token with {level} intervals, {costs}."
         )
     share = fmt.percent(round(best.parameters / reference.parameters, 2))
     spent = f"{fmt.count(best.tokens)} tokens"
