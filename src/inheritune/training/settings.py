@@ -36,7 +36,7 @@ class ObjectiveSettings(BaseModel):
 
     cross_entropy: Weight = 0.0
     kl: Weight = 0.0
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
     hidden: Weight = 0.0
     hidden_pairs: tuple[tuple[int, int], ...] | None = Field(default=None, min_length=1)
 
