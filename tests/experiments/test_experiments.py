@@ -99,10 +99,11 @@ def test_the_baselines_have_the_same_depth_and_tokens(tmp_path: Path) -> None:
     ours = load_recipe(measured_recipe(tmp_path)).model_dump(mode="json")
     held = RunRecord.model_validate({**json.loads((V01 / "run" / "record.json").read_text()), "recipe": ours})
     result = held.result.model_copy(update={"layers": 12})
-    rounds = (held.rounds[0].model_copy(update={"steps": 1200}),)
+    steps = ours["training"]["steps"]
+    rounds = (held.rounds[0].model_copy(update={"steps": steps}),)
     record = held.model_copy(update={"result": result, "rounds": rounds})
     scratch, paper = load_recipe(scratch_recipe(record)), load_recipe(paper_recipe(record))
-    assert (scratch.method, scratch.layers, scratch.training.steps) == ("scratch", 12, 1200)
+    assert (scratch.method, scratch.layers, scratch.training.steps) == ("scratch", 12, steps)
     assert [item.layers for item in it.plan(paper).rounds] == [8, 10, 12]
     assert it.plan(paper).tokens == it.plan(scratch).tokens == it.plan(measured_recipe(tmp_path)).tokens
     assert scratch.objective is paper.objective is None
