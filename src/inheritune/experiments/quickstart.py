@@ -158,5 +158,6 @@ def ship_baselines(finished: Path, assets: Path) -> None:
                 "rounds": rounds,
                 "result": record.result.model_copy(update={"analysis": None, "model": None}),
                 "shipped": _AGAIN.format("quickstart --live", record.created),
+                "environment": record.environment.model_copy(update={"command": None}),
             }
             record.model_copy(update=changes).write(place / RECORD)
