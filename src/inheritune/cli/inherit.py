@@ -127,9 +127,7 @@ def inherit(
 
     check_shard_size(max_shard_size)
     config = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
-    if not plan_only:
-        if out is None:
-            raise OutputError("no output folder: pass --out DIR, or --plan-only to see the plan alone")
+    if out is not None and not plan_only:
         check_destination(out, Path(model), *([Path(grow_from)] if grow_from else []))
     with _notes():
         for folder in (layers if recommended_layers(layers) else None, analysis, revive):
@@ -149,8 +147,10 @@ def inherit(
         model, grow_from, config, target, plan, width, repair, seed, max_shard_size, revision, trust_remote_code
     )
     typer.echo(request.describe())
-    if plan_only or out is None:
+    if plan_only:
         return
+    if out is None:
+        raise OutputError("no output folder: pass --out DIR, or --plan-only to see the plan alone")
     if push_to is not None:
         hub.check_push(push_to)
     with _notes():
