@@ -84,7 +84,8 @@ def test_prepare_plan_run_and_report(
         "evaluation: {prompt: 'text '}\nanalysis: {sequences: 4, length: 16}\n"
     )
     assert call(monkeypatch, "plan", recipe) == 0
-    assert "round 2" in capsys.readouterr().out
+    planned = capsys.readouterr().out
+    assert re.search(r"layers +parameters +tokens +time \(rough\)\n.*\nround 2: 0-3 of the reference +4 ", planned)
     assert call(monkeypatch, "run", recipe, "--set", "growth.max_rounds=1", "--out", tmp_path / "run") == 0
     printed = capsys.readouterr().out
     assert "round-1" in printed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
@@ -17,7 +18,7 @@ from inheritune.errors import ModelError
 from inheritune.records.analysis import AnalysisRecord
 from inheritune.spectra.folder import from_record, to_record
 from inheritune.spectra.measure import blocks
-from inheritune.spectra.measure.blocks import BlockMeasures, BlockObserver, mlp_modules
+from inheritune.spectra.measure.blocks import BlockMeasures, BlockObserver, mlp_modules, rank_correlation
 from inheritune.spectra.result import Spectra
 from tiny import VOCABULARY, make_gpt2, make_llama, perturbed
 
@@ -359,3 +360,11 @@ def test_measures_go_through_json_and_back() -> None:
     back = from_record(held).parts[0].blocks
     for name in ("influence", "angular_distance", "mlp_rank", "mlp_rank_error", "mlp_mass"):
         np.testing.assert_array_equal(getattr(back, name), getattr(by_hand(), name))
+
+
+def test_two_measures_order_the_layers_alike_as_scipy_says() -> None:
+    one, other = [3.0, 1.0, 2.0, 5.0, 4.0], [2.0, 1.0, 4.0, 3.0, 9.0]
+    expected = spearmanr(one, other)
+    assert rank_correlation(one, other) == (expected.statistic, expected.pvalue)
+    assert rank_correlation(one, [1.0] * 5) is None
+    assert rank_correlation(one[:2], other[:2]) is None

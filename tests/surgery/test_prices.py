@@ -14,6 +14,7 @@ from scipy.stats import spearmanr, ttest_1samp
 from test_ablation import llama, losses_of_cut, windows
 from typer.testing import CliRunner, Result
 
+from inheritune.cli.budget import Budget
 from inheritune.cli.main import app
 from inheritune.decoder import save_model
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError
@@ -273,3 +274,9 @@ def test_a_budget_of_inherit_that_cannot_be_is_one_line(options: list[str], line
     done = invoke("inherit", model, *map(named, options), *out)
     assert str(done.exception).startswith(named(line))
     assert not (folder / "small").exists()
+
+
+def test_a_revision_is_not_measured_as_another() -> None:
+    budget = Budget("2", None, None, "text.txt", "", "text", "R")
+    with pytest.raises(PlanError, match="--data measures hub/model as it is now, not --revision R: pass --analysis"):
+        budget.choose("hub/model", llama(4).config, None, "first", None)

@@ -26,6 +26,7 @@ class Budget:
     data: str | None
     separator: str
     field: str
+    revision: str | None
 
     def choose(
         self, model: str, config: PretrainedConfig, layers: str | None, arrange: str, grow_from: str | None
@@ -52,6 +53,8 @@ class Budget:
         count = depth_of_budget(self.keep, self.drop, depth_of(config))
         if len(sources) > 1 or (sources and arrange != "first"):
             raise PlanError(f"{sources[0]} and {[*sources, '--arrange'][1]} both say which layers stay: expected one")
+        if self.data and self.revision is not None:
+            raise PlanError(f"--data measures {model} as it is now, not --revision {self.revision}: pass --analysis")
         if not sources:
             if arrange == "first":
                 typer.echo(
@@ -60,15 +63,14 @@ class Budget:
                     err=True,
                 )
             return str(count)
-        advice = self._measured(model, count) if self.data else recommend(str(self.analysis), keep=count)
+        advice = self._measured(model, config, count) if self.data else recommend(str(self.analysis), keep=count)
         typer.echo(f"Recommended: {advice}")
         return advice
 
-    def _measured(self, model: str, count: int | None) -> Recommendation:
-        from inheritune.decoder import load_config
+    def _measured(self, model: str, config: PretrainedConfig, count: int | None) -> Recommendation:
         from inheritune.spectra.advice import recommend_by_price
         from inheritune.surgery.prices import check_choice, choice_windows, measure_prices
 
         windows = choice_windows(model, str(self.data), self.separator, self.field)
-        check_choice(windows, load_config(model))
+        check_choice(windows, config)
         return recommend_by_price(measure_prices(None, model, windows, depth=count), count)

@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inheritune.cli.console import print_table
-from inheritune.cli.options import Changes, PathOption, read_source
+from inheritune.cli.options import Changes, PathOption, RecipeSource
 
 if TYPE_CHECKING:
     from inheritune.report.text.tables import Table
 
 
 def frontier(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            parser=read_source,
-            metavar="RECIPE",
-            help="A recipe in YAML, or the name of one that the package ships (run --list).",
-        ),
-    ],
+    recipe: RecipeSource,
     set_: Changes = None,
     out: Annotated[Path | None, PathOption(help="The folder; runs/NAME if not given.")] = None,
 ) -> None:

@@ -133,7 +133,7 @@ def inherit(
         for folder in (layers if recommended_layers(layers) else None, analysis, revive):
             if folder is not None:
                 check_same_model(folder, model)
-    budget = Budget(keep, drop, analysis, data, separator, field)
+    budget = Budget(keep, drop, analysis, data, separator, field, revision)
     chosen = budget.choose(model, config, layers, arrange, grow_from)
     target = None if grow_from is None else load_config(grow_from, trust_remote_code=trust_remote_code)
     start = None if grow_from is None else start_of(grow_from, model)

@@ -37,6 +37,14 @@ Model = Annotated[
         "shipped model.",
     ),
 ]
+RecipeSource = Annotated[
+    str,
+    typer.Argument(
+        parser=read_source,
+        metavar="RECIPE",
+        help="A recipe in YAML, or the name of one that the package ships (run --list).",
+    ),
+]
 SEPARATOR = r"\n\n"
 
 

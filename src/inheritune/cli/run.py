@@ -9,7 +9,7 @@ import typer
 
 from inheritune.cli.console import print_table
 from inheritune.cli.evaluate import speed_line
-from inheritune.cli.options import Changes, PathOption, Private, PushTo, read_source
+from inheritune.cli.options import Changes, PathOption, Private, PushTo, RecipeSource, read_source
 from inheritune.errors import OutputError, RecipeError
 
 if TYPE_CHECKING:
@@ -104,14 +104,7 @@ def _row(name: str, item: RoundRecord | ReferenceRecord) -> tuple[str, ...]:
 
 
 def plan(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            parser=read_source,
-            metavar="RECIPE",
-            help="A recipe in YAML, or the name of one that the package ships (run --list).",
-        ),
-    ],
+    recipe: RecipeSource,
     set_: Changes = None,
     out: Annotated[Path | None, PathOption(help="Write the plan as JSON to this file.")] = None,
 ) -> None:
@@ -121,17 +114,7 @@ def plan(
     cost = plan_recipe(recipe, set_ or [])
     for note in cost.notes:
         typer.echo(f"note: {note}")
-    rows = [
-        (
-            f"round {i}",
-            item.layers,
-            item.reference_layers or "-",
-            f"{item.parameters:,}",
-            f"{item.tokens:,}",
-            time_span(item.seconds),
-        )
-        for i, item in enumerate(cost.rounds, 1)
-    ]
+    rows = [(_round(i, item), *_costs(item)) for i, item in enumerate(cost.rounds, 1)]
     columns = ("", "layers", "parameters", "tokens", "time (rough)")
     print_table(f"{cost.name} ({cost.method}), at most", columns, rows)
     need, free = cost.memory_bytes / 1e9, cost.memory_available_bytes / 1e9

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,7 @@ def choose_layers(workspace: Workspace) -> Workspace:
         return workspace
     settled = with_layers(recipe, measured_prices(workspace, depth), depth)
     note(f"{recipe.name}: {settled.layers}")
-    return replace(workspace, recipe=settled)
+    return workspace.branch(settled, workspace.folder)
 
 
 def measured_prices(workspace: Workspace, depth: int) -> PricesRecord:

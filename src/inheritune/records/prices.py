@@ -91,8 +91,7 @@ class PricesRecord(Document):
     def _fits_the_depth(self) -> Self:
         cuts = {f"cuts[{i}].cut": (each.cut, self.depth - each.depth) for i, each in enumerate(self.cuts)}
         for i, each in enumerate(self.cuts):
-            names = {f"cuts[{i}].others.{rule}": (other.cut, len(each.cut)) for rule, other in each.others.items()}
-            cuts |= names
+            cuts |= {f"cuts[{i}].others.{rule}": (other.cut, len(each.cut)) for rule, other in each.others.items()}
         cuts["path"] = tuple(layer for layer, _ in self.path), len(self.path)
         for name, (cut, count) in cuts.items():
             if len(cut) != count or len({*cut} & {*range(self.depth)}) != count or count >= self.depth:

@@ -29,6 +29,7 @@ from inheritune.records.base import environment, now, read_record
 from inheritune.records.prices import LENGTH, WINDOWS, Agreement, Cost, DepthPrice, LayerPrice, OtherCut, PricesRecord
 from inheritune.spectra.analysis import analyze
 from inheritune.spectra.folder import PART, PRICES
+from inheritune.spectra.measure.blocks import rank_correlation
 from inheritune.spectra.recommend import rival_cuts
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.surgery.ablation import Ablation, Cut, Order, ablate
@@ -204,11 +205,6 @@ def _by_layer(part: Spectra, layers: int) -> np.ndarray:
 
 
 def _agreement(measure: str, prices: np.ndarray, values: np.ndarray) -> Agreement:
-    from scipy.stats import spearmanr
-
     both = np.isfinite(prices) & np.isfinite(values)
-    layers, pair = int(both.sum()), (prices[both], values[both])
-    if layers < 3 or any(len({*each.tolist()}) < 2 for each in pair):  # no order to compare
-        return Agreement(measure=measure, layers=layers)
-    correlation, p_value = map(float, spearmanr(*pair))
-    return Agreement(measure=measure, layers=layers, correlation=correlation, p_value=p_value)
+    correlation, p_value = rank_correlation(prices[both].tolist(), values[both].tolist()) or (None, None)
+    return Agreement(measure=measure, layers=int(both.sum()), correlation=correlation, p_value=p_value)

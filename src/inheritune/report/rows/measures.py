@@ -11,6 +11,7 @@ from inheritune.records.analysis import Mask
 from inheritune.report.read.analyses import Analysis
 from inheritune.report.read.runs import Run
 from inheritune.report.rows.series import Row, at, offsets
+from inheritune.spectra.measure.blocks import rank_correlation
 
 _DWARFED = 3
 """A value this many times the next one leaves less than a third of a linear axis to all others."""
@@ -71,16 +72,13 @@ def agreements(analysis: Analysis) -> list[tuple[Mask, int, float | None, float 
         The mask, the number of layers, Spearman's rank correlation (-1 to 1) and its two-sided p value; None for both
         where MaxRank or Block Influence is the same for all layers, so that it has no order.
     """
-    from scipy.stats import spearmanr
-
     made: list[tuple[Mask, int, float | None, float | None]] = []
     for mask in analysis.masks:
         pairs = [(row["max_rank"], row["influence"]) for row in agreement_rows(analysis) if row["mask"] == mask]
         if len(pairs) < 3:
             continue
         ranks, influences = zip(*pairs, strict=True)
-        ordered = len(set(ranks)) > 1 and len(set(influences)) > 1
-        correlation, p_value = map(float, spearmanr(ranks, influences)) if ordered else (None, None)
+        correlation, p_value = rank_correlation(ranks, influences) or (None, None)
         made.append((mask, len(pairs), correlation, p_value))
     return made
 

@@ -10,10 +10,7 @@ MEASURED = "cheapest found"
 
 
 def price_rows(analysis: Analysis) -> list[Row]:
-    """Return the price of each layer with its interval, MaxRank under each mask and Block Influence; none unmeasured.
-
-    A price below zero has no place on a logarithmic axis, which the first layer of most models asks for.
-    """
+    """Return the price of each layer with its interval, MaxRank under each mask, Block Influence; none unmeasured."""
     if analysis.prices is None:
         return []
     ranks = {mask: {index: part.max_rank for index, part in analysis.under(mask)} for mask in analysis.masks}

@@ -177,8 +177,7 @@ def agreement_sentence(analysis: Analysis) -> str:
         else:
             words = "agree" if correlation > 0 else "disagree"
             words = words if p_value < _SIGNIFICANT else "show no clear agreement"
-            p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
-            rho = f"{correlation:.2f}".replace("-", "−")
+            rho, p = _spearman(correlation, p_value)
             numbers = f" (Spearman rank correlation {rho}, n = {layers} layers, {p})"
         said.setdefault(words, []).append(f"under the {mask} mask{numbers}")
     few = any(layers < steps.FEW_LAYERS for _, layers, *_ in measured)
@@ -190,14 +189,18 @@ def agreement_sentence(analysis: Analysis) -> str:
     )
 
 
+def _spearman(correlation: float, p_value: float) -> tuple[str, str]:
+    """Return a rank correlation and its p value in words: `−0.50`, `p = 0.39`."""
+    return f"{correlation:.2f}".replace("-", "−"), "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
 def price_sentence(prices: PricesRecord) -> str:
     """Say whether each measure orders the layers as their prices do."""
     said = []
     for each in prices.agreements:
         if each.correlation is None or each.p_value is None:
             continue
-        p = "p < 0.001" if each.p_value < 0.001 else f"p = {each.p_value:.2g}"
-        rho = f"{each.correlation:.2f}".replace("-", "−")
+        rho, p = _spearman(each.correlation, each.p_value)
         said.append(f"{each.measure} {rho} ({p})")
     if not said:
         return ""

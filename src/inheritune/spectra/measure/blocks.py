@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,6 +75,19 @@ class BlockMeasures:
         """Return the `count` contiguous blocks that Gromov et al. would cut: the least angular distance across them."""
         start = int(np.nanargmin(self.angular_distance[: self.depth - count + 1, count]))
         return list(range(start, start + count))
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> tuple[float, float] | None:
+    """Return how far two measures of the same n layers order them alike: Spearman's correlation and its two-sided p.
+
+    None where there is no order: fewer than three layers, or a measure that is the same for all.
+    """
+    from scipy.stats import spearmanr
+
+    if len(one) < 3 or any(len({*values}) < 2 for values in (one, other)):
+        return None
+    correlation, p_value = spearmanr(one, other)
+    return float(correlation), float(p_value)
 
 
 class BlockObserver:
