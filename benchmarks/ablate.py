@@ -1,7 +1,7 @@
 """What each layer costs, our way and the plain one, side by side in one run: block passes, time, equal numbers.
 
-    python benchmarks/ablate.py                                  # 24 layers x 512, leave-one-out and the path to 12
-    python benchmarks/ablate.py --layers 16 --width 256 --repeats 3
+    python benchmarks/ablate.py                                  # 16 layers x 256, leave-one-out and the path to 8
+    python benchmarks/ablate.py --layers 24 --width 512 --depth 12
 
 The plain way is a forward pass of the whole model for each set of layers, with those layers taken out of its list. Both
 ways run all the windows; a pass is what takes them through as many blocks as the model has. Both measure leave-one-out
@@ -30,14 +30,8 @@ Losses = dict[frozenset[int], float]
 def main() -> None:
     """Read the options and compare the two ways twice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (
-        ("layers", 24),
-        ("width", 512),
-        ("depth", 12),
-        ("windows", 16),
-        ("length", 128),
-        ("repeats", 3),
-    ):
+    sizes = {"layers": 16, "width": 256, "depth": 8, "windows": 16, "length": 128, "repeats": 3}
+    for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
     torch.manual_seed(0)
