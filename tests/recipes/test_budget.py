@@ -118,6 +118,20 @@ def test_layers_are_put_back_at_their_places() -> None:
         LayerPlan.insert(LayerPlan.from_layers([2, 0], 6), [1])
 
 
+def test_heads_start_anew_before_the_first_round_alone(setting: Path, tmp_path: Path) -> None:
+    growth = {"by": 1, "max_rounds": 2}
+    settings = recipe(setting, layers=2, revive={1: [0]}, training=FROZEN, evaluation=EVALUATION, growth=growth)
+    it.run(settings, tmp_path / "r")
+    expected = it.inherit(str(setting / "reference"), layers=2, revive={1: [0]}).state_dict()
+    plain = it.inherit(str(setting / "reference"), layers=2).state_dict()
+    first, second = (weights(tmp_path / "r" / f"round-{number}" / "model") for number in (1, 2))
+    for key, value in first.items():
+        torch.testing.assert_close(value, expected[key], msg=key)
+        torch.testing.assert_close(second[key], value, msg=key)
+    changed = {key for key in first if not torch.equal(expected[key], plain[key])}
+    assert changed == {f"transformer.h.1.attn.c_attn.{name}" for name in ("weight", "bias")}
+
+
 def test_a_repair_comes_before_the_first_round_alone(setting: Path, tmp_path: Path) -> None:
     settings = recipe(setting, layers=[0, 2, 4], repair=True, training=FROZEN, evaluation=EVALUATION)
     record = it.run({**settings, "growth": {"by": 1, "max_rounds": 2}}, tmp_path / "r")

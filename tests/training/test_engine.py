@@ -50,10 +50,13 @@ def windows(shards: Shards, s: TrainingSettings) -> TrainingWindows:
 
 def plain_loop(model: PreTrainedModel, data: TrainingWindows, s: TrainingSettings) -> list[float]:
     """Train `model` the way a textbook would; return the loss of each step."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    matrices = [p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2 and s.optimizer == "muon"]
+    rest = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    decayed, others = [p for p in rest if p.ndim >= 2], [p for p in rest if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), fused=True)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), fused=True)]
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, lr=1.0, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
     losses = []
     model.train()
     for step in range(s.steps):
@@ -62,10 +65,11 @@ def plain_loop(model: PreTrainedModel, data: TrainingWindows, s: TrainingSetting
         loss = F.cross_entropy(logits.reshape(-1, VOCABULARY), tokens[:, 1:].reshape(-1))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_with_warmup(step, s.steps, s.warmup_steps, s.learning_rate, s.min_learning_rate)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = cosine_with_warmup(step, s.steps, s.warmup_steps, s.learning_rate, s.min_learning_rate)
+            optimizer.step()
+            optimizer.zero_grad()
         losses.append(loss.item())
     return losses
 
@@ -80,8 +84,9 @@ def logged(folder: Path, key: str) -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-def test_equals_a_plain_loop(shards: Shards, tmp_path: Path) -> None:
-    ours, plain, s = make_gpt2(2), make_gpt2(2), settings()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_equals_a_plain_loop(shards: Shards, tmp_path: Path, optimizer: str) -> None:
+    ours, plain, s = make_gpt2(2), make_gpt2(2), settings(optimizer=optimizer)
     outcome = train(ours, windows(shards, s), s, tmp_path / "run", seed=0)
     losses = plain_loop(plain, windows(shards, s), s)
     # The learning rate passes through a factor of the peak in one and not in the other: one rounding a step.
@@ -100,9 +105,9 @@ def test_micro_batches_add_up_to_the_batch(shards: Shards, tmp_path: Path) -> No
         assert logged(tmp_path / "parts", key) == pytest.approx(logged(tmp_path / "whole", key), rel=1e-4)
 
 
-@pytest.mark.parametrize("stop_step", [5, 8, 11])
-def test_a_stopped_run_goes_on_to_the_same_bits(shards: Shards, tmp_path: Path, stop_step: int) -> None:
-    whole, s = make_gpt2(2), settings()
+@pytest.mark.parametrize(("stop_step", "optimizer"), [(5, "adamw"), (8, "adamw"), (11, "adamw"), (8, "muon")])
+def test_a_stopped_run_goes_on_to_the_same_bits(shards: Shards, tmp_path: Path, stop_step: int, optimizer: str) -> None:
+    whole, s = make_gpt2(2), settings(optimizer=optimizer)
     train(whole, windows(shards, s), s, tmp_path / "whole", seed=0, validate=lambda m: 1.0)
 
     class Killing(TrainingWindows):

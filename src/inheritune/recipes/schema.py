@@ -1,6 +1,7 @@
 """The recipe: everything that decides a run's result, and nothing else; and the methods that it may name."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -22,6 +23,7 @@ OWN_SETTINGS = (
     "parts",
     "moved",
     "repair",
+    "revive",
     "width",
     "distill_alpha",
     "growth",
@@ -235,6 +237,8 @@ class Recipe(_Part):
             changes their weights so that they compute what they did, `as-is` leaves them.
         repair: whether a linear map, fitted to training text, stands in for the layers that a cut leaves out before the
             first round (docs/surgery.md).
+        revive: heads of the reference whose queries and keys start at random in the first round (paper, Theorem H.1):
+            the folder of an analysis, for its collapsed heads, or heads by layer, such as `{3: [0, 2]}`.
         width: share of heads, hidden and MLP units that stay, such as 0.75; None takes `1/2`.
         distill_alpha: weight of the data's cross-entropy, the rest being that of the reference's logits.
         objective: what is minimised; None is the cross-entropy, for `distill` its mix with the KL by `distill_alpha`.
@@ -260,6 +264,7 @@ class Recipe(_Part):
     parts: str = "all"
     moved: Moved = "keep"
     repair: bool = False
+    revive: dict[Annotated[int, Field(ge=0)], tuple[Annotated[int, Field(ge=0)], ...]] | None = None
     width: Annotated[str, Field(coerce_numbers_to_str=True)] | None = Field(default=None, validate_default=True)
     distill_alpha: float = Field(default=0.6, ge=0, le=1)
     objective: ObjectiveSettings | None = None
@@ -303,6 +308,18 @@ class Recipe(_Part):
                 raise ValueError(f"{value!r} and {budget} are both given: expected one, or an analysis for layers")
             return value if kept is None else RecommendedLayers(**kept.as_json())
         return RecommendedLayers(**kept.as_json(), analysis=str(value))
+
+    @field_validator("revive", mode="before")
+    @classmethod
+    def _reads_the_heads(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path):
+            return value
+        from inheritune.surgery.revive import collapsed_heads
+
+        try:
+            return collapsed_heads(value)
+        except InherituneError as error:
+            raise ValueError(str(error)) from error
 
     @field_validator(*OWN_SETTINGS)
     @classmethod

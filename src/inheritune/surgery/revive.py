@@ -51,18 +51,28 @@ def heads_to_revive(revive: Revived, depth: int) -> dict[int, tuple[int, ...]]:
         if record.depth not in (None, depth):
             layers = f"{record.depth} layers, this model has {depth}"
             raise PlanError(f"{revive} analyses a model of {layers}: analyse this one")
-        revive = from_record(record)
-    if isinstance(revive, BothSpectra):
-        revive = revive.causal
-    if isinstance(revive, Spectra):
-        rows = zip(revive.layers_index, revive.collapsed_heads, strict=True)
-        revive = {layer: row.nonzero()[0].tolist() for layer, row in rows}
-    heads = {layer: named for layer, which in revive.items() if (named := tuple(which))}
+    heads = collapsed_heads(revive)
     if beyond := [layer for layer in heads if not 0 <= layer < depth]:
         raise PlanError(f"asked to revive heads of layer {beyond[0]}, the model has {depth} layers (0-{depth - 1})")
     if not heads:
         raise PlanError("no head to revive: the analysis names no collapsed head")
     return heads
+
+
+def collapsed_heads(revive: Revived) -> dict[int, tuple[int, ...]]:
+    """Return heads as `heads_to_revive` does, whatever the model's depth; none where nothing is named.
+
+    Raises:
+        OutputError: the folder holds no analysis.
+    """
+    if isinstance(revive, str | Path):
+        revive = from_record(read_analysis(Path(revive).expanduser()))
+    if isinstance(revive, BothSpectra):
+        revive = revive.causal
+    if isinstance(revive, Spectra):
+        rows = zip(revive.layers_index, revive.collapsed_heads, strict=True)
+        revive = {layer: row.nonzero()[0].tolist() for layer, row in rows}
+    return {layer: named for layer, which in revive.items() if (named := tuple(which))}
 
 
 def revived_entries(decoder: Decoder, plan: LayerPlan) -> dict[int, Tensor]:

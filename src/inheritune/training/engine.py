@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import (
     PreTrainedModel,
@@ -40,6 +38,7 @@ from inheritune.training.checkpoints import FOLDER, keep_trunk, mark_complete, n
 from inheritune.training.collapse import COLLAPSE, WatchCollapse
 from inheritune.training.log import METRICS, RoundLog, StepLog, Validate
 from inheritune.training.losses import Loss, next_token_loss
+from inheritune.training.optimizer import make_optimizer
 from inheritune.training.settings import TrainingSettings
 
 
@@ -108,7 +107,7 @@ def train(
             args=_arguments(settings, checkpoints, seed),
             train_dataset=data,
             callbacks=[*watching, *own],
-            optimizers=_optimizers(model, settings),
+            optimizers=make_optimizer(model, settings),
             loss=loss,
             average=average,
             trunk=kept,
@@ -209,18 +208,6 @@ class _RoundTrainer(Trainer):
                 if step == self.trunk:
                     keep_trunk(checkpoint, step)
             mark_complete(checkpoint, step)
-
-
-def _optimizers(model: nn.Module, settings: TrainingSettings) -> tuple[AdamW, LambdaLR]:
-    """Return AdamW and its schedule; weight decay is on matrices and embeddings, not on norms and biases (App. F)."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    peak, betas = settings.learning_rate, (settings.beta1, settings.beta2)
-    optimizer = AdamW(groups, lr=peak, betas=betas, fused=True)
-    return optimizer, LambdaLR(optimizer, lambda step: settings.rate(step))  # a share of the optimiser's rate
 
 
 def _arguments(settings: TrainingSettings, checkpoints: Path, seed: int) -> TrainingArguments:

@@ -99,6 +99,7 @@ class TrainingSettings(BaseModel):
         steps: optimiser steps of a round (the paper's T).
         batch: sequences of one step, over all devices.
         length: input tokens of a sequence.
+        optimizer: `adamw`, or `muon`: Muon for the matrices of the blocks, AdamW for the rest.
         learning_rate: the peak.
         schedule: what the learning rate does behind the warm-up: `cosine` and `linear` fall over all steps, `constant`
             stays and falls linearly in the round's last steps (arXiv 2405.18392).
@@ -109,8 +110,8 @@ class TrainingSettings(BaseModel):
         average: the round's model is the mean of its weights after each of so many last steps; 0 takes the last ones.
         warmup_steps: steps of linear rise to the peak.
         weight_decay: on matrices and embeddings; none on norms and biases.
-        beta1: AdamW's first moment.
-        beta2: AdamW's second moment.
+        beta1: decay of AdamW's first moment.
+        beta2: decay of AdamW's second moment.
         clip: greatest norm of the gradient; 0 turns clipping off.
         order: `shuffle` (each window once an epoch) or `replacement` (drawn independently).
         precision: `float32`, `bfloat16` (autocast, float32 weights), or `auto`: bfloat16 on a GPU that has it.
@@ -128,6 +129,7 @@ class TrainingSettings(BaseModel):
     steps: int = Field(gt=0)
     batch: int = Field(default=16, gt=0)
     length: int = Field(default=128, gt=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=3e-4, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     min_learning_rate: float | None = Field(default=None, ge=0)

@@ -13,6 +13,7 @@ from inheritune.recipes.schema import Recipe, RecommendedLayers
 from inheritune.records.runs import RoundRecord
 from inheritune.spectra.advice import depth_of_budget
 from inheritune.surgery import LayerPlan
+from inheritune.surgery.revive import heads_to_revive
 
 
 class Inheritune(Method):
@@ -20,8 +21,14 @@ class Inheritune(Method):
 
     name = "inheritune"
     summary = "Inherits layers of the reference and grows while the target does not match it (Algorithm 1)."
-    takes = LAYERS | {"parts", "moved", "repair", "growth"}
+    takes = LAYERS | {"parts", "moved", "repair", "revive", "growth"}
     chooses = True
+
+    @override
+    def first_plan(self, recipe: Recipe, depth: int) -> LayerPlan:
+        plan = super().first_plan(recipe, depth)
+        measured = recipe.layers is not None or (recipe.keep is None and recipe.drop is None)
+        return plan if recipe.revive is None or not measured else plan.revive(heads_to_revive(recipe.revive, depth))
 
     @override
     def plans(self, recipe: Recipe, depth: int) -> list[LayerPlan]:
