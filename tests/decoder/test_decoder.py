@@ -122,7 +122,7 @@ def mistakes(root: Path) -> dict[str, tuple[Path, str]]:
     return {
         "nothing there": (
             root / "emty",
-            r"no folder .*emty: expected a model folder, .*, a hub id, or stdlib; did you mean .*empty",
+            r"no folder .*emty: expected a model folder, .*, a hub id, stdlib or stdlib-small; did you mean .*empty",
         ),
         "empty": (root / "empty", r"^no config\.json in .*empty: expected a model in Hugging Face format"),
         "file": (root / "file.txt", r"is a file: expected a model folder"),

@@ -10,11 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import inheritune as it
-from inheritune.decoder import open_decoder
+from inheritune.decoder import load_model, open_decoder
 from inheritune.decoder.source import resolve_model
 from inheritune.errors import DataError, OutputError, PlanError, RecipeError
 from inheritune.experiments import EXPERIMENTS, quickstart, reproduce
-from inheritune.experiments.quickstart import measured_recipe, paper_recipe, scratch_recipe, ship_baselines
+from inheritune.experiments.quickstart import measured_recipe, paper_recipe, scratch_recipe
+from inheritune.experiments.shipping import ship_baselines, ship_run
 from inheritune.recipes import load_recipe
 from inheritune.records.base import read_record
 from inheritune.records.prices import PricesRecord
@@ -120,6 +121,10 @@ def shipped_baselines_are_read_and_said_to_be_shipped(out: Path, assets: Path) -
     live, shipped = load_runs([out / "scratch"])[0], runs[2]
     assert live.losses is not None and shipped.losses is not None
     assert (live.losses == shipped.losses).all()
+    # A run that is shipped with its model is a MODEL, as it was where it was made.
+    ship_run(out / "measured", assets / "small", "run small", model=True)
+    small, made = (load_model(str(folder)).state_dict() for folder in (assets / "small", out / "measured"))
+    assert all(torch.equal(small[key], made[key]) for key in made)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

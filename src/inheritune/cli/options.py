@@ -33,8 +33,8 @@ Model = Annotated[
     typer.Argument(
         parser=read_source,
         metavar="MODEL",
-        help="A folder in Hugging Face format, the folder of a finished run, a GGUF file, a hub id, or stdlib: the "
-        "shipped model.",
+        help="A folder in Hugging Face format, the folder of a finished run, a GGUF file, a hub id, or stdlib or "
+        "stdlib-small, which are shipped.",
     ),
 ]
 RecipeSource = Annotated[

@@ -18,8 +18,9 @@ from inheritune.records.base import read_record
 from inheritune.records.runs import RunRecord
 from inheritune.storage import FRONTIER, IDENTITY, RECORD, user_path
 
-BUNDLED = "stdlib"
-"""The name of the reference model that the package ships."""
+_ASSETS = Path(__file__).resolve().parents[1] / "assets"
+BUNDLED = {"stdlib": _ASSETS / "reference", "stdlib-small": _ASSETS / "stdlib-small"}
+"""What the package ships, by name: a reference model, and a run that made a smaller one of it."""
 
 CONFIG = "config.json"
 
@@ -37,7 +38,7 @@ _OURS = {
 }
 """What a folder is that has one of these files and no model."""
 
-_EXPECTED = "expected a model folder, the folder of a finished run, a GGUF file, a hub id, or stdlib"
+_EXPECTED = "expected a model folder, the folder of a finished run, a GGUF file, a hub id, stdlib or stdlib-small"
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def resolve_model(source: str | Path) -> str:
 def lasting_place(source: str | Path) -> str:
     """Return the folder, GGUF file or hub id that `source` stands for.
 
-    `stdlib` is the model that the package ships, a finished run its result, and a folder with one GGUF file and no
-    config.json that file; everything else is itself.
+    `stdlib` and `stdlib-small` are what the package ships, a finished run is its result, and a folder with one GGUF
+    file and no config.json that file; everything else is itself.
 
     Raises:
         ModelError: `source` is a folder that another command wrote, which holds no model of its own, or one of several
@@ -95,8 +96,8 @@ def lasting_place(source: str | Path) -> str:
         OutputError: the record of a run is damaged.
     """
     folder = user_path(source, ModelError)
-    if str(source) == BUNDLED and not folder.exists():
-        return str(Path(__file__).resolve().parents[1] / "assets" / "reference")
+    if not folder.exists():
+        folder = BUNDLED.get(str(source), folder)
     if not folder.is_dir():
         return str(folder if folder.is_file() else source)
     place = folder if (folder / CONFIG).exists() else _model_of(folder)
@@ -120,7 +121,7 @@ def locate(source: str | Path, revision: str | None = None, files: Iterable[str]
     if path.exists():
         raise ModelError(f"{source} is a file: {_EXPECTED}")
     if isinstance(source, Path) or not hub.HUB_ID.match(name) or (path.parent.is_dir() and "/" in name):
-        raise ModelError(f"no folder {source}: {_EXPECTED}{nearest_path(path, BUNDLED)}")
+        raise ModelError(f"no folder {source}: {_EXPECTED}{nearest_path(path, *BUNDLED)}")
     repository = hub.open_repository(name, revision, files)
     return Place(name, repository.folder, repository)
 

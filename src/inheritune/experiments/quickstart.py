@@ -15,21 +15,28 @@ from typing import Any
 
 from inheritune.recipes import load_recipe, run
 from inheritune.records.base import environment, now, read_record
-from inheritune.records.runs import FrontierRecord, QuickstartRecord, RunRecord
+from inheritune.records.runs import QuickstartRecord, RunRecord
 from inheritune.report import load_runs, verdict, write_report
 from inheritune.storage import FRONTIER, RECORD, claimed, user_path, whole_folder
 
 BASELINES = ("inheritune", "scratch")
 LOGGING = {"log_every": 10, "valid_every": 50, "checkpoint_every": 50}
-MEASURED: dict[str, Any] = {"learning_rate": 2e-3, "schedule": "linear", "warmup_steps": 50}
-"""Of our way: the rate falls to nothing."""
-PAPER: dict[str, Any] = {"learning_rate": 2e-3, "min_learning_rate": 4e-5, "schedule": "cosine", "warmup_steps": 30}
+MEASURED: dict[str, Any] = {"learning_rate": 2e-3, "schedule": "linear", "warmup_steps": 50, "weight_decay": 0.0}
+"""Of our way: the rate falls to nothing, and no decay pulls the weights away from those that are inherited."""
+PAPER: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "min_learning_rate": 4e-5,
+    "schedule": "cosine",
+    "warmup_steps": 30,
+    "weight_decay": 0.1,
+}
 """Of a round of Algorithm 1."""
 FROM_RANDOM: dict[str, Any] = {
     "learning_rate": 6e-3,
     "min_learning_rate": 6e-5,
     "schedule": "cosine",
     "warmup_steps": 200,
+    "weight_decay": 0.1,
 }
 """The rates the reference itself was trained with, for a shorter run: random weights take a higher rate than inherited
 ones, and a longer warm-up."""
@@ -131,33 +138,3 @@ def _copied(name: str, place: Path, record: str) -> Path:
         with resources.as_file(shipped) as source, whole_folder(place) as temporary:
             shutil.copytree(source, temporary, dirs_exist_ok=True)
     return place
-
-
-_AGAIN = "shipped with the package; inheritune {} trains it again (made {})"
-
-
-def ship_frontier(finished: Path, assets: Path) -> None:
-    """Copy the record of the recipe `stdlib-frontier`, run in the folder `finished`, to where `quickstart` looks."""
-    held = read_record(finished / FRONTIER, FrontierRecord)
-    with whole_folder(assets / "frontier", replace=True) as place:
-        shipped = _AGAIN.format("frontier stdlib-frontier", held.created)
-        held.model_copy(update={"shipped": shipped}).write(place / FRONTIER)
-
-
-def ship_baselines(finished: Path, assets: Path) -> None:
-    """Copy what a report needs of the baselines of a `live` quickstart, without models, to where `quickstart` looks."""
-    for name in BASELINES:
-        record = read_record(finished / name / RECORD, RunRecord)
-        rounds = tuple(each.model_copy(update={"collapse": None}) for each in record.rounds)
-        with whole_folder(assets / name, replace=True) as place:
-            documents = record.data.documents if record.data else None
-            for file in filter(None, [*(each.metrics for each in rounds), record.result.losses, documents]):
-                (place / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(finished / name / file, place / file)
-            changes = {
-                "rounds": rounds,
-                "result": record.result.model_copy(update={"analysis": None, "model": None}),
-                "shipped": _AGAIN.format("quickstart --live", record.created),
-                "environment": record.environment.model_copy(update={"command": None}),
-            }
-            record.model_copy(update=changes).write(place / RECORD)

@@ -126,10 +126,11 @@ def _is_same(name: str | None, identity: str | None, other: str | None, other_id
 
 def path_or_id(name: str) -> str:
     """Return what a command takes for a model from wherever it is run: `stdlib`, an absolute path, or a hub id."""
-    place = Path(resolve_model(name) if name == BUNDLED else name).expanduser()
+    place = Path(resolve_model(name) if name in BUNDLED else name).expanduser()
     if not os.path.exists(place):  # noqa: PTH110 - Path.exists raises for a name that is too long for a file
         return name
-    return BUNDLED if place.resolve() == Path(resolve_model(BUNDLED)).resolve() else str(place.resolve())
+    ours = {Path(resolve_model(each)).resolve(): each for each in BUNDLED}
+    return ours.get(place.resolve(), str(place.resolve()))
 
 
 def _studies(analyses: dict[Path, Analysis], taken: set[str]) -> list[Model]:
