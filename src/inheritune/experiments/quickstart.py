@@ -51,7 +51,7 @@ def measured_recipe(folder: Path) -> dict[str, Any]:
         "keep": "75%",
         "objective": "kl",
         "data": {"source": "stdlib", "folder": str(folder / "data")},
-        "training": {"steps": 1650, "batch": 16, "length": 128, **MEASURED, **LOGGING},
+        "training": {"steps": 2250, "batch": 16, "length": 128, **MEASURED, **LOGGING},
         "growth": {"max_rounds": 1},
         "evaluation": {"windows": 2000, "prompt": "def "},
     }
