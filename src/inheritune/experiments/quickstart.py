@@ -20,7 +20,7 @@ from inheritune.report import load_runs, verdict, write_report
 from inheritune.storage import FRONTIER, RECORD, claimed, user_path, whole_folder
 
 BASELINES = ("inheritune", "scratch")
-LOGGING = {"log_every": 10, "valid_every": 50, "checkpoint_every": 50}
+LOGGING = {"log_every": 10, "valid_every": 250, "checkpoint_every": 150}
 MEASURED: dict[str, Any] = {"learning_rate": 2e-3, "schedule": "linear", "warmup_steps": 50, "weight_decay": 0.0}
 """Of our way: the rate falls to nothing, and no decay pulls the weights away from those that are inherited."""
 PAPER: dict[str, Any] = {
