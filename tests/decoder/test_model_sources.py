@@ -74,7 +74,7 @@ def other_folders(root: Path) -> dict[str, tuple[Path, str]]:
     return {
         "round": (run / "round-0", r"round-0 is a round of a run, not a model: pass .*round-0/model$"),
         "unfinished": (unfinished, r"is an unfinished run, not a model: pass .*round-0/model$"),
-        "begun": (root / "begun", r"is an unfinished quickstart, not a model: expected a model folder, .*stdlib-small$"),
+        "begun": (root / "begun", r"is an unfinished quickstart, not a model: expected a model .*stdlib-small$"),
         "gone": (gone, r"gone is a run whose result is gone, not a model: expected a model folder"),
         "damaged": (damaged, r"record\.json is damaged or was changed by hand \(name.*run the recipe again$"),
         "analysis": (analysis, r"analysis is an analysis, not a model: pass them/one$"),
