@@ -17,7 +17,6 @@ import fcntl
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from inheritune.data import document_mark, open_shards, tuning_windows, window_documents
 from inheritune.decoder import load_model, load_tokenizer
@@ -53,10 +52,10 @@ class Judge:
 
     def __init__(self) -> None:
         shards = open_shards(OUT / "data")
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(shards.tokenizer)
-        self.windows = tuning_windows(shards, self.tokenizer, LENGTH, WINDOWS)
+        tokenizer = load_tokenizer(shards.tokenizer)
+        self.windows = tuning_windows(shards, tokenizer, LENGTH, WINDOWS)
         text = shards.read("train", 0, shards.tokens("train"))
-        self.documents = window_documents(text, document_mark(self.tokenizer), LENGTH, WINDOWS, shards)
+        self.documents = window_documents(text, document_mark(tokenizer), LENGTH, WINDOWS, shards)
         self.reference = self.losses("stdlib", OUT / "reference-chosen-on.npy")
 
     def losses(self, model: str, stored: Path) -> np.ndarray:

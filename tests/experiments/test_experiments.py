@@ -127,6 +127,24 @@ def shipped_baselines_are_read_and_said_to_be_shipped(out: Path, assets: Path) -
     assert all(torch.equal(small[key], made[key]) for key in made)
 
 
+def test_the_shipped_small_model_is_half_the_reference() -> None:
+    small = Path(resolve_model("stdlib-small"))
+    record = read_record(small.parents[1] / "record.json", RunRecord)
+    assert open_decoder(load_model("stdlib-small")).layers == record.result.layers == 8
+    assert 2 * sum(each.tokens for each in record.rounds) == 24_576_000
+    assert sum(file.stat().st_size for file in small.parents[1].rglob("*") if file.is_file()) < 4 << 20
+
+
+RACE = Path(__file__).resolve().parents[2] / "recipes" / "race"
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in RACE.glob("*.yaml")} - {"revive"}))
+def test_a_recipe_of_the_race_fits_the_reference(name: str) -> None:
+    recipe = load_recipe(RACE / f"{name}.yaml")
+    tokens = 400 * 16 * 128 if name.startswith("cut-") else 1200 * 16 * 128
+    assert (recipe.name, it.plan(recipe).tokens) == (name, tokens)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_table_is_recipes_that_fit_the_reference(name: str, tmp_path: Path) -> None:
     experiment = EXPERIMENTS[name]

@@ -51,6 +51,7 @@ def heads_to_revive(revive: Revived, depth: int) -> dict[int, tuple[int, ...]]:
         if record.depth not in (None, depth):
             layers = f"{record.depth} layers, this model has {depth}"
             raise PlanError(f"{revive} analyses a model of {layers}: analyse this one")
+        revive = from_record(record)
     heads = collapsed_heads(revive)
     if beyond := [layer for layer in heads if not 0 <= layer < depth]:
         raise PlanError(f"asked to revive heads of layer {beyond[0]}, the model has {depth} layers (0-{depth - 1})")

@@ -22,8 +22,7 @@ def make_optimizer(model: PreTrainedModel, settings: TrainingSettings) -> tuple[
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     peak, decay = settings.learning_rate, settings.weight_decay
-    excluded = _token_weights(model) if settings.optimizer == "muon" else set(map(id, parameters))
-    matrices = [p for p in parameters if p.ndim == 2 and id(p) not in excluded]
+    matrices = _block_matrices(model) if settings.optimizer == "muon" else []
     taken = set(map(id, matrices))
     rest = [p for p in parameters if id(p) not in taken]
     groups = [
@@ -36,10 +35,11 @@ def make_optimizer(model: PreTrainedModel, settings: TrainingSettings) -> tuple[
     return optimizer, LambdaLR(optimizer, lambda step: settings.rate(step))  # a share of the optimiser's rate
 
 
-def _token_weights(model: PreTrainedModel) -> set[int]:
-    """Return the ids of the embeddings' weights, those of positions too, and of the head's."""
-    ends = [each for each in model.modules() if isinstance(each, nn.Embedding)] + [model.get_output_embeddings()]
-    return {id(each.weight) for each in ends if each is not None}
+def _block_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Return the trained matrices that are neither embeddings, of tokens or positions, nor the head."""
+    ends = [*(each for each in model.modules() if isinstance(each, nn.Embedding)), model.get_output_embeddings()]
+    excluded = {id(each.weight) for each in ends if each is not None}
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in excluded]
 
 
 class MuonAndAdamW(Optimizer):

@@ -27,8 +27,10 @@ class Inheritune(Method):
     @override
     def first_plan(self, recipe: Recipe, depth: int) -> LayerPlan:
         plan = super().first_plan(recipe, depth)
-        measured = recipe.layers is not None or (recipe.keep is None and recipe.drop is None)
-        return plan if recipe.revive is None or not measured else plan.revive(heads_to_revive(recipe.revive, depth))
+        chosen = recipe.layers is not None or (recipe.keep is None and recipe.drop is None)
+        if recipe.revive is None or not chosen:  # layers to be measured may be others than those of this plan
+            return plan
+        return plan.revive(heads_to_revive(recipe.revive, depth))
 
     @override
     def plans(self, recipe: Recipe, depth: int) -> list[LayerPlan]:
