@@ -156,8 +156,8 @@ def test_a_plan_counts_the_teacher_of_any_method(root: Path, monkeypatch: pytest
     assert taught.seconds / alone.seconds == pytest.approx(1 + forward)
     averaged = it.plan(recipe(root, training={"average": 2}))
     assert averaged.memory.training - alone.memory.training == 4 * weights(2)
-    monkeypatch.setattr(preflight, "LOGITS_AT_ONCE", 1000)
-    assert it.plan(recipe(root, objective="kl")).memory.logits == 4 * (7 * 1000 + 2 * 290 * 16)
+    monkeypatch.setattr(preflight, "rows_at_once", lambda *_: 5)
+    assert it.plan(recipe(root, objective="kl")).memory.logits == 4 * (7 * 5 * 290 + 2 * 290 * 16)
     curve = {"schedule": "constant", "cooldowns": [2], "cooldown_share": 0.5}
     assert it.plan(recipe(root, training=curve)).tokens == (4 + 1) * 2 * 16
 
@@ -245,6 +245,6 @@ def test_a_trunk_that_is_lost_is_trained_again(
 def test_pieces_change_a_run_by_rounding_alone(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = recipe(root, objective="mix")
     whole = it.run(made, tmp_path / "whole")
-    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 5 * 290)
+    monkeypatch.setattr(losses, "rows_at_once", lambda *_: 5)
     pieces = it.run(made, tmp_path / "pieces")
     assert pieces.result.evaluation.loss == pytest.approx(whole.result.evaluation.loss, abs=1e-5)

@@ -19,7 +19,7 @@ from inheritune.data import TrainingWindows, open_shards
 from inheritune.distributed import any_process, from_main
 from inheritune.errors import DataError
 from inheritune.training import Objective, ObjectiveSettings, TrainingSettings, losses, train
-from tiny import VOCABULARY, make_gpt2
+from tiny import make_gpt2
 
 RANK = int(os.environ["RANK"])
 SETTINGS = TrainingSettings(
@@ -57,8 +57,8 @@ def trained(folder: Path, data: type[TrainingWindows]) -> str:
 
 
 def taught(folder: Path, name: str, at_once: int) -> None:
-    """Train with the KL to a teacher, at most `at_once` logits at a time."""
-    losses.LOGITS_AT_ONCE = at_once
+    """Train with the KL to a teacher, the logits of at most `at_once` tokens at a time."""
+    losses.rows_at_once = lambda *_: at_once
     windows = TrainingWindows(open_shards(folder / "shards"), SETTINGS.length, SETTINGS.steps * SETTINGS.batch, seed=5)
     loss = Objective(ObjectiveSettings(kl=1.0, hidden=0.5), make_gpt2(3, seed=4))
     train(make_gpt2(2), windows, SETTINGS, folder / name, seed=0, loss=loss)
@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
     seen["checkpoints"] = sorted(path.name for path in (folder / "round" / "checkpoints").iterdir())
     from_main(lambda: None)  # nobody goes on before all have looked
     seen["resumed"] = trained(folder, TrainingWindows)
-    for name, at_once in (("at once", 1 << 24), ("in pieces", 5 * VOCABULARY)):
+    for name, at_once in (("at once", 1000), ("in pieces", 5)):
         taught(folder, name, at_once)
     (folder / f"{RANK}.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()

@@ -30,13 +30,13 @@ from inheritune.surgery.config.target import depth_of, target_config
 from inheritune.surgery.repair import check_repairable
 from inheritune.training import ObjectiveSettings, TrainingSettings
 from inheritune.training.engine import teaches_in_bfloat16
-from inheritune.training.losses import LOGITS_AT_ONCE
+from inheritune.training.losses import rows_at_once
 
 TRAINING_BYTES = 16
 """Bytes a trained parameter takes: float32 weight, gradient and AdamW's two moments."""
 LOGITS, TEACHER_LOGITS = 3, 4
 """Float32 arrays of (B, T, V) that live at once: logits, log-softmax and gradient; with a teacher its logits, its
-log-softmax, the student's second log-softmax and that one's gradient as well. No more than `LOGITS_AT_ONCE` each; where
+log-softmax, the student's second log-softmax and that one's gradient as well. No more than `rows_at_once` each; where
 the batch makes more, the head's gradients are there twice."""
 HIDDEN, MLP, ATTENTION = 10, 4, 3
 """Numbers that a block keeps of a token for the backward pass, by hidden unit, by MLP unit, and, where the matrix of
@@ -193,12 +193,12 @@ def _memory(
         kept += ATTENTION * int(text.num_attention_heads) * settings.length
     width = 2 if has_accelerator() and settings.precision != "float32" else 4
     vocabulary = int(text.vocab_size)
-    in_pieces = tokens * vocabulary > LOGITS_AT_ONCE
-    logits = (LOGITS + TEACHER_LOGITS * teaches) * min(tokens * vocabulary, LOGITS_AT_ONCE)
+    rows = min(tokens, rows_at_once(vocabulary, not has_accelerator()))
+    logits = (LOGITS + TEACHER_LOGITS * teaches) * rows * vocabulary
     return MemoryEstimate(
         training=parameters * (TRAINING_BYTES + 4 * (settings.average > 0)),
         reference=reference * (6 if teaches and teaches_in_bfloat16(settings) else 4),
-        logits=4 * (logits + 2 * in_pieces * hidden * vocabulary),
+        logits=4 * (logits + 2 * (rows < tokens) * hidden * vocabulary),
         activations=tokens * depth_of(config) * kept * width,
         libraries=0 if has_accelerator() else LIBRARIES,
     )
