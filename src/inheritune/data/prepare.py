@@ -18,7 +18,7 @@ from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, ModelError, OutputError
 from inheritune.progress import note, progress
 from inheritune.records.runs import Manifest, PrepareSettings, SourceContent, Splits
-from inheritune.storage import difference, is_being_filled, whole_folder
+from inheritune.storage import difference, is_being_filled, user_path, whole_folder
 
 WAIT_SECONDS = 0.5
 
@@ -64,7 +64,7 @@ def prepare(
         separator=separator,
         field=field,
     )
-    out = Path(out)
+    out = user_path(out)
     while is_being_filled(out):
         note(f"another process is preparing {out}: waiting for it")
         time.sleep(WAIT_SECONDS)

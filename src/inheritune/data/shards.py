@@ -19,6 +19,7 @@ import numpy as np
 from inheritune.errors import DataError
 from inheritune.records.base import read_record
 from inheritune.records.runs import Manifest, ShardFile, Split
+from inheritune.storage import user_path
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
@@ -89,8 +90,9 @@ class Shards:
 
 def is_shards(source: str | Path) -> bool:
     """Return whether `source` is a folder of finished shards; any text may be asked for."""
-    with suppress(OSError):  # a name may be too long
-        return (Path(source) / MANIFEST).is_file() and (Path(source) / TOKENIZER).is_dir()
+    with suppress(OSError, RuntimeError):  # a name may be too long, or no user behind ~
+        folder = Path(source).expanduser()
+        return (folder / MANIFEST).is_file() and (folder / TOKENIZER).is_dir()
     return False
 
 
@@ -101,7 +103,7 @@ def open_shards(folder: str | Path) -> Shards:
         DataError: the folder is not one, or a shard is missing or of another length than the manifest says.
         OutputError: the manifest is damaged, or of a later version.
     """
-    folder = Path(folder)
+    folder = user_path(folder, DataError)
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder} holds no token shards: expected a folder made by 'inheritune prepare'")
     manifest = read_record(folder / MANIFEST, Manifest)

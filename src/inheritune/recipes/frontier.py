@@ -30,7 +30,7 @@ from inheritune.records.base import environment, now, read_record
 from inheritune.records.evaluation import Comparison, Speed, SpeedRatio
 from inheritune.records.runs import FrontierPoint, FrontierRecord, RoundRecord, RunRecord
 from inheritune.spectra.folder import PRICES
-from inheritune.storage import FRONTIER, check_folder, claimed
+from inheritune.storage import FRONTIER, check_folder, claimed, user_path
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.config.target import depth_of
 
@@ -54,7 +54,7 @@ def frontier(
     checked = load_recipe(recipe, changes)
     if checked.frontier is None:
         checked = load_recipe({**checked.as_json(), "frontier": {}})
-    folder = Path(out) if out is not None else Path("runs") / checked.name
+    folder = user_path(out) if out is not None else Path("runs") / checked.name
     checked = recall_layers(checked, folder)
     identity = {"kind": FrontierRecord.KIND, "recipe": checked.as_json()}
     from_main(lambda: check_folder(folder, identity))

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from inheritune.errors import RecipeError, nearest
 from inheritune.recipes.schema import Recipe
 from inheritune.records.base import problem_text
+from inheritune.storage import user_path
 
 LIBRARY = Path(__file__).with_name("library")
 """The recipes that the package ships."""
@@ -60,7 +61,7 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | Path, changes: Iterab
 
 def _read_yaml(source: str) -> dict[str, Any]:
     """Read the file that a path or the name of a shipped recipe stands for; a file of that name comes first."""
-    path, shipped = Path(source), library()
+    path, shipped = user_path(source, RecipeError), library()
     path = path if path.exists() else shipped.get(source, path)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -25,6 +25,7 @@ from inheritune.recipes.methods import method_of
 from inheritune.recipes.schema import Recipe
 from inheritune.recipes.workspace import recipe_config
 from inheritune.records.runs import MemoryEstimate, PlannedRound, PlanRecord
+from inheritune.storage import user_path
 from inheritune.surgery import LayerPlan, blueprint
 from inheritune.surgery.config.target import depth_of, target_config
 from inheritune.surgery.repair import check_repairable
@@ -154,7 +155,7 @@ def _check_hidden(
 def _text_tokens(recipe: Recipe) -> tuple[int, int]:
     """Return the tokens for training and for validation: of prepared shards, or guessed from the bytes of the text."""
     data = recipe.data
-    if data.folder is not None and (Path(data.folder) / MANIFEST).is_file():
+    if data.folder is not None and (user_path(data.folder) / MANIFEST).is_file():
         shards = open_shards(data.folder)
         return shards.tokens("train"), shards.tokens("valid")
     tokens = _text_bytes(data.source) // BYTES_PER_TOKEN
@@ -164,7 +165,7 @@ def _text_tokens(recipe: Recipe) -> tuple[int, int]:
 
 
 def _text_bytes(source: str) -> int:
-    path = Path(source)
+    path = user_path(source)
     if source == STDLIB and not path.exists():
         return sum(len(document.text) for document in read_documents(source))
     if not path.exists():

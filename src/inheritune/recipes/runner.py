@@ -34,7 +34,7 @@ from inheritune.records.surgery import ParameterCounts
 from inheritune.spectra import analyze_into
 from inheritune.spectra.advice import depth_of_budget
 from inheritune.spectra.folder import PRICES
-from inheritune.storage import RECORD, check_folder, claimed, read_identity, write_text
+from inheritune.storage import RECORD, check_folder, claimed, read_identity, user_path, write_text
 from inheritune.surgery import LayerPlan
 from inheritune.surgery.card import CARD, LICENCES, model_card, without_paths
 from inheritune.surgery.config.target import depth_of
@@ -69,7 +69,7 @@ def run(
     checked = load_recipe(recipe, changes)
     if checked.frontier is not None:
         raise RecipeError(f"recipe {checked.name} has a frontier, several depths: run it with inheritune frontier")
-    folder = Path(out) if out is not None else Path("runs") / checked.name
+    folder = user_path(out) if out is not None else Path("runs") / checked.name
     checked = recall_layers(checked, folder)
     identity = {"kind": "run", "recipe": checked.as_json()}
     from_main(lambda: check_folder(folder, identity))

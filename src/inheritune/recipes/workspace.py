@@ -39,7 +39,7 @@ from inheritune.recipes.schema import Recipe, RecipeTraining
 from inheritune.records.base import read_record
 from inheritune.records.evaluation import Comparison
 from inheritune.records.runs import ReferenceRecord, RoundRecord, TrainedOn
-from inheritune.storage import missing_folders, remove_made, written_file
+from inheritune.storage import missing_folders, remove_made, user_path, written_file
 from inheritune.surgery import blueprint
 from inheritune.surgery.config.target import depth_of
 from inheritune.surgery.repair import WINDOW_LENGTH, WINDOWS
@@ -205,7 +205,7 @@ def open_workspace(recipe: Recipe, folder: Path, config: PretrainedConfig) -> Wo
         InherituneError: the data cannot be used, or not with the reference; one line.
     """
     data = recipe.data
-    place = Path(data.folder) if data.folder else folder / DATA
+    place = user_path(data.folder) if data.folder else folder / DATA
     tokenizer = data.tokenizer or str(recipe.reference)
     how = data.model_dump(exclude={"source", "tokenizer", "folder"})
     missing = missing_folders(place)

@@ -20,7 +20,7 @@ from inheritune.spectra.analysis import Model, Options, Prepared, measure, prepa
 from inheritune.spectra.folder import MAPS, SPECTRA, read_analysis, save_maps, save_spectra
 from inheritune.spectra.maps import check_heads_of, draw_maps
 from inheritune.spectra.recommend import recommend
-from inheritune.storage import check_folder, claimed, read_identity
+from inheritune.storage import check_folder, claimed, read_identity, user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ def analyze_into(
         InherituneError: as `analyze` and `attention_maps`, or the folder holds something else.
         OutputError: the files cannot be written.
     """
-    folder, source = Path(folder), resolve_model(model) if isinstance(model, str | Path) else None
+    folder, source = user_path(folder), resolve_model(model) if isinstance(model, str | Path) else None
     prepared = prepare(source or model, tokens, **options)
     check_heads_of(heads, prepared.decoder)
     if source is not None:  # what is in memory may have been changed since it was loaded

@@ -34,7 +34,7 @@ from inheritune.decoder import load_config
 from inheritune.decoder.source import Place, locate
 from inheritune.errors import ModelError, OutputError
 from inheritune.progress import progress
-from inheritune.storage import whole_folder
+from inheritune.storage import user_path, whole_folder
 from inheritune.surgery.build import warn_not_finite
 from inheritune.surgery.card import describe_call, model_card
 from inheritune.surgery.config.blueprint import Draft
@@ -95,7 +95,7 @@ def inherit_checkpoint(
             meanwhile), or cannot be written; or `max_shard_size` is no size.
     """
     check_shard_size(max_shard_size)
-    destination = Path(dst_dir).expanduser()
+    destination = user_path(dst_dir)
     places = locate_sources(src_dir, target, revision)
     check_destination(destination, *(place.folder for place in places.values()))
     configs = {
