@@ -11,7 +11,7 @@ from inheritune.records.prices import Agreement, Cost, DepthPrice, LayerPrice, O
 from inheritune.report import write_report
 from inheritune.report.read.analyses import load_analysis
 from inheritune.report.read.models import load
-from inheritune.report.rows.prices import cut_rows, price_rows
+from inheritune.report.rows.measures import cut_rows, price_rows
 from inheritune.report.text import findings, tables
 
 
