@@ -7,8 +7,8 @@ import types
 from typing import Any
 
 from inheritune.report.page.save import check_page, save_figures, write_report
+from inheritune.report.read.folders import load_runs
 from inheritune.report.read.models import load
-from inheritune.report.read.runs import load_runs
 from inheritune.report.text.findings import opening
 from inheritune.report.text.verdict import verdict
 

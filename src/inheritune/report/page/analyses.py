@@ -10,7 +10,7 @@ from inheritune.report.charts import analysis as charts
 from inheritune.report.charts.analysis import QUANTITIES, Quantity
 from inheritune.report.charts.maps import attention_png, data_uri, quantised
 from inheritune.report.page.figures import Context, Figures
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis
 from inheritune.report.rows import measures, series
 from inheritune.report.text import findings, tables
 from inheritune.report.text import format as fmt

@@ -16,8 +16,8 @@ from inheritune.report.charts.maps import ANCHORS
 from inheritune.report.charts.training import WATCHED, curves, training_map
 from inheritune.report.page import analyses
 from inheritune.report.page.figures import Context, Figures
+from inheritune.report.read.folders import Run
 from inheritune.report.read.models import Model, Sources, models
-from inheritune.report.read.runs import Run
 from inheritune.report.rows import measures, series
 from inheritune.report.text import findings, tables
 from inheritune.report.text.frontier import frontier_table, frontier_verdict

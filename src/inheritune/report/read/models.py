@@ -14,8 +14,7 @@ from pathlib import Path
 from inheritune.decoder.source import BUNDLED, resolve_model
 from inheritune.records.evaluation import Comparison
 from inheritune.records.runs import FrontierRecord, ReferenceRecord, ResultRecord
-from inheritune.report.read.analyses import Analysis, load_analysis
-from inheritune.report.read.runs import Run, frontiers_of, load_runs, unique_folders
+from inheritune.report.read.folders import Analysis, Run, frontiers_of, load_analysis, load_runs, unique_folders
 from inheritune.spectra.folder import SPECTRA
 from inheritune.storage import RECORD
 

@@ -9,8 +9,7 @@ from typing import Literal
 
 from inheritune.records.analysis import Mask
 from inheritune.records.prices import OtherCut
-from inheritune.report.read.analyses import Analysis
-from inheritune.report.read.runs import Run
+from inheritune.report.read.folders import Analysis, Run
 from inheritune.report.rows.series import Row, at, offsets
 from inheritune.spectra.measure.blocks import rank_correlation
 

@@ -12,9 +12,8 @@ import numpy as np
 from inheritune.layers import plural
 from inheritune.records.analysis import Mask
 from inheritune.records.runs import ReferenceRecord
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis, LoggedStep, Run
 from inheritune.report.read.models import Model
-from inheritune.report.read.runs import LoggedStep, Run
 from inheritune.spectra.result import COLLAPSED_RANK
 
 Value = TypeVar("Value")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from inheritune.layers import plural
 from inheritune.records.analysis import Mask, Recommendation
 from inheritune.records.prices import PricesRecord
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis
 from inheritune.report.read.models import Model, Sources
 from inheritune.report.rows.measures import agreements
 from inheritune.report.rows.series import Row, class_counts, head_rows

@@ -11,9 +11,8 @@ from inheritune.records.base import Environment
 from inheritune.records.prices import PricesRecord
 from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord
 from inheritune.records.surgery import PlanRow
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis, Run
 from inheritune.report.read.models import Model
-from inheritune.report.read.runs import Run
 from inheritune.report.text import format as fmt
 
 

@@ -17,9 +17,8 @@ from inheritune.evaluation.paired import mean_error
 from inheritune.layers import plural
 from inheritune.records.evaluation import SpeedRatio
 from inheritune.records.runs import ResultRecord, RunRecord
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis, Run
 from inheritune.report.read.models import is_same_reference
-from inheritune.report.read.runs import Run
 from inheritune.report.text import format as fmt
 from inheritune.report.text import steps
 from inheritune.report.text.steps import Step
