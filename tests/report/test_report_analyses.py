@@ -19,7 +19,7 @@ from inheritune.decoder.source import resolve_model
 from inheritune.errors import OutputError
 from inheritune.records.analysis import AnalysisRecord
 from inheritune.report import load
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis
 from inheritune.report.read.models import Model
 from inheritune.report.rows import measures, series
 from inheritune.report.text import findings, tables

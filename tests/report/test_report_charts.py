@@ -15,8 +15,8 @@ from report_records import HEADS, attention_maps, spectra
 
 from inheritune.errors import OutputError
 from inheritune.report.charts import analysis, base, maps, training
+from inheritune.report.read.folders import load_runs
 from inheritune.report.read.models import models
-from inheritune.report.read.runs import load_runs
 from inheritune.report.rows import series
 
 Record = dict[str, Any]

@@ -14,8 +14,8 @@ from report_analyses import analysis
 from inheritune.decoder.source import resolve_model
 from inheritune.errors import OutputError
 from inheritune.report import load, opening
+from inheritune.report.read.folders import LoggedStep, read_log
 from inheritune.report.read.models import models, path_or_id
-from inheritune.report.read.runs import LoggedStep, read_log
 from inheritune.report.text.steps import after_analysis
 
 Record = dict[str, Any]

@@ -9,9 +9,9 @@ import pytest
 
 from inheritune.records.prices import Agreement, Cost, DepthPrice, LayerPrice, OtherCut, PricesRecord
 from inheritune.report import write_report
-from inheritune.report.read.analyses import load_analysis
+from inheritune.report.read.folders import load_analysis
 from inheritune.report.read.models import load
-from inheritune.report.rows.prices import cut_rows, price_rows
+from inheritune.report.rows.measures import cut_rows, price_rows
 from inheritune.report.text import findings, tables
 
 

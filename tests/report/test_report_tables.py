@@ -12,8 +12,8 @@ from report_records import taken
 
 from inheritune.errors import OutputError
 from inheritune.records.surgery import PlanRow
+from inheritune.report.read.folders import load_runs, unique_folders
 from inheritune.report.read.models import models
-from inheritune.report.read.runs import load_runs, unique_folders
 from inheritune.report.text import format as fmt
 from inheritune.report.text import tables
 

@@ -13,7 +13,7 @@ import pytest
 from report_records import comparison
 
 from inheritune.records.runs import RunRecord
-from inheritune.report.read.runs import load_runs
+from inheritune.report.read.folders import load_runs
 from inheritune.report.text import verdict as words
 from inheritune.report.text.verdict import verdict
 

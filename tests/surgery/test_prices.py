@@ -14,7 +14,7 @@ from scipy.stats import spearmanr, ttest_1samp
 from test_ablation import llama, losses_of_cut, windows
 from typer.testing import CliRunner, Result
 
-from inheritune.cli.budget import Budget
+from inheritune.cli.inherit import Budget
 from inheritune.cli.main import app
 from inheritune.decoder import save_model
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,13 +11,12 @@ import typer
 
 from inheritune.cli.options import SEPARATOR, Field, Model, PathOption, Separator, SourceOption
 from inheritune.errors import DataError, InherituneError
+from inheritune.records.analysis import AnalysedText
 from inheritune.records.prices import LENGTH, WINDOWS
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
-
-    from inheritune.records.analysis import AnalysedText
 
 DEFAULT_SOURCE = "stdlib"
 DEFAULT_SIZE = 100
@@ -84,11 +84,9 @@ def analyze(
     ] = None,
 ) -> None:
     """Measure every attention head, MLP and block, say which layers are lazy, and recommend a cut."""
-    from inheritune.cli.print_analysis import print_analysis
-    from inheritune.cli.print_prices import print_prices
-    from inheritune.decoder import load_config
+    from inheritune.cli.print_analysis import print_analysis, print_prices
+    from inheritune.decoder import NoTokenizerError, load_config, load_tokenizer
     from inheritune.decoder.source import resolve_model
-    from inheritune.records.analysis import AnalysedText
     from inheritune.spectra.advice import recommend_by_price
     from inheritune.spectra.flow import analyze_into
     from inheritune.spectra.folder import from_record
@@ -106,7 +104,9 @@ def analyze(
     if ablate:
         check_ablation(depth_of(config), depth, beam)
     if tokens is not None:
-        tokenizer = _tokenizer(place)
+        tokenizer = None
+        with suppress(NoTokenizerError):  # the maps' tokens then have no names
+            tokenizer = load_tokenizer(place)
         windows, origin = _read_windows(tokens, sequences, length), AnalysedText(source=str(tokens))
     else:
         windows, origin, tokenizer = _draw_windows(
@@ -186,7 +186,6 @@ def _draw_windows(
     """
     from inheritune.data import draw_windows, read_tokens
     from inheritune.decoder import load_tokenizer
-    from inheritune.records.analysis import AnalysedText
 
     count, size = (DEFAULT_SIZE if number is None else number for number in (sequences, length))
     for option, number, least in (("--sequences", count, 1), ("--length", size, 2)):
@@ -222,13 +221,3 @@ def _read_windows(path: Path, sequences: int | None, length: int | None) -> np.n
         if wanted is not None and not least <= wanted <= held:
             raise DataError(f"{name} {wanted}: {path} holds {held}, expected {least} to {held}")
     return windows[:sequences, :length]
-
-
-def _tokenizer(model: str) -> PreTrainedTokenizerBase | None:
-    """Return the model's tokenizer, or None where it has none: the maps' tokens then have no names."""
-    from inheritune.decoder import NoTokenizerError, load_tokenizer
-
-    try:
-        return load_tokenizer(model)
-    except NoTokenizerError:
-        return None

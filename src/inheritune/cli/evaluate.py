@@ -11,7 +11,7 @@ from inheritune.cli.console import print_table
 from inheritune.cli.options import SEPARATOR, Field, Model, PathOption, Separator, SourceOption
 
 if TYPE_CHECKING:
-    from inheritune.records.evaluation import Comparison, Evaluated, EvaluationRecord, Speed, SpeedRatio
+    from inheritune.records.evaluation import Comparison, EvaluationRecord, Speed, SpeedRatio
 
 NAME_WIDTH = 26
 
@@ -75,45 +75,35 @@ def evaluate(
 def _print(record: EvaluationRecord) -> None:
     from inheritune.report.text.format import counted, how
 
-    parts: list[Evaluated] = [record] if record.against is None else [record, record.against]
+    losses, speeds, tasks = [], [], []
+    for part in (record, *([] if record.against is None else [record.against])):
+        name, shown, used = _short(part.model), part.evaluation, part.speed
+        perplexity = "-" if shown.perplexity is None else f"{shown.perplexity:.3f}"
+        loss = _measured(shown.loss, shown.standard_error)
+        losses.append((name, part.layers, f"{part.parameters:,}", loss, perplexity))
+        if used:
+            rates = (f"{used.generate_tokens_per_second:,.0f}", f"{used.prefill_tokens_per_second:,.0f}")
+            sizes = (f"{used.parameter_bytes / 1e6:,.1f} MB", f"{used.kv_cache_bytes_per_token:,.0f} B")
+            speeds.append((name, *rates, *sizes))
+        for row in part.tasks.results if part.tasks else ():
+            tasks.append((name, row.task, row.metric, _measured(row.value, row.standard_error), row.samples))
     shown = record.evaluation
     title = f"nats per token on {counted(shown)}, {shown.length} tokens each, of {shown.data}"
-    print_table(title, ("model", "layers", "parameters", "loss", "perplexity"), [_loss_row(part) for part in parts])
+    print_table(title, ("model", "layers", "parameters", "loss", "perplexity"), losses)
     if record.comparison is not None:
         typer.echo(comparison_line(record.comparison))
     if used := record.speed:
         title = f"generation, batch {used.batch} on {used.device} ({how(used)})"
-        columns = ("model", "tokens/s", "prefill/s", "weights", "cache/token")
-        print_table(title, columns, [_speed_row(part.model, part.speed) for part in parts if part.speed])
+        print_table(title, ("model", "tokens/s", "prefill/s", "weights", "cache/token"), speeds)
     if record.speed_ratio is not None and record.speed is not None:
         typer.echo(speed_line(record.speed_ratio, record.speed))
     if record.tasks is not None:
-        rows = [row for part in parts for row in _task_rows(part)]
-        print_table("tasks", ("model", "task", "metric", "value", "rows"), rows)
+        print_table("tasks", ("model", "task", "metric", "value", "rows"), tasks)
 
 
 def _short(name: str) -> str:
     """Return the end of a long path, so that the numbers beside it fit on a line of 80 characters."""
     return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
-
-
-def _loss_row(part: Evaluated) -> tuple[str, ...]:
-    shown = part.evaluation
-    perplexity = "-" if shown.perplexity is None else f"{shown.perplexity:.3f}"
-    loss = _measured(shown.loss, shown.standard_error)
-    return _short(part.model), str(part.layers), f"{part.parameters:,}", loss, perplexity
-
-
-def _speed_row(model: str, speed: Speed) -> tuple[str, ...]:
-    rates = (f"{speed.generate_tokens_per_second:,.0f}", f"{speed.prefill_tokens_per_second:,.0f}")
-    return _short(model), *rates, f"{speed.parameter_bytes / 1e6:,.1f} MB", f"{speed.kv_cache_bytes_per_token:,.0f} B"
-
-
-def _task_rows(part: Evaluated) -> list[tuple[str, ...]]:
-    return [
-        (_short(part.model), row.task, row.metric, _measured(row.value, row.standard_error), str(row.samples))
-        for row in (part.tasks.results if part.tasks else ())
-    ]
 
 
 def _measured(value: float | None, standard_error: float | None) -> str:

@@ -7,18 +7,19 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inheritune.cli.budget import Budget
 from inheritune.cli.options import SEPARATOR, Field, Model, PathOption, Private, PushTo, Separator, SourceOption
 from inheritune.errors import InherituneWarning, OutputError, PlanError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from inheritune.records.analysis import Recommendation
     from inheritune.surgery import LayerPlan
     from inheritune.surgery.plan.selection import Layers
 
@@ -159,6 +160,65 @@ def inherit(
     if push_to is not None:
         url = hub.push(out, push_to, private=private, leave_out=[RECORD])
         typer.echo(f"uploaded: {url}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`--keep` and `--drop`: how many layers stay, and which, by what was or is measured."""
+
+    keep: str | None
+    drop: int | None
+    analysis: Path | None
+    data: str | None
+    separator: str
+    field: str
+    revision: str | None
+
+    def choose(
+        self, model: str, config: PretrainedConfig, layers: str | None, arrange: str, grow_from: str | None
+    ) -> Recommendation | str | None:
+        """Return the layers that stay, and print the recommendation; a count where another option says which.
+
+        Without a budget they are those that `--layers` says.
+
+        Raises:
+            InherituneError: the options contradict each other, the budget is out of range, or nothing can be measured.
+        """
+        from inheritune.spectra.advice import depth_of_budget, recommend, recommend_by_price
+        from inheritune.surgery.config.target import depth_of
+
+        sources = [name for name, value in (("--analysis", self.analysis), ("--data", self.data)) if value is not None]
+        if self.keep is None and self.drop is None:
+            if sources:
+                raise PlanError(f"{sources[0]} says which layers stay, not how many: pass --keep or --drop too")
+            return layers
+        option = "--keep" if self.keep is not None else "--drop"
+        for name, value in (("--layers", layers), ("--grow-from", grow_from)):
+            if value is not None:
+                raise PlanError(f"{option} and {name} are both given: expected one of them")
+        count = depth_of_budget(self.keep, self.drop, depth_of(config))
+        if len(sources) > 1 or (sources and arrange != "first"):
+            raise PlanError(f"{sources[0]} and {[*sources, '--arrange'][1]} both say which layers stay: expected one")
+        if self.data and self.revision is not None:
+            raise PlanError(f"--data measures {model} as it is now, not --revision {self.revision}: pass --analysis")
+        if not sources:
+            if arrange == "first":
+                typer.echo(
+                    f"note: the first {count} layers are the paper's rule of thumb, unmeasured: pass --data TEXT, or "
+                    "--analysis of analyze --ablate, to keep those that cost least",
+                    err=True,
+                )
+            return str(count)
+        if self.data:
+            from inheritune.surgery.prices import check_choice, choice_windows, measure_prices
+
+            windows = choice_windows(model, self.data, self.separator, self.field)
+            check_choice(windows, config)
+            advice = recommend_by_price(measure_prices(None, model, windows, depth=count), count)
+        else:
+            advice = recommend(str(self.analysis), keep=count)
+        typer.echo(f"Recommended: {advice}")
+        return advice
 
 
 @contextmanager

@@ -12,11 +12,10 @@ from inheritune import __version__
 from inheritune.cli.analyze import analyze
 from inheritune.cli.evaluate import evaluate
 from inheritune.cli.experiments import quickstart, reproduce
-from inheritune.cli.frontier import frontier
 from inheritune.cli.inherit import inherit
 from inheritune.cli.prepare import prepare
 from inheritune.cli.report import report
-from inheritune.cli.run import plan, run
+from inheritune.cli.run import frontier, plan, run
 from inheritune.errors import InherituneError
 
 STOPPED = 130
@@ -72,7 +71,3 @@ def main() -> None:
         hint = "it goes on from what is saved, or starts over where nothing is"
         print(f"stopped; run the same command again: {hint}", file=sys.stderr)  # noqa: T201
     sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

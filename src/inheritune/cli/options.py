@@ -26,12 +26,12 @@ def read_source(name: str) -> str:
     return str(path) if name.startswith("~") else name
 
 
+SourceArgument = partial(typer.Argument, parser=read_source)
 PathOption = partial(typer.Option, parser=read_path, metavar="PATH")
 SourceOption = partial(typer.Option, parser=read_source, metavar="SOURCE")
 Model = Annotated[
     str,
-    typer.Argument(
-        parser=read_source,
+    SourceArgument(
         metavar="MODEL",
         help="A folder in Hugging Face format, the folder of a finished run, a GGUF file, a hub id, or stdlib or "
         "stdlib-small, which are shipped.",
@@ -39,24 +39,14 @@ Model = Annotated[
 ]
 RecipeSource = Annotated[
     str,
-    typer.Argument(
-        parser=read_source,
-        metavar="RECIPE",
-        help="A recipe in YAML, or the name of one that the package ships (run --list).",
-    ),
+    SourceArgument(metavar="RECIPE", help="A recipe in YAML, or the name of one that the package ships (run --list)."),
 ]
 SEPARATOR = r"\n\n"
-
-
-def _with_line_ends(text: str) -> str:
-    return text.replace(r"\n", "\n")
-
-
 Separator = Annotated[
     str,
     typer.Option(
         help=r"Between two documents of a text file (\n is a line end).",
-        callback=_with_line_ends,
+        callback=lambda text: text.replace(r"\n", "\n"),
         show_default="a blank line",
     ),
 ]

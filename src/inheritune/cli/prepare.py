@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from inheritune.cli.console import print_table
-from inheritune.cli.options import SEPARATOR, Field, PathOption, Separator, SourceOption, read_source
+from inheritune.cli.options import SEPARATOR, Field, PathOption, Separator, SourceArgument, SourceOption
 
 
 def prepare(
     source: Annotated[
         str,
-        typer.Argument(
-            parser=read_source,
+        SourceArgument(
             metavar="SOURCE",
             help="stdlib, a .txt, .jsonl, .json, .csv, .tsv or .parquet file (packed too), a folder of such files, or "
             "hf:NAME[:CONFIG] for a data set of the hub.",

@@ -1,4 +1,4 @@
-"""What `inheritune analyze` prints: the record of an analysis as a table and lines."""
+"""What `inheritune analyze` prints: the record of an analysis, and that of prices, as tables and lines."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy as np
 import typer
 
 from inheritune.cli.console import print_table
-from inheritune.records.analysis import AnalysisRecord, AttentionMap, LayerAnalysis, MapsRecord
-from inheritune.spectra.folder import MAPS, SPECTRA
+from inheritune.layers import ranges
+from inheritune.records.analysis import AnalysisRecord, AttentionMap, LayerAnalysis, MapsRecord, Recommendation
+from inheritune.records.prices import Cost, PricesRecord
+from inheritune.spectra.folder import MAPS, PRICES, SPECTRA
 from inheritune.spectra.result import COLLAPSED_RANK
 from inheritune.storage import IDENTITY
 
 
-def print_analysis(model: str, record: AnalysisRecord, drawn: MapsRecord, out: Path, recommended: bool = True) -> None:
+def print_analysis(model: str, record: AnalysisRecord, drawn: MapsRecord, out: Path, recommended: bool) -> None:
     """Print the table of layers, what it comes to, a line on each further thing that was asked for, and the files.
 
     Args:
@@ -110,3 +112,37 @@ def _gradients(record: AnalysisRecord, side: str) -> str:
 def _rounded(value: float) -> str:
     """Return three significant digits, thousands separated: `8,720`, `3.14`."""
     return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def print_prices(prices: PricesRecord, advice: Recommendation, out: Path) -> None:
+    """Print both tables, how the measures agree with the prices, and the recommendation; `out` has the file."""
+    price = f"price, {prices.confidence:.0%} interval"
+    typer.echo(
+        f"What each layer costs, on {prices.windows} windows of {prices.length} tokens of training text: the loss is "
+        f"{prices.loss:.3f} nats a token, that of uniform guessing {prices.uniform:.3f}."
+    )
+    print_table(
+        "", ["layer", "loss without", price], [[str(layer.index), *_cost(layer.cost)] for layer in prices.layers]
+    )
+    rules = list(prices.cuts[0].others) if prices.cuts else []
+    typer.echo("The cheapest cut found to each depth, before training, beside the loss of other rules' cuts:")
+    headers = ["layers: cut", "loss", price, *(rule.replace(" ", "\n") for rule in rules)]
+    rows = []
+    for cut in prices.cuts:
+        losses = (cut.others[rule].loss for rule in rules)
+        rivals = ("-" if loss is None else f"{loss:.3f}" for loss in losses)
+        rows.append([f"{cut.depth}: {ranges(sorted(cut.cut))}", *_cost(cut.cost), *rivals])
+    print_table("", headers, rows)
+    for each in prices.agreements:
+        said = "no order to compare"
+        if each.correlation is not None and each.p_value is not None:
+            said = f"Spearman correlation {each.correlation:+.2f}, p = {each.p_value:.2g}"
+        typer.echo(f"{each.measure} and price over {each.layers} layers: {said}.")
+    typer.echo(f"Recommended: {advice}")
+    typer.echo(f"Written: {out / PRICES}")
+
+
+def _cost(cost: Cost | None) -> list[str]:
+    if cost is None:
+        return ["-", "-"]
+    return [f"{cost.loss:.3f}", f"{cost.difference:+.3f} ±{(cost.ci_high - cost.ci_low) / 2:.3f}"]

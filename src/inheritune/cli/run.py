@@ -1,4 +1,4 @@
-"""`inheritune run`: train what a recipe says; `inheritune plan`: what that would cost."""
+"""The commands that take a recipe: `run` trains it, `plan` says what that takes, `frontier` what each depth costs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 
 from inheritune.cli.console import print_table
 from inheritune.cli.evaluate import speed_line
-from inheritune.cli.options import Changes, PathOption, Private, PushTo, RecipeSource, read_source
+from inheritune.cli.options import Changes, PathOption, Private, PushTo, RecipeSource, SourceArgument
 from inheritune.errors import OutputError, RecipeError
 
 if TYPE_CHECKING:
-    from inheritune.records.runs import PlannedRound, ReferenceRecord, RoundRecord, RunRecord
+    from inheritune.records.runs import ReferenceRecord, RoundRecord, RunRecord
 
 PARTS = {
     "training": "weights, gradients and optimiser",
@@ -30,11 +30,7 @@ SPARE = 1.2
 def run(
     recipe: Annotated[
         str | None,
-        typer.Argument(
-            parser=read_source,
-            metavar="RECIPE",
-            help="A recipe in YAML, or the name of one that the package ships (--list).",
-        ),
+        SourceArgument(metavar="RECIPE", help="A recipe in YAML, or the name of one that the package ships (--list)."),
     ] = None,
     set_: Changes = None,
     out: Annotated[Path | None, PathOption(help="The run's folder; runs/NAME if not given.")] = None,
@@ -46,8 +42,11 @@ def run(
 
     A run that was stopped (Ctrl-C, SIGTERM, kill) goes on where it was when the same command is given again.
     """
+    from inheritune.recipes import library, summary_of
+
     if list_:
-        print_library()
+        for name, path in library().items():
+            typer.echo(f"{name:20}{summary_of(path)}")
         return
     from inheritune.checkpoints import hub
     from inheritune.distributed import from_main
@@ -114,7 +113,11 @@ def plan(
     cost = plan_recipe(recipe, set_ or [])
     for note in cost.notes:
         typer.echo(f"note: {note}")
-    rows = [(_round(i, item), *_costs(item)) for i, item in enumerate(cost.rounds, 1)]
+    rows = []
+    for i, item in enumerate(cost.rounds, 1):
+        taken = f": {item.reference_layers} of the reference" if item.reference_layers else ""
+        size = (str(item.layers), f"{item.parameters:,}", f"{item.tokens:,}")
+        rows.append((f"round {i}{taken}", *size, time_span(item.seconds)))
     columns = ("", "layers", "parameters", "tokens", "time (rough)")
     print_table(f"{cost.name} ({cost.method}), at most", columns, rows)
     need, free = cost.memory_bytes / 1e9, cost.memory_available_bytes / 1e9
@@ -127,15 +130,6 @@ def plan(
         cost.write(out)
 
 
-def _round(number: int, planned: PlannedRound) -> str:
-    taken = f": {planned.reference_layers} of the reference" if planned.reference_layers else ""
-    return f"round {number}{taken}"
-
-
-def _costs(planned: PlannedRound) -> tuple[str, ...]:
-    return str(planned.layers), f"{planned.parameters:,}", f"{planned.tokens:,}", time_span(planned.seconds)
-
-
 def time_span(seconds: float) -> str:
     """Write a rough time span in the unit a person would use: `40 s`, `12.5 minutes`, `4.3 days`."""
     for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
@@ -144,9 +138,36 @@ def time_span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def print_library() -> None:
-    """Print the recipes that the package ships."""
-    from inheritune.recipes import library, summary_of
+def frontier(
+    recipe: RecipeSource,
+    set_: Changes = None,
+    out: Annotated[Path | None, PathOption(help="The folder; runs/NAME if not given.")] = None,
+) -> None:
+    """Train several depths (frontier.depths) from one reference on equal tokens: what each costs.
 
-    for name, path in library().items():
-        typer.echo(f"{name:20}{summary_of(path)}")
+    Where it was stopped (Ctrl-C, SIGTERM, kill) it goes on when the same command is given again.
+    """
+    from inheritune.distributed import is_main
+    from inheritune.recipes.frontier import frontier as run_frontier
+
+    record = run_frontier(recipe, out, set_ or [])
+    if not is_main():
+        return
+    from inheritune.report.charts.base import save_chart
+    from inheritune.report.charts.frontier import frontier as draw
+    from inheritune.report.text.frontier import frontier_table, frontier_verdict
+    from inheritune.storage import FRONTIER
+
+    folder = out or Path("runs") / record.name
+    chart, _ = save_chart(draw(record), folder, "frontier")
+    table = frontier_table(record)
+    # The page's table on lines of 80 characters: two values in a cell where they belong together.
+    columns = ["layers", "weights,\nmemory", "loss cut,\ntrained", table.columns[6].replace(", ", ",\n")]
+    columns += ["times\nas fast", "tokens\nto match"]
+    rows = [
+        (layers.replace(" ", "\n"), f"{weights}\n{memory.splitlines()[0]}", f"{cut}\n{loss}", difference, fast, match)
+        for layers, _, weights, memory, cut, loss, difference, _, fast, _, match in table.rows
+    ]
+    print_table(f"{record.name} ({record.trained})", columns, rows)
+    typer.echo(frontier_verdict(record))
+    typer.echo(f"chart: {chart}   record: {folder / FRONTIER}   page: inheritune report {folder}")

@@ -7,23 +7,12 @@ import types
 from typing import Any
 
 from inheritune.report.page.save import check_page, save_figures, write_report
-from inheritune.report.read.models import Sources, load
-from inheritune.report.read.runs import Run, load_runs
+from inheritune.report.read.folders import load_runs
+from inheritune.report.read.models import load
 from inheritune.report.text.findings import opening
-from inheritune.report.text.verdict import Verdict, verdict
+from inheritune.report.text.verdict import verdict
 
-__all__ = [
-    "Run",
-    "Sources",
-    "Verdict",
-    "check_page",
-    "load",
-    "load_runs",
-    "opening",
-    "save_figures",
-    "verdict",
-    "write_report",
-]
+__all__ = ["check_page", "load", "load_runs", "opening", "save_figures", "verdict", "write_report"]
 
 
 class _Callable(types.ModuleType):

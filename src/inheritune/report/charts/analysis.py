@@ -1,4 +1,4 @@
-"""Charts of an analysis: a point for each layer, a cell or point for each head, measures of blocks and their MLPs."""
+"""Charts of an analysis: a point for each layer, a cell or point for each head, measures and prices of blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import altair as alt
 
 from inheritune.report.charts import base
-from inheritune.report.rows.measures import ScaleType
+from inheritune.report.rows.measures import MEASURED, ScaleType
 from inheritune.report.rows.series import Row
 
 Quantity = Literal["max_rank", "avg_mass"]
@@ -25,6 +25,7 @@ _TIPS = (
     *("mass", "entropy", "stable_rank", "sink_column", "sink_epsilon"),
 )
 _MASK_SHAPES = {"causal": "circle", "full": "triangle-up"}
+_RULES = {MEASURED: "#1b7fc4", "first layers": "#8a8a8a", "Block Influence": "#e69f00", "angular distance": "#009e73"}
 _MLP = {"mlp_rank": "MLP rank", "mlp_mass": "MLP mass, tokens"}
 
 
@@ -54,12 +55,10 @@ def profile(
     y = alt.Y(f"{quantity}:Q", title=QUANTITIES[quantity], scale=alt.Scale(domain=[0, top], nice=True))
     shown = ["model", "layer", quantity, *(("top_head", "rank_error", "lazy") if is_rank else ()), "heads"]
     shown += [f"{heads}_{point}" for point in ("low", "q1", "median", "q3", "high")]
-    chart = alt.Chart(base.data(rows)).encode(
-        x=_depth_axis() if relative else base.layer_axis(),
-        y=y,
-        color=base.model_colour(palette, rows),
-        tooltip=base.tips(rows, *shown),
-    )
+    chart = base.over_layers(rows, palette, y, *shown)
+    if relative:
+        scale, axis = alt.Scale(domain=[0, 1], nice=False, padding=8), alt.Axis(tickCount=5)
+        chart = chart.encode(x=alt.X("depth:Q", title="depth: first layer 0, last layer 1", scale=scale, axis=axis))
     layers = [
         chart.mark_area(opacity=opacity, clip=True).encode(
             y=alt.Y(f"{heads}_{low}:Q", title=QUANTITIES[quantity]), y2=f"{heads}_{high}:Q", tooltip=alt.value(None)
@@ -72,11 +71,6 @@ def profile(
         lazy = chart.transform_filter("datum.lazy").mark_point(shape="diamond", size=130, strokeWidth=2, opacity=1)
         layers.append(lazy.encode(color=alt.value(base.COLLAPSED_COLOUR)))
     return base.framed(title, 220, *layers)
-
-
-def _depth_axis() -> alt.X:
-    scale = alt.Scale(domain=[0, 1], nice=False, padding=8)
-    return alt.X("depth:Q", title="depth: first layer 0, last layer 1", scale=scale, axis=alt.Axis(tickCount=5))
 
 
 def tau_sweep(rows: Sequence[Row], title: str, top: float) -> base.Picture:
@@ -138,10 +132,8 @@ def gradient_scatter(rows: Sequence[Row], title: str, over: Literal["epsilon", "
     scale_x = alt.Scale(type=kind, zero=False, nice=False, padding=8)
     x = alt.X(f"{over}:Q", title=title_x, scale=scale_x, axis=alt.Axis(tickCount=4, format=".2~g", tickMinStep=1))
     bounded = any(row["bound"] is not None for row in rows)
-    drawn = CLASS_COLOURS | {"potent": "#1b7fc4", "not classed": "#1b7fc4"}
-    names = {name: colour for name, colour in drawn.items() if any(row["class"] == name for row in rows)}
-    names |= {_BOUND: "#8a8a8a"} if bounded else {}
-    scale = alt.Scale(domain=list(names), range=list(names.values()))
+    drawn = CLASS_COLOURS | {"potent": "#1b7fc4", "not classed": "#1b7fc4", _BOUND: "#8a8a8a"}
+    scale = base.named_scale(drawn, [*rows, {"class": _BOUND}] if bounded else rows, "class")
     tooltip = base.tips(rows, "layer", "head", "gradient", "bound", "epsilon", "class")
     chart = alt.Chart(base.data(rows)).encode(x=x, tooltip=tooltip)
     points = chart.mark_point(filled=True, size=26, opacity=0.8).encode(
@@ -163,10 +155,8 @@ def influence(rows: Sequence[Row], palette: dict[str, str], title: str, scale: S
 
     Rows are of `measures.block_rows`, the scale of the vertical axis is of `measures.influence_scale`.
     """
-    shown = base.tips(rows, "model", "layer", "influence", "causal", "full")
-    chart = alt.Chart(base.data(rows)).encode(
-        x=base.layer_axis(), y=_influence_axis(rows, scale), color=base.model_colour(palette, rows), tooltip=shown
-    )
+    shown = ("model", "layer", "influence", "causal", "full")
+    chart = base.over_layers(rows, palette, _influence_axis(rows, scale), *shown)
     return base.framed(title, 240, *base.line_and_points(chart))
 
 
@@ -185,8 +175,7 @@ def agreement(rows: Sequence[Row], colour: str, title: str, scale: ScaleType = "
 
     Rows are of `measures.agreement_rows`; `colour` is the model's, `scale` that of `influence`.
     """
-    masks = [mask for mask in _MASK_SHAPES if any(row["mask"] == mask for row in rows)]
-    shapes = alt.Scale(domain=masks, range=[_MASK_SHAPES[mask] for mask in masks])
+    shapes = base.named_scale(_MASK_SHAPES, rows, "mask")
     chart = alt.Chart(base.data(rows)).mark_point(size=46, opacity=0.9, color=colour)
     chart = chart.encode(
         x=alt.X("max_rank:Q", title="MaxRank", scale=alt.Scale(zero=True, nice=True)),
@@ -218,24 +207,48 @@ def angular_map(rows: Sequence[Row], title: str) -> base.Picture:
     return base.framed(title, max(160, min(13 * depth, 420)), cells, best)
 
 
-def mlp_profile(
-    rows: Sequence[Row], quantity: Literal["mlp_rank", "mlp_mass"], palette: dict[str, str], title: str
-) -> base.Picture:
+def mlp_profile(rows: Sequence[Row], quantity: str, palette: dict[str, str], title: str) -> base.Picture:
     """Draw rank or mass of the MLPs' outputs over the layers, a line for each model; a measure of ours.
 
-    Rows are of `measures.block_rows`; the rank has a bar of one standard error up and down.
+    Rows are of `measures.block_rows`, `quantity` is `mlp_rank` or `mlp_mass`; the rank has a bar of one standard error.
     """
     kept = [row for row in rows if row[quantity] is not None]
     shown = ("mlp_rank", "mlp_rank_error") if quantity == "mlp_rank" else ("mlp_mass",)
     y = alt.Y(f"{quantity}:Q", title=_MLP[quantity], scale=alt.Scale(zero=True))
-    chart = alt.Chart(base.data(kept)).encode(
-        x=base.layer_axis(),
-        y=y,
-        color=base.model_colour(palette, kept),
-        tooltip=base.tips(kept, "model", "layer", *shown),
-    )
+    chart = base.over_layers(kept, palette, y, "model", "layer", *shown)
     layers: list[alt.Chart] = []
     if quantity == "mlp_rank" and any(row["mlp_rank_low"] is not None for row in kept):
         bars = chart.transform_filter("datum.mlp_rank_low != null").mark_rule(strokeWidth=2, opacity=0.6)
         layers.append(bars.encode(y=alt.Y("mlp_rank_low:Q", title=_MLP[quantity]), y2="mlp_rank_high:Q"))
     return base.framed(title, 220, *layers, *base.line_and_points(chart))
+
+
+def prices(rows: Sequence[Row], title: str) -> base.Picture:
+    """Draw the loss that each layer adds when it is left out, with its interval; rows of `measures.price_rows`."""
+    scale = alt.Scale(type="symlog", constant=0.1)
+    price = {name: (name, ".3f") for name in ("price", "low", "high")}
+    shown = base.tips(rows, "layer", "causal", "full", "influence", **price)
+    chart = alt.Chart(base.data(rows)).encode(x=base.layer_axis(), tooltip=shown)
+    axis = alt.Axis(values=[0, 0.1, 0.3, 1, 3, 10], format="~g")
+    y = alt.Y("low:Q", title="nats a token (log scale)", scale=scale, axis=axis)
+    bars = chart.mark_rule(strokeWidth=2, opacity=0.6, color="#1b7fc4").encode(y=y, y2="high:Q")
+    points = chart.mark_point(filled=True, size=46, opacity=1, color="#1b7fc4").encode(y=alt.Y("price:Q", scale=scale))
+    return base.framed(title, 240, bars, points)
+
+
+def cuts(rows: Sequence[Row], uniform: float, title: str) -> base.Picture:
+    """Draw the loss over the depth, a line for each rule, up to uniform guessing; rows of `measures.cut_rows`."""
+    top = min(max(row["loss"] for row in rows), uniform)
+    low = min(row["loss"] for row in rows)
+    chart = alt.Chart(base.data(rows)).encode(
+        x=alt.X(
+            "depth:Q",
+            title="layers that stay",
+            scale=alt.Scale(reverse=True, zero=False),
+            axis=alt.Axis(tickMinStep=1, format="d"),
+        ),
+        y=alt.Y("loss:Q", title="loss before training", scale=alt.Scale(domain=[low, top], zero=False, nice=True)),
+        color=alt.Color("rule:N", scale=base.named_scale(_RULES, rows, "rule"), legend=alt.Legend(**base.ACROSS)),
+        tooltip=base.tips(rows, rule=("rule", None), depth=("layers", "d"), loss=("loss", ".3f"), cut=("cut", None)),
+    )
+    return base.framed(title, 240, *base.line_and_points(chart.transform_filter(f"datum.loss <= {top + 0.001}"), 40))

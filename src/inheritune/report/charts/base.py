@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -94,20 +94,29 @@ ACROSS = {"orient": "top", "direction": "horizontal", "title": None}
 """A legend of one line above its chart."""
 
 
+def named_scale(values: Mapping[str, str], rows: Sequence[Row], field: str) -> alt.Scale:
+    """Return the scale that draws each name in `field` with its colour or shape; names of no row are left out."""
+    domain = [name for name in values if any(row[field] == name for row in rows)]
+    return alt.Scale(domain=domain, range=[values[name] for name in domain])
+
+
 def model_colour(palette: dict[str, str], rows: Sequence[Row]) -> alt.Color:
     """Return the colour of the field `model`; only models that are in the chart stand in its legend."""
-    shown = {row["model"] for row in rows}
-    domain = [label for label in palette if label in shown]
-    scale = alt.Scale(domain=domain, range=[palette[label] for label in domain])
     line = {"symbolOpacity": 1, "symbolType": "stroke", "symbolStrokeWidth": 3}
     legend = alt.Legend(orient="top", direction="horizontal", columns=2, labelLimit=150, **line)
-    return alt.Color("model:N", title=None, legend=legend, scale=scale)
+    return alt.Color("model:N", title=None, legend=legend, scale=named_scale(palette, rows, "model"))
 
 
 def layer_axis() -> alt.X:
     """Return the horizontal axis of charts over the layers of a model, counted from 0."""
     axis = alt.Axis(tickMinStep=1, format="d")
     return alt.X("layer:Q", title="layer", axis=axis, scale=alt.Scale(nice=False, padding=8))
+
+
+def over_layers(rows: Sequence[Row], palette: dict[str, str], y: alt.Y, *fields: str) -> alt.Chart:
+    """Return a chart over the layers, in a colour for each model; these fields are its hover values."""
+    colour, tooltip = model_colour(palette, rows), tips(rows, *fields)
+    return alt.Chart(data(rows)).encode(x=layer_axis(), y=y, color=colour, tooltip=tooltip)
 
 
 def line_and_points(base: alt.Chart, size: int = 36) -> list[alt.Chart]:

@@ -11,6 +11,7 @@ from inheritune.report.rows.series import Row
 
 _TICKS = (-1, -0.3, -0.1, -0.03, 0, 0.03, 0.1, 0.3, 1, 3, 10)
 _SHADES = {"matches": "#009e73", "not shown to match": base.COLLAPSED_COLOUR, "reference": "#5f6b7a"}
+_SHAPES = {"matches": "circle", "not shown to match": "circle", "reference": "square"}
 
 
 def frontier_rows(record: FrontierRecord) -> list[Row]:
@@ -37,22 +38,18 @@ def frontier(record: FrontierRecord) -> base.Picture:
     rows, measured = frontier_rows(record), all(point.speed_ratio for point in record.points)
     margin = record.points[0].comparison.margin
     scale = alt.Scale(type="symlog", constant=max(margin, 0.01), nice=False, padding=16)
-    values = sorted({*_TICKS, margin})
     gain = "times as fast as the reference" if measured else "times fewer parameters than the reference"
     x = alt.X("gain:Q", title=gain, scale=alt.Scale(zero=False, padding=24)).axis(tickCount=8)
     y = alt.Y("difference:Q", title="nats a token above the reference", scale=scale)
-    y = y.axis(values=values, format="~g")
-    held = [kind for kind in _SHADES if any(row["kind"] == kind for row in rows)]
-    colours = alt.Scale(domain=held, range=[_SHADES[kind] for kind in held])
+    y = y.axis(values=sorted({*_TICKS, margin}), format="~g")
+    colours, shapes = (base.named_scale(values, rows, "kind") for values in (_SHADES, _SHAPES))
     number = {name: (name, ".4f") for name in ("difference", "low", "high")}
     shown = base.tips(rows, layers=("layers", "d"), kind=("kind", None), gain=(gain, ".2f"), **number)
     chart = alt.Chart(base.data(rows)).encode(
         color=alt.Color("kind:N", scale=colours, legend=alt.Legend(**base.ACROSS)), tooltip=shown
     )
     points = chart.mark_point(filled=True, opacity=1, size=80).encode(
-        x=x,
-        y=y,
-        shape=alt.Shape("kind:N", legend=None, scale=alt.Scale(domain=held, range=[_shape(kind) for kind in held])),
+        x=x, y=y, shape=alt.Shape("kind:N", legend=None, scale=shapes)
     )
     bars = chart.mark_rule(strokeWidth=2, opacity=0.6)
     names = chart.mark_text(align="left", dx=8, dy=-8, fontSize=11).encode(x=x, y=y, text="name:N")
@@ -61,7 +58,3 @@ def frontier(record: FrontierRecord) -> base.Picture:
     if measured:
         layers.append(bars.encode(x=alt.X("slow:Q", scale=alt.Scale(zero=False)), x2="fast", y=y))
     return base.framed(f"{record.name[:28]}: what each depth costs", 320, *layers, points, names)
-
-
-def _shape(kind: str) -> str:
-    return "square" if kind == "reference" else "circle"

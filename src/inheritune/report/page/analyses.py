@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 from inheritune.records.analysis import AttentionMap, Mask
 from inheritune.report.charts import analysis as charts
 from inheritune.report.charts.analysis import QUANTITIES, Quantity
 from inheritune.report.charts.maps import attention_png, data_uri, quantised
-from inheritune.report.charts.prices import cuts as cuts_chart
-from inheritune.report.charts.prices import prices as prices_chart
 from inheritune.report.page.figures import Context, Figures
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis
 from inheritune.report.rows import measures, series
-from inheritune.report.rows.prices import cut_rows, price_rows
 from inheritune.report.text import findings, tables
 from inheritune.report.text import format as fmt
 
@@ -25,11 +21,7 @@ _BANDS = 2
 """Most models whose spread over the heads can be told apart in one chart."""
 _SEEN = 0.02
 """A standard error of a smaller share than this of the axis hides behind its point."""
-_WEIGHTS: tuple[tuple[Literal["query", "key"], str], ...] = (("query", "Q"), ("key", "K"))
-_MLP: tuple[tuple[Literal["mlp_rank", "mlp_mass"], str, str], ...] = (
-    ("mlp_rank", "MLP rank of each layer", "max_rank"),
-    ("mlp_mass", "MLP mass of each layer", "avg_mass"),
-)
+_MLP = (("mlp_rank", "MLP rank of each layer", "max_rank"), ("mlp_mass", "MLP mass of each layer", "avg_mass"))
 _ROLES = {
     "potent": "the head of highest rank",
     "laziest": "the head of lowest rank in the laziest layer",
@@ -40,7 +32,7 @@ Analysed = Mapping[str, Analysis]
 """The analysed models of a page, by their labels."""
 
 
-def profiles(analysed: Analysed, palette: dict[str, str], figures: Figures) -> list[Context]:
+def profiles(analysed: Analysed, figures: Figures) -> list[Context]:
     """Add MaxRank and AvgMass per layer: for each quantity a chart for each mask, side by side.
 
     Models of different depth are also drawn over relative depth; more models than bands can be told apart of get a
@@ -49,26 +41,18 @@ def profiles(analysed: Analysed, palette: dict[str, str], figures: Figures) -> l
     few = len(analysed) <= _BANDS
     groups: list[Context] = []
     for quantity, name in QUANTITIES.items() if analysed else ():
-        made = [_profiles(analysed, quantity, palette, figures, f"{name} of each layer", few)]
+        groups.append(_profiles(analysed, quantity, figures, f"{name} of each layer", few))
         if len({analysis.depth for analysis in analysed.values()}) > 1:
             heading = f"{name} over relative depth"
-            made.append(_profiles(analysed, quantity, palette, figures, heading, False, relative=True))
+            groups.append(_profiles(analysed, quantity, figures, heading, False, relative=True))
         for label, analysis in () if few else analysed.items():
             heading = f"{name} of {label}, with its heads"
-            made.append(_profiles({label: analysis}, quantity, palette, figures, heading, True))
-        made[0]["first"] = True
-        groups += made
+            groups.append(_profiles({label: analysis}, quantity, figures, heading, True))
     return groups
 
 
 def _profiles(
-    analysed: Analysed,
-    quantity: Quantity,
-    palette: dict[str, str],
-    figures: Figures,
-    heading: str,
-    spread: bool,
-    relative: bool = False,
+    analysed: Analysed, quantity: Quantity, figures: Figures, heading: str, spread: bool, relative: bool = False
 ) -> Context:
     masks = sorted({mask for analysis in analysed.values() for mask in analysis.masks})
     rows = {
@@ -80,14 +64,13 @@ def _profiles(
     ids = []
     for mask, drawn in rows.items():
         title = f"{QUANTITIES[quantity]}, {mask} mask, {threshold(analysed, quantity)}"
-        chart = charts.profile(drawn, quantity, palette, title, tops[mask], spread, relative)
+        chart = charts.profile(drawn, quantity, figures.palette, title, tops[mask], spread, relative)
         ids.append(figures.add(chart, heading, mask))
     return {
         "quantity": quantity,
         "heading": heading,
         "charts": ids,
         "spread": spread,
-        "first": False,
         "lazy": any(row["lazy"] for each in rows.values() for row in each),
         "unlike": len(set(tops.values())) > 1,
     }
@@ -95,9 +78,9 @@ def _profiles(
 
 def _tops(values: dict[Mask, list[float]]) -> dict[Mask, float]:
     """Return the highest value to draw under each mask: one for all, or each its own where they differ much."""
-    tops = {mask: max(each, default=1.0) for mask, each in values.items()}
-    highest = max(tops.values(), default=1.0)
-    return tops if highest > _UNLIKE * min(tops.values(), default=1.0) else dict.fromkeys(tops, highest)
+    tops = {mask: max(each) for mask, each in values.items()}
+    highest, lowest = max(tops.values(), default=1.0), min(tops.values(), default=1.0)
+    return tops if highest > _UNLIKE * lowest else dict.fromkeys(tops, highest)
 
 
 def threshold(analysed: Analysed, quantity: str) -> str:
@@ -117,93 +100,73 @@ def conditions(analysed: Analysed) -> str:
     return "; ".join(f"{', '.join(labels)}: {text}" for text, labels in alike.items())
 
 
-def each_analysed(analysed: Analysed, draw: Callable[[str, Analysis], Context | None]) -> list[Context]:
+def each_analysed(
+    analysed: Analysed, figures: Figures, draw: Callable[[str, Analysis, Figures], Context | None]
+) -> list[Context]:
     """Return what `draw` makes of each analysed model, under its label; models without such data are left out."""
-    drawn = {label: draw(label, analysis) for label, analysis in analysed.items()}
+    drawn = {label: draw(label, analysis, figures) for label, analysis in analysed.items()}
     return [{"label": label} | context for label, context in drawn.items() if context]
 
 
-def taus(analysed: Analysed, figures: Figures) -> list[Context]:
-    """Add MaxRank for several tau, for each model that was analysed with several."""
-
-    def draw(label: str, analysis: Analysis) -> Context | None:
-        rows = {mask: each for mask in analysis.masks if (each := series.tau_rows(analysis, mask))}
-        tops = _tops({mask: [row["max_rank"] for row in each] for mask, each in rows.items()})
-        ids = [
-            figures.add(charts.tau_sweep(each, f"{label[:28]}, {mask} mask", tops[mask]), "tau-sweep", label, mask)
-            for mask, each in rows.items()
-        ]
-        return {"charts": ids, "unlike": len(set(tops.values())) > 1} if ids else None
-
-    return each_analysed(analysed, draw)
+def taus(label: str, analysis: Analysis, figures: Figures) -> Context | None:
+    """Add MaxRank for several tau, for a model that was analysed with several."""
+    rows = {mask: each for mask in analysis.masks if (each := series.tau_rows(analysis, mask))}
+    tops = _tops({mask: [row["max_rank"] for row in each] for mask, each in rows.items()})
+    ids = [
+        figures.add(charts.tau_sweep(each, f"{label[:28]}, {mask} mask", tops[mask]), "tau-sweep", label, mask)
+        for mask, each in rows.items()
+    ]
+    return {"charts": ids, "unlike": len(set(tops.values())) > 1} if ids else None
 
 
-def heads(analysed: Analysed, figures: Figures) -> list[Context]:
-    """Add the heat maps of Rank: for each analysed model a chart for each mask, side by side."""
-    highest = series.highest_rank(analysed.values())
-
-    def draw(label: str, analysis: Analysis) -> Context:
-        ids, counts = [], []
-        for mask in analysis.masks:
-            rows = series.head_rows(analysis, mask)
-            chart = charts.rank_map(rows, highest, f"{label[:26]}, {mask} mask, τ = {analysis.record.tau:g}")
-            ids.append(figures.add(chart, "rank-of-heads", label, mask))
-            counts.append(f"{sum(row['collapsed'] for row in rows)} of {len(rows)} under the {mask} mask")
-        return {"charts": ids, "counts": ", ".join(counts)}
-
-    return each_analysed(analysed, draw)
+def heads(label: str, analysis: Analysis, figures: Figures, highest: float) -> Context:
+    """Add the heat maps of Rank, a chart for each mask, side by side; `highest` is the end of their colour scale."""
+    ids, counts = [], []
+    for mask in analysis.masks:
+        rows = series.head_rows(analysis, mask)
+        chart = charts.rank_map(rows, highest, f"{label[:26]}, {mask} mask, τ = {analysis.record.tau:g}")
+        ids.append(figures.add(chart, "rank-of-heads", label, mask))
+        counts.append(f"{sum(row['collapsed'] for row in rows)} of {len(rows)} under the {mask} mask")
+    return {"charts": ids, "counts": ", ".join(counts)}
 
 
-def classes(analysed: Analysed, figures: Figures) -> list[Context]:
-    """Add the heat maps of classes, side by side: one for each model that was analysed under both masks."""
-
-    def draw(label: str, analysis: Analysis) -> Context | None:
-        rows = series.class_rows(analysis)
-        if not rows:
-            return None
-        chart = charts.class_map(rows, f"{label[:32]}: classes of heads")
-        counts = ", ".join(f"{count} {name}" for name, count in series.class_counts(analysis).items())
-        return {"chart": figures.add(chart, "classes-of-heads", label), "counts": counts}
-
-    return each_analysed(analysed, draw)
+def classes(label: str, analysis: Analysis, figures: Figures) -> Context | None:
+    """Add the heat map of classes, for a model that was analysed under both masks."""
+    rows = series.class_rows(analysis)
+    if not rows:
+        return None
+    chart = charts.class_map(rows, f"{label[:32]}: classes of heads")
+    counts = ", ".join(f"{count} {name}" for name, count in series.class_counts(analysis).items())
+    return {"chart": figures.add(chart, "classes-of-heads", label), "counts": counts}
 
 
-def prices(analysed: Analysed, figures: Figures) -> list[Context]:
-    """Add what each layer costs and the loss of the cut to each depth, for each model whose layers were left out."""
-
-    def draw(label: str, analysis: Analysis) -> Context | None:
-        rows, cuts, held = price_rows(analysis), cut_rows(analysis), analysis.prices
-        if held is None or not rows:
-            return None
-        ids = [figures.add(prices_chart(rows, f"{label[:24]}: price of each layer"), "price-of-layers", label)]
-        if len(cuts) > 1:
-            chart = cuts_chart(cuts, held.uniform, f"{label[:24]}: loss of cuts before training")
-            ids.append(figures.add(chart, "loss-of-cuts", label))
-        table = tables.cuts(held)
-        return {"charts": ids, "agreement": findings.price_sentence(held), "table": table, "prices": held}
-
-    return each_analysed(analysed, draw)
+def prices(label: str, analysis: Analysis, figures: Figures) -> Context | None:
+    """Add what each layer costs and the loss of the cut to each depth, for a model whose layers were left out."""
+    rows, cuts, held = measures.price_rows(analysis), measures.cut_rows(analysis), analysis.prices
+    if held is None or not rows:
+        return None
+    ids = [figures.add(charts.prices(rows, f"{label[:24]}: price of each layer"), "price-of-layers", label)]
+    if len(cuts) > 1:
+        chart = charts.cuts(cuts, held.uniform, f"{label[:24]}: loss of cuts before training")
+        ids.append(figures.add(chart, "loss-of-cuts", label))
+    return {"charts": ids, "agreement": findings.price_sentence(held), "table": tables.cuts(held), "prices": held}
 
 
-def importance(analysed: Analysed, palette: dict[str, str], figures: Figures) -> list[Context]:
-    """Add Block Influence beside MaxRank and the angular distance of spans, for each model that has them."""
-
-    def draw(label: str, analysis: Analysis) -> Context | None:
-        return _influence(label, analysis, palette, figures) | _angles(label, analysis, figures)
-
-    return each_analysed(analysed, draw)
+def importance(label: str, analysis: Analysis, figures: Figures) -> Context:
+    """Add Block Influence beside MaxRank and the angular distance of spans, for a model that has them."""
+    return _influence(label, analysis, figures) | _angles(label, analysis, figures)
 
 
-def _influence(label: str, analysis: Analysis, palette: dict[str, str], figures: Figures) -> Context:
+def _influence(label: str, analysis: Analysis, figures: Figures) -> Context:
     rows = [row for row in measures.block_rows(label, analysis) if row["influence"] is not None]
     if not rows:
         return {}
     scale = measures.influence_scale([row["influence"] for row in rows])
-    chart = charts.influence(rows, palette, "Block Influence of each layer", scale)
+    chart = charts.influence(rows, figures.palette, "Block Influence of each layer", scale)
     ids = [figures.add(chart, "block-influence", label)]
     pairs = measures.agreement_rows(analysis)
     if pairs:
-        chart = charts.agreement(pairs, palette[label], f"{label[:24]}: influence over MaxRank", scale)
+        chart = charts.agreement(pairs, figures.palette[label], f"{label[:24]}: influence over MaxRank", scale)
         ids.append(figures.add(chart, "block-influence-over-maxrank", label))
     return {"charts": ids, "logarithmic": scale != "linear", "agreement": findings.agreement_sentence(analysis)}
 
@@ -219,11 +182,11 @@ def _angles(label: str, analysis: Analysis, figures: Figures) -> Context:
     }
 
 
-def mlp(analysed: Analysed, palette: dict[str, str], figures: Figures) -> Context | None:
+def mlp(analysed: Analysed, figures: Figures) -> Context | None:
     """Add rank and mass of the MLPs' outputs, all models in one chart each; None where none was measured."""
     rows = [row for label, analysis in analysed.items() for row in measures.block_rows(label, analysis)]
     ids = [
-        figures.add(charts.mlp_profile(rows, name, palette, f"{title}, {threshold(analysed, like)}"), title)
+        figures.add(charts.mlp_profile(rows, name, figures.palette, f"{title}, {threshold(analysed, like)}"), title)
         for name, title, like in _MLP
         if any(row[name] is not None for row in rows)
     ]
@@ -233,21 +196,17 @@ def mlp(analysed: Analysed, palette: dict[str, str], figures: Figures) -> Contex
     return {"charts": ids, "errors": bool(known), "seen": seen} if ids else None
 
 
-def gradients(analysed: Analysed, figures: Figures) -> list[Context]:
-    """Add the gradient probe beside the bounds of Theorem H.1, for each model that was probed."""
-
-    def draw(label: str, analysis: Analysis) -> Context | None:
-        ids, bounded, over = [], False, "layer"
-        for weight, letter in _WEIGHTS:
-            rows = [row for row in measures.gradient_rows(analysis, weight) if row["gradient"] is not None]
-            if rows:
-                bounded = bounded or any(row["bound"] is not None for row in rows)
-                over = measures.gradient_axis(rows)
-                chart = charts.gradient_scatter(rows, f"{label[:24]}: ‖dL/dW_{letter}‖ of each head", over)
-                ids.append(figures.add(chart, f"gradient-{weight}", label))
-        return {"charts": ids, "bounded": bounded, "over": over} if ids else None
-
-    return each_analysed(analysed, draw)
+def gradients(label: str, analysis: Analysis, figures: Figures) -> Context | None:
+    """Add the gradient probe beside the bounds of Theorem H.1, for a model that was probed."""
+    ids, bounded, over = [], False, "layer"
+    for weight in ("query", "key"):
+        rows = [row for row in measures.gradient_rows(analysis, weight) if row["gradient"] is not None]
+        if rows:
+            bounded = bounded or any(row["bound"] is not None for row in rows)
+            over = measures.gradient_axis(rows)
+            title = f"{label[:24]}: ‖dL/dW_{weight[0].upper()}‖ of each head"
+            ids.append(figures.add(charts.gradient_scatter(rows, title, over), f"gradient-{weight}", label))
+    return {"charts": ids, "bounded": bounded, "over": over} if ids else None
 
 
 def maps(analysed: Analysed) -> list[Context]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +23,11 @@ class Figures:
     """The charts of one page.
 
     Attributes:
+        palette: a colour for each model's label, the same in every chart.
         charts: by name, which is the id of the chart's place in the page and the name of its files without the ending.
     """
 
+    palette: dict[str, str] = field(default_factory=dict)
     charts: dict[str, Picture] = field(default_factory=dict)
 
     def add(self, chart: Picture, *parts: str) -> str:
@@ -54,7 +55,8 @@ def page_data(figures: Figures) -> dict[str, Any]:
     tables: list[dict[str, Any]] = []
 
     def place(rows: list[Row]) -> dict[str, Any]:
-        table = _table(rows)
+        fields = list(dict.fromkeys(key for row in rows for key in row))
+        table = {"fields": fields, "rows": [[_brief(row.get(name)) for name in fields] for row in rows]}
         if table not in tables:
             tables.append(table)
         return {"table": tables.index(table)}
@@ -63,11 +65,6 @@ def page_data(figures: Figures) -> dict[str, Any]:
     for spec in charts.values():
         spec.pop("$schema", None)
     return {"charts": charts, "tables": tables}
-
-
-def _table(rows: Sequence[Row]) -> dict[str, Any]:
-    fields = list(dict.fromkeys(key for row in rows for key in row))
-    return {"fields": fields, "rows": [[_brief(row.get(name)) for name in fields] for row in rows]}
 
 
 def _brief(value: Any) -> Any:

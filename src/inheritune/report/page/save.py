@@ -17,18 +17,13 @@ from typing import Any
 
 from inheritune import storage
 from inheritune.errors import OutputError
-from inheritune.records.base import now
 from inheritune.report.charts.base import save_chart, script
 from inheritune.report.charts.maps import attention_picture
 from inheritune.report.page import analyses, sections
-from inheritune.report.page.figures import Context, page_data
-from inheritune.report.read.models import Model, Sources, load, models
-from inheritune.report.text import tables
-from inheritune.report.text.findings import opening
+from inheritune.report.page.figures import page_data
+from inheritune.report.read.models import Sources, load
 
 GENERATOR = "inheritune report"
-FIGURES = {"kind": "figures"}
-"""What a folder of figures says of itself."""
 
 
 def write_report(paths: Sequence[str | Path] | str | Path, out: str | Path) -> Path:
@@ -75,7 +70,7 @@ def save_figures(paths: Sequence[Path], folder: Path) -> list[Path]:
         OutputError: a path is neither a run nor an analysis, or the folder holds other files or cannot be written.
     """
     sources, folder = load(paths), storage.user_path(folder)
-    with storage.claimed(folder, FIGURES, "--figures"):
+    with storage.claimed(folder, {"kind": "figures"}, "--figures"):
         figures = sections.build(sources)[0]
         for label, analysis in sources.analysed.items():
             for drawn in analysis.maps:
@@ -99,7 +94,6 @@ def render(sources: Sources) -> str:
     data = page_data(figures) | {"weights": analyses.weights(context["maps"])}
     return environment.get_template("report.html.j2").render(
         **context,
-        **_frame(sources),
         generator=GENERATOR,
         style=Markup(_template("page.css")),
         policy=_policy(scripts),
@@ -132,32 +126,3 @@ def _policy(scripts: Sequence[str]) -> str:
 
 def _template(name: str) -> str:
     return (files("inheritune.report.page") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _frame(sources: Sources) -> Context:
-    """Return what the template shows around the charts."""
-    runs, trained = sources.runs, models(sources.runs)
-    tests = [each.comparison for run in runs for each in run.record.rounds]
-    tests += [run.record.result.comparison for run in runs]
-    labels = [run.label for run in runs] + [model.label for model in sources.studies]
-    return {
-        "title": f"Inheritune report: {', '.join(labels)}",
-        "verdict": opening(sources),
-        "trained": bool(runs),
-        "models": tables.model_table(trained),
-        "rounds": tables.rounds_table(runs) if any(run.record.rounds for run in runs) else None,
-        "grown": any(len(run.record.rounds) > 1 for run in runs),
-        "margins": sorted({f"{test.margin:g}" for test in tests if test is not None}),
-        "samples": _samples(trained),
-        "settings": sections.settings(sources),
-        "created": now(),
-    }
-
-
-def _samples(shown: Sequence[Model]) -> list[Context]:
-    """Return the generated text of each model that has one; a text that repeats its prompt is shown without it."""
-    return [
-        {"label": model.label, "prompt": sample.prompt, "text": sample.text.removeprefix(sample.prompt)}
-        for model in shown
-        if model.record is not None and (sample := model.record.sample) is not None
-    ]

@@ -1,10 +1,14 @@
-"""The sections of the page: which charts there are, of training and of analyses, and what stands beside them."""
+"""The sections of the page: which charts there are, of training and of analyses, and what stands around them."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
+import yaml
+
 from inheritune.records.analysis import Mask
+from inheritune.records.base import now
 from inheritune.records.runs import FrontierRecord
 from inheritune.report.charts.base import colours
 from inheritune.report.charts.frontier import frontier as frontier_chart
@@ -12,8 +16,8 @@ from inheritune.report.charts.maps import ANCHORS
 from inheritune.report.charts.training import WATCHED, curves, training_map
 from inheritune.report.page import analyses
 from inheritune.report.page.figures import Context, Figures
+from inheritune.report.read.folders import Run
 from inheritune.report.read.models import Model, Sources, models
-from inheritune.report.read.runs import Run
 from inheritune.report.rows import measures, series
 from inheritune.report.text import findings, tables
 from inheritune.report.text.frontier import frontier_table, frontier_verdict
@@ -28,28 +32,41 @@ _WATCHED: tuple[list[tuple[str, Mask | None]], ...] = (
 
 
 def build(sources: Sources) -> tuple[Figures, Context]:
-    """Return all charts of the page, and what its template shows beside them."""
-    shown, analysed, figures = sources.shown, sources.analysed, Figures()
-    trained = models(sources.runs)
+    """Return all charts of the page, and what its template shows around them."""
+    runs, shown, analysed, trained = sources.runs, sources.shown, sources.analysed, models(sources.runs)
     references = [model.label for model in trained if model.run is None]
-    palette = colours(references, [model.label for model in shown if model.label not in references])
+    figures = Figures(colours(references, [model.label for model in shown if model.label not in references]))
+    each = functools.partial(analyses.each_analysed, analysed, figures)
+    tests = [held.comparison for run in runs for held in run.record.rounds]
+    tests += [run.record.result.comparison for run in runs]
+    labels = [run.label for run in runs] + [model.label for model in sources.studies]
     context: Context = {
+        "title": f"Inheritune report: {', '.join(labels)}",
+        "verdict": findings.opening(sources),
+        "created": now(),
         "frontiers": [frontier(record, figures) for _, record in sources.frontiers],
-        "curves": loss_curves(sources.runs, trained, palette, figures),
-        "watched": watched(sources.runs, figures),
+        "curves": loss_curves(runs, trained, figures),
+        "trained": bool(runs),
+        "models": tables.model_table(trained),
+        "rounds": tables.rounds_table(runs) if any(run.record.rounds for run in runs) else None,
+        "grown": any(len(run.record.rounds) > 1 for run in runs),
+        "margins": sorted({f"{test.margin:g}" for test in tests if test is not None}),
+        "samples": _samples(trained),
+        "settings": settings(sources),
+        "watched": watched(runs, figures),
         "analysed": list(analysed),
         "not_analysed": [model.label for model in shown if model.analysis is None],
         "analyses": findings.analysis_table(analysed),
         "conditions": analyses.conditions(analysed),
         "caution": findings.unlike_lengths(analysed),
-        "profiles": analyses.profiles(analysed, palette, figures),
-        "taus": analyses.taus(analysed, figures),
-        "heads": analyses.heads(analysed, figures),
-        "classes": analyses.classes(analysed, figures),
-        "prices": analyses.prices(analysed, figures),
-        "importance": analyses.importance(analysed, palette, figures),
-        "mlp": analyses.mlp(analysed, palette, figures),
-        "gradients": analyses.gradients(analysed, figures),
+        "profiles": analyses.profiles(analysed, figures),
+        "taus": each(analyses.taus),
+        "heads": each(functools.partial(analyses.heads, highest=series.highest_rank(analysed.values()))),
+        "classes": each(analyses.classes),
+        "prices": each(analyses.prices),
+        "importance": each(analyses.importance),
+        "mlp": analyses.mlp(analysed, figures),
+        "gradients": each(analyses.gradients),
         "advice": [advice for advice in map(findings.recommendation, shown) if advice is not None],
         "maps": analyses.maps(analysed),
         "map_colours": ", ".join(ANCHORS),
@@ -71,10 +88,17 @@ def frontier(record: FrontierRecord, figures: Figures) -> Context:
     }
 
 
+def _samples(shown: Sequence[Model]) -> list[Context]:
+    """Return the generated text of each model that has one; a text that repeats its prompt is shown without it."""
+    return [
+        {"label": model.label, "prompt": sample.prompt, "text": sample.text.removeprefix(sample.prompt)}
+        for model in shown
+        if model.record is not None and (sample := model.record.sample) is not None
+    ]
+
+
 def settings(sources: Sources) -> list[Context]:
     """Return what it takes to make each run and each analysis again."""
-    import yaml
-
     runs: list[Context] = [
         {
             "label": run.label,
@@ -83,15 +107,14 @@ def settings(sources: Sources) -> list[Context]:
         }
         for run in sources.runs
     ]
-    alone = {model.label: model.analysis for model in sources.studies if model.analysis}
     return runs + [
-        {"label": label, "pairs": tables.study_settings(analysis), "recipe": None} for label, analysis in alone.items()
+        {"label": model.label, "pairs": tables.study_settings(model.analysis), "recipe": None}
+        for model in sources.studies
+        if model.analysis
     ]
 
 
-def loss_curves(
-    runs: Sequence[Run], trained: Sequence[Model], palette: dict[str, str], figures: Figures
-) -> Context | None:
+def loss_curves(runs: Sequence[Run], trained: Sequence[Model], figures: Figures) -> Context | None:
     """Add the training curves; None when no run has a loss to draw."""
     rows = [row for run in runs for row in series.curve_rows(run)]
     if not rows:
@@ -100,7 +123,7 @@ def loss_curves(
     losses = series.loss_range(rows, references)
     marks = [row for run in runs for row in series.round_rows(run)]
     return {
-        "chart": figures.add(curves(rows, references, marks, palette, losses), "training-loss"),
+        "chart": figures.add(curves(rows, references, marks, figures.palette, losses), "training-loss"),
         "references": [row["model"] for row in references],
         "rounds": bool(marks),
         "kinds": sorted({row["kind"] for row in rows}),

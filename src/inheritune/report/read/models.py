@@ -14,8 +14,7 @@ from pathlib import Path
 from inheritune.decoder.source import BUNDLED, resolve_model
 from inheritune.records.evaluation import Comparison
 from inheritune.records.runs import FrontierRecord, ReferenceRecord, ResultRecord
-from inheritune.report.read.analyses import Analysis, load_analysis
-from inheritune.report.read.runs import Run, frontiers_of, load_runs, unique_folders
+from inheritune.report.read.folders import Analysis, Run, frontiers_of, load_analysis, load_runs, unique_folders
 from inheritune.spectra.folder import SPECTRA
 from inheritune.storage import RECORD
 
@@ -77,7 +76,11 @@ def load(paths: Sequence[str | Path] | str | Path) -> Sources:
     analyses = {folder: load_analysis(folder) for folder in alone}
     rest = [folder for folder in folders if folder not in analyses]
     runs, left = _assign(load_runs(rest) if rest else [], analyses)
-    studies = _studies(left, {model.label for model in models(runs)})
+    studies, taken = [], {model.label for model in models(runs)}
+    for folder, analysis in left.items():
+        name = path_or_id(analysis.record.model or folder.name)
+        short = "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]).lstrip("/")
+        studies.append(Model(_distinct(short, folder.name, taken), None, analysis, name=name))
     return Sources(tuple(runs), tuple(studies), tuple(frontiers_of(paths)))
 
 
@@ -133,16 +136,6 @@ def path_or_id(name: str) -> str:
     return ours.get(place.resolve(), str(place.resolve()))
 
 
-def _studies(analyses: dict[Path, Analysis], taken: set[str]) -> list[Model]:
-    """Return analyses that stand alone; one whose name is taken is told apart by its folder."""
-    studies: list[Model] = []
-    for folder, analysis in analyses.items():
-        name = path_or_id(analysis.record.model or folder.name)
-        short = "/".join(name.replace("\\", "/").rstrip("/").split("/")[-2:]).lstrip("/")
-        studies.append(Model(_distinct(short, folder.name, taken), None, analysis, name=name))
-    return studies
-
-
 def _distinct(name: str, mark: str, taken: set[str]) -> str:
     """Return a label that no other line of a chart has: the name, with a mark and then a number where it is taken."""
     label, number = name if name not in taken else f"{name} ({mark})", 2
@@ -150,11 +143,6 @@ def _distinct(name: str, mark: str, taken: set[str]) -> str:
         label, number = f"{name} ({mark}, {number})", number + 1
     taken.add(label)
     return label
-
-
-def primary(runs: Sequence[Run]) -> Run:
-    """Return the run the verdict is about: the first made by Inheritune, else the first."""
-    return next((run for run in runs if run.record.method == "inheritune"), runs[0])
 
 
 def models(runs: Sequence[Run]) -> list[Model]:

@@ -1,4 +1,4 @@
-"""Rows of what lies beside the ranks: whole blocks, gradients, and collapse while training."""
+"""Rows of what lies beside the ranks: whole blocks, their prices, gradients, and collapse while training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from inheritune.records.analysis import Mask
-from inheritune.report.read.analyses import Analysis
-from inheritune.report.read.runs import Run
+from inheritune.records.prices import OtherCut
+from inheritune.report.read.folders import Analysis, Run
 from inheritune.report.rows.series import Row, at, offsets
 from inheritune.spectra.measure.blocks import rank_correlation
 
@@ -17,6 +17,9 @@ _DWARFED = 3
 """A value this many times the next one leaves less than a third of a linear axis to all others."""
 _APART = 1.5
 """Epsilons whose extremes differ by a smaller factor are no axis to compare heads along."""
+
+MEASURED = "cheapest found"
+"""What the chart calls the cut of lowest loss."""
 
 ScaleType = Literal["linear", "log", "symlog"]
 
@@ -100,8 +103,8 @@ def angular_rows(analysis: Analysis) -> list[Row]:
     return [row | {"best": row is closest[row["span"]]} for row in rows]
 
 
-def gradient_rows(analysis: Analysis, weight: Literal["query", "key"]) -> list[Row]:
-    """Return each head's gradient norm for one weight, its bound and its causal sink epsilon.
+def gradient_rows(analysis: Analysis, weight: str) -> list[Row]:
+    """Return each head's gradient norm for one weight (`query` or `key`), its bound and its causal sink epsilon.
 
     `class` is `not classed` unless both masks were analysed. `gradient`, `bound` and `epsilon` are None where they are
     unknown or zero, which a logarithmic axis cannot show.
@@ -111,17 +114,45 @@ def gradient_rows(analysis: Analysis, weight: Literal["query", "key"]) -> list[R
         probe = layer.gradients
         if probe is None:
             continue
-        norms, bounds = (probe.query, probe.query_bound) if weight == "query" else (probe.key, probe.key_bound)
         epsilons, classes = layer.causal.sink_epsilon if layer.causal else None, layer.classes
-        for head, norm in enumerate(norms):
+        for head, norm in enumerate(probe[weight]):
             row = {"layer": layer.index, "head": head, "gradient": _positive(norm)}
-            row |= {"bound": _positive(at(bounds, head)), "epsilon": _positive(at(epsilons, head))}
+            row |= {"bound": _positive(probe[f"{weight}_bound"][head]), "epsilon": _positive(at(epsilons, head))}
             rows.append(row | {"class": at(classes, head) or "not classed"})
     return rows
 
 
 def _positive(value: float | None) -> float | None:
     return value if value is not None and value > 0 else None
+
+
+def price_rows(analysis: Analysis) -> list[Row]:
+    """Return the price of each layer with its interval, MaxRank under each mask, Block Influence; none unmeasured."""
+    if analysis.prices is None:
+        return []
+    ranks = {mask: {index: part.max_rank for index, part in analysis.under(mask)} for mask in analysis.masks}
+    influence = {block.index: block.influence for block in analysis.record.blocks or ()}
+    rows: list[Row] = []
+    for layer in analysis.prices.layers:
+        if (cost := layer.cost) is not None:
+            row: Row = {"layer": layer.index, "price": cost.difference, "low": cost.ci_low, "high": cost.ci_high}
+            rows.append(row | {"influence": influence.get(layer.index)} | {m: ranks[m].get(layer.index) for m in ranks})
+    return rows
+
+
+def cut_rows(analysis: Analysis) -> list[Row]:
+    """Return the loss of the cut to each depth before training: the cheapest found, and those of other rules."""
+    if analysis.prices is None:
+        return []
+    rows: list[Row] = [{"rule": MEASURED, "depth": analysis.prices.depth, "loss": analysis.prices.loss, "cut": "none"}]
+    for price in analysis.prices.cuts:
+        found = {MEASURED: OtherCut(cut=price.cut, loss=price.cost.loss)} | price.others
+        rows += [
+            {"rule": rule, "depth": price.depth, "loss": other.loss, "cut": ", ".join(map(str, sorted(other.cut)))}
+            for rule, other in found.items()
+            if other.loss is not None
+        ]
+    return rows
 
 
 def collapse_rows(run: Run, quantity: str, mask: Mask | None) -> list[Row]:

@@ -12,9 +12,8 @@ import numpy as np
 from inheritune.layers import plural
 from inheritune.records.analysis import Mask
 from inheritune.records.runs import ReferenceRecord
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis, LoggedStep, Run
 from inheritune.report.read.models import Model
-from inheritune.report.read.runs import LoggedStep, Run
 from inheritune.spectra.result import COLLAPSED_RANK
 
 Value = TypeVar("Value")
@@ -70,12 +69,7 @@ def round_rows(run: Run) -> list[Row]:
     """Return where the rounds of a run begin; nothing for a run of one round, which has no growth to mark."""
     rounds = run.record.rounds if len(run.record.rounds) > 1 else ()
     return [
-        {
-            "model": run.label,
-            "round": each.name,
-            "label": plural(each.layers, "layer"),
-            "tokens": start,
-        }
+        {"model": run.label, "round": each.name, "label": plural(each.layers, "layer"), "tokens": start}
         for each, start in zip(rounds, offsets(run), strict=False)
     ]
 
@@ -97,7 +91,8 @@ def loss_range(rows: Sequence[Row], references: Sequence[Row]) -> tuple[float, f
     """
     last = max((row["tokens"] for row in rows), default=0)
     later = [row["loss"] for row in rows if row["tokens"] >= 0.1 * last] + [row["loss"] for row in references]
-    near = [row["loss"] for row in rows if later and row["loss"] <= max(later) + 0.5 * (max(later) - min(later))]
+    reach = max(later) + 0.5 * (max(later) - min(later))
+    near = [row["loss"] for row in rows if row["loss"] <= reach]
     low, high = min(later + near), max(later + near)
     pad = 0.05 * (high - low) or 0.1
     return low - pad, high + pad

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from inheritune.layers import plural
 from inheritune.records.analysis import Mask, Recommendation
 from inheritune.records.prices import PricesRecord
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis
 from inheritune.report.read.models import Model, Sources
 from inheritune.report.rows.measures import agreements
 from inheritune.report.rows.series import Row, class_counts, head_rows
@@ -58,9 +58,11 @@ def opening(sources: Sources) -> Verdict:
 
 def statement(label: str, analysis: Analysis) -> str:
     """Say how many layers are lazy and what share of the heads is collapsed, mask by mask."""
-    parts = [
-        f"under the {mask} mask {_lazy(analysis, mask)}, and {_collapsed(analysis, mask)}" for mask in analysis.masks
-    ]
+    parts = []
+    for mask in analysis.masks:
+        count, heads, share = _share(analysis, mask)
+        collapsed = f"{count} of {plural(heads, 'head')} ({share}) {'is' if count == 1 else 'are'} collapsed"
+        parts.append(f"under the {mask} mask {_lazy(analysis, mask)}, and {collapsed}")
     return f"{label} (τ = {analysis.record.tau:g}): {'; '.join(parts)}."
 
 
@@ -72,11 +74,6 @@ def _lazy(analysis: Analysis, mask: Mask) -> str:
         return f"none of {of} is lazy"
     verb, noun = ("is", "layer") if len(layers) == 1 else ("are", "layers")
     return f"{len(layers)} of {of} {verb} lazy ({noun} {fmt.ranges(layers)})"
-
-
-def _collapsed(analysis: Analysis, mask: Mask) -> str:
-    count, heads, share = _share(analysis, mask)
-    return f"{count} of {plural(heads, 'head')} ({share}) {'is' if count == 1 else 'are'} collapsed"
 
 
 def _share(analysis: Analysis, mask: Mask) -> tuple[int, int, str]:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from inheritune.evaluation.paired import few_documents
 from inheritune.layers import plural
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis, Run
 from inheritune.report.read.models import Model, path_or_id
-from inheritune.report.read.runs import Run
 
 FEW_WINDOWS = 100
 """Of validation; the paired t test over fewer says little of other text."""

@@ -11,9 +11,8 @@ from inheritune.records.base import Environment
 from inheritune.records.prices import PricesRecord
 from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord
 from inheritune.records.surgery import PlanRow
-from inheritune.report.read.analyses import Analysis
+from inheritune.report.read.folders import Analysis, Run
 from inheritune.report.read.models import Model
-from inheritune.report.read.runs import Run
 from inheritune.report.text import format as fmt
 
 
@@ -136,14 +135,11 @@ def _environment(environment: Environment) -> Pairs:
 
 def _texts(pairs: Pairs) -> list[tuple[str, str]]:
     """Write the values: counts with their thousands separated, a dash for what the record does not say."""
-    return [
-        (name, fmt.NOTHING if value in (None, "") else f"{value:,}" if _is_count(name, value) else str(value))
-        for name, value in pairs
-    ]
-
-
-def _is_count(name: str, value: object) -> bool:
-    return isinstance(value, int) and name.startswith("data")
+    texts = []
+    for name, value in pairs:
+        text = f"{value:,}" if isinstance(value, int) and name.startswith("data") else str(value)
+        texts.append((name, fmt.NOTHING if value in (None, "") else text))
+    return texts
 
 
 def cuts(prices: PricesRecord) -> Table:

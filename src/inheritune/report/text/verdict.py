@@ -15,17 +15,19 @@ from typing import Literal
 from inheritune.evaluation import compare
 from inheritune.evaluation.paired import mean_error
 from inheritune.layers import plural
-from inheritune.records.evaluation import Comparison, Speed, SpeedRatio
+from inheritune.records.evaluation import SpeedRatio
 from inheritune.records.runs import ResultRecord, RunRecord
-from inheritune.report.read.analyses import Analysis
-from inheritune.report.read.models import is_same_reference, primary
-from inheritune.report.read.runs import Run
+from inheritune.report.read.folders import Analysis, Run
+from inheritune.report.read.models import is_same_reference
 from inheritune.report.text import format as fmt
 from inheritune.report.text import steps
 from inheritune.report.text.steps import Step
 
 _ABOUT_EQUAL = 0.01
 """Two runs count as trained on as many tokens when the numbers differ by at most this fraction."""
+
+_CONDITIONS = ("batch", "prompt_length", "new_tokens", "device", "threads", "dtype")
+"""Two speeds are comparable when all of these are the same."""
 
 Outcome = Literal["better", "matched", "undecided", "worse", "untested", "alone"]
 
@@ -56,9 +58,13 @@ class Verdict:
 
 def verdict(runs: Sequence[Run], main: Run | None = None) -> Verdict:
     """Make the verdict on the run `main` of `runs`; by default the first made by Inheritune, else the first."""
-    main = main or primary(runs)
+    main = main or next((run for run in runs if run.record.method == "inheritune"), runs[0])
     others = [run for run in runs if run is not main]
-    notes = [lazy_note(_reference_analysis(runs, main))] if main.record.reference is not None else []
+    notes = []
+    if main.record.reference is not None:
+        # Another run may hold the analysis of this reference.
+        alike = [main, *(run for run in runs if is_same_reference(run.record.reference, main.record.reference))]
+        notes.append(lazy_note(next((run.reference_analysis for run in alike if run.reference_analysis), None)))
     notes += [*depth_note(main.record), *repeated_test_note(main.record)]
     notes += [f"{run.label} was not trained here: {run.record.shipped}." for run in runs if run.record.shipped]
     notes += [rival_note(main, other) for other in others]
@@ -95,11 +101,10 @@ def sentence(record: RunRecord) -> str:
     """Return the verdict on one run record: size, loss with the interval of its difference, tokens, speed."""
     outcome = judge(record)
     subject = f"{_SUBJECTS.get(record.method, f'The {record.method} model')} with {_size(record)}"
-    if outcome == "alone":
-        spent = f"{_tokens(record)} without a reference to measure it against"
-        return f"{subject}, after {spent}, has {_losses(outcome, record)}; {speed_words(record)}."
-    claim = f"{subject} {_CLAIMS[outcome]} after {_tokens(record)}"
-    return f"{claim}: {_losses(outcome, record)}; {speed_words(record)}."
+    claim = f", after {_tokens(record)} without a reference to measure it against, has"
+    if outcome != "alone":
+        claim = f" {_CLAIMS[outcome]} after {_tokens(record)}:"
+    return f"{subject}{claim} {_losses(outcome, record)}; {speed_words(record)}."
 
 
 def _size(record: RunRecord) -> str:
@@ -130,16 +135,12 @@ def _losses(outcome: Outcome, record: RunRecord) -> str:
         return f"{own} nats per token" + ("" if reference is None else ", without a paired test")
     bounds = fmt.interval(comparison.ci_low, comparison.ci_high, comparison.confidence)
     text = f"{own}, a difference of {fmt.signed(comparison.difference)} nats per token ({bounds}"
-    return f"{text}, {fmt.counted(comparison)}; margin {comparison.margin:g}){_reading(outcome, comparison)}"
-
-
-def _reading(outcome: Outcome, comparison: Comparison) -> str:
-    """Say how to read an interval where 'matches' or 'does not match' alone would say too much."""
+    reading = ""  # where 'matches' or 'does not match' alone would say too much
     if outcome == "undecided":
-        return ", an interval that holds 0 but passes the margin"
-    if outcome == "matched" and comparison.ci_low > 0:
-        return ", measurably worse but by less than the margin"
-    return ""
+        reading = ", an interval that holds 0 but passes the margin"
+    elif outcome == "matched" and comparison.ci_low > 0:
+        reading = ", measurably worse but by less than the margin"
+    return f"{text}, {fmt.counted(comparison)}; margin {comparison.margin:g}){reading}"
 
 
 def speed_words(record: RunRecord) -> str:
@@ -151,7 +152,7 @@ def speed_words(record: RunRecord) -> str:
     if other is None:
         return f"{text} ({fmt.how(own)})"
     both = f"{text}, the reference {fmt.rate(other.generate_tokens_per_second)}"
-    if not _same_conditions(own, other):
+    if any(own[name] != other[name] for name in _CONDITIONS):
         return f"{both}, under other conditions ({fmt.how(own)} and {fmt.how(other)}: not comparable)"
     if record.result.speed_ratio is None:
         return f"{both} ({fmt.how(own)}; measured one after the other, so a few per cent mean nothing)"
@@ -163,11 +164,6 @@ def ratio_words(measured: SpeedRatio) -> str:
     bounds = f"{fmt.percent(measured.confidence)} CI {measured.ci_low:.2f} to {measured.ci_high:.2f}"
     text = f"{measured.ratio:.2f} times as fast ({bounds}, {plural(measured.turns, 'turn')})"
     return text if not measured.ci_low <= 1 <= measured.ci_high else f"no difference is shown, {text}"
-
-
-def _same_conditions(one: Speed, other: Speed) -> bool:
-    names = ("batch", "prompt_length", "new_tokens", "device", "threads", "dtype")
-    return all(one[name] == other[name] for name in names)
 
 
 def lazy_note(analysis: Analysis | None) -> str:
@@ -213,12 +209,6 @@ def repeated_test_note(record: RunRecord) -> list[str]:
         f"The test was made after each of {len(tests)} rounds on the same windows and growth stops at the first match: "
         f"the chance that a model worse by more than the margin passes is at most {chance}, summed over the rounds."
     ]
-
-
-def _reference_analysis(runs: Sequence[Run], main: Run) -> Analysis | None:
-    """Return the analysis of the primary run's reference, which another run may hold."""
-    alike = [run for run in runs if is_same_reference(run.record.reference, main.record.reference)]
-    return next((run.reference_analysis for run in [main, *alike] if run.reference_analysis), None)
 
 
 def rival_note(main: Run, other: Run) -> str:
