@@ -165,12 +165,20 @@ def test_the_command_measures_and_later_commands_use_it(folder: Path) -> None:
         (["--depth", "5"], "depth 5: expected 1 to 4, the layers of the model"),
         (["--beam", "0"], "beam 0: expected at least 1"),
         (["--ablate-windows", "1"], "1 window to choose layers on: expected at least 2, for their spread"),
+        (["--ablate-length", "8"], "--ablate-length and --tokens are both given: the windows are those of --tokens"),
     ],
 )
 def test_a_mistake_is_said_before_the_analysis(options: list[str], line: str, folder: Path) -> None:
     command = ("analyze", folder / "model", "--tokens", folder / "windows.npy", "--ablate", *options)
     done = invoke(*command, "--out", folder / "out")
     assert str(done.exception) == line
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--depth", "--beam", "--ablate-windows", "--ablate-length"])
+def test_options_of_the_prices_want_prices(option: str, folder: Path) -> None:
+    done = invoke("analyze", folder / "model", "--tokens", folder / "windows.npy", option, 2, "--out", folder / "out")
+    assert str(done.exception) == f"{option} is given without --ablate, which it belongs to"
     assert not (folder / "out").exists()
 
 
