@@ -22,17 +22,9 @@ from transformers import (
 import inheritune as it
 from inheritune.data import train_tokenizer
 from inheritune.errors import DataError, InherituneError, ModelError, OutputError, PlanError
-from inheritune.spectra import (
-    BothSpectra,
-    Spectra,
-    attention_maps,
-    load_spectra,
-    read_analysis,
-    read_maps,
-    save_maps,
-    save_spectra,
-)
-from inheritune.spectra.folder import SPECTRA
+from inheritune.spectra.folder import SPECTRA, load_spectra, read_analysis, read_maps, save_maps, save_spectra
+from inheritune.spectra.maps import attention_maps
+from inheritune.spectra.result import BothSpectra, Spectra
 from tiny import make_gpt2
 
 

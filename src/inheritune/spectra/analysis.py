@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
+from torch import Tensor
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import StreamedDecoder, load_decoder
@@ -24,7 +25,6 @@ from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.capture import visit_attention
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
 
 Model: TypeAlias = "PreTrainedModel | Decoder | str | Path"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
 
 from inheritune.decoder import Decoder, check_finite
 from inheritune.errors import DataError, InherituneError, ModelError, unknown_name
 from inheritune.records.analysis import Mask
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def check_mask(mask: str) -> tuple[Mask, ...]:
@@ -29,7 +29,6 @@ def check_tokens(tokens: Any) -> Tensor:
         DataError: they have another shape or are not integers.
     """
     import numpy as np
-    import torch
 
     try:
         array = np.asarray(tokens.detach().cpu() if isinstance(tokens, torch.Tensor) else tokens)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from inheritune.decoder import Decoder
 from inheritune.decoder.source import lasting_place, model_identity, resolve_model
 from inheritune.errors import ModelError, library_errors
 from inheritune.progress import note
@@ -24,8 +25,6 @@ from inheritune.storage import check_folder, claimed, read_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from inheritune.decoder import Decoder
 
 LOSS_SEQUENCES = 16
 """So many of the analysed sequences, the first, tell what the recommended cut leads to; to choose a cut needs more."""

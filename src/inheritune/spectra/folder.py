@@ -22,10 +22,8 @@ from inheritune.records.analysis import (
     Recommendation,
 )
 from inheritune.records.base import environment, now, read_record
-from inheritune.spectra.gradients import GradientProbe
-from inheritune.spectra.measure.blocks import BlockMeasures
 from inheritune.spectra.recommend import recommend
-from inheritune.spectra.result import BothSpectra, Spectra
+from inheritune.spectra.result import BlockMeasures, BothSpectra, GradientProbe, Spectra
 
 SPECTRA = "spectra.json"
 MAPS = "maps.json"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from inheritune.decoder import Decoder
 from inheritune.errors import PlanError
@@ -17,7 +18,6 @@ from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.capture import visit_attention
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 MAP_TOKENS = 128

@@ -19,17 +19,13 @@ a sink or near-even averaging. Where there is no lazy tail, or all layers are la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inheritune.errors import InherituneError, PlanError
 from inheritune.layers import plural, ranges
 from inheritune.records.analysis import Recommendation as Recommendation
-from inheritune.spectra.result import BothSpectra, Spectra
-
-if TYPE_CHECKING:
-    from inheritune.spectra.measure.blocks import BlockMeasures
+from inheritune.spectra.result import BlockMeasures, BothSpectra, Spectra
 
 LAZY_BELOW = 2.0
 """floor(AvgRank) = 1 (Definition G.1): AvgRank is at least 1, so below 2."""

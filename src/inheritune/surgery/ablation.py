@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import StreamedDecoder, load_decoder
 from inheritune.errors import InherituneError, ModelError, PlanError
 from inheritune.evaluation.removal import Removed, open_remover
@@ -35,8 +36,6 @@ from inheritune.surgery.plan.selection import whole_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from inheritune.decoder import Decoder
 
 Order = tuple[int, ...]
 """Layers in the order of their deletion."""

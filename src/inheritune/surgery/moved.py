@@ -16,15 +16,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from torch import Tensor
+
 from inheritune.errors import PlanError
 from inheritune.layers import ranges
+from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.plan.row import LayerRow
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PretrainedConfig
-
-    from inheritune.surgery.plan.layer_plan import LayerPlan
-    from inheritune.surgery.plan.row import LayerRow
 
 Read: TypeAlias = "Callable[[str], Tensor]"
 """Returns the weight of a name in the block that a layer is taken from."""

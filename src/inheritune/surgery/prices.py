@@ -16,7 +16,7 @@ import numpy as np
 
 from inheritune.data import tuning_windows
 from inheritune.data.readers import BLANK_LINE
-from inheritune.decoder import load_config, load_tokenizer
+from inheritune.decoder import Decoder, load_config, load_tokenizer
 from inheritune.decoder.streaming import load_decoder
 from inheritune.errors import DataError, ModelError
 from inheritune.evaluation.loss import check_windows
@@ -36,8 +36,6 @@ from inheritune.surgery.ablation import Ablation, Cut, Order, ablate
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-    from inheritune.decoder import Decoder
 
 FIRST = "first layers"
 """The paper's choice of as many layers (Algorithm 1)."""

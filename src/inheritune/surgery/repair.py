@@ -16,19 +16,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from inheritune.decoder import Decoder, evaluating
 from inheritune.errors import PlanError
 from inheritune.progress import note, progress
 from inheritune.spectra.checks import check_fit, check_tokens
 from inheritune.surgery.build import LAST
+from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.plan.selection import PARTS, part_of
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from inheritune.surgery.plan.layer_plan import LayerPlan
 
 WINDOWS, WINDOW_LENGTH = 128, 256
 """What a text is fitted with: windows and their tokens, or fewer where the model takes no more."""
@@ -158,8 +157,6 @@ class _Sums:
 
     def add(self, outputs: Tensor, lacking: Tensor, bias: bool) -> None:
         """Add rows, float64."""
-        import torch
-
         known = torch.cat([outputs, outputs.new_ones(len(outputs), 1)], dim=1) if bias else outputs
         self.gram, self.cross = self.gram + known.T @ known, self.cross + known.T @ lacking
         self.square += float(lacking.square().sum())
@@ -172,8 +169,6 @@ class _Sums:
 
     def solve(self, ridge: float) -> Tensor:
         """Return the map, (D, D) or (D + 1, D), its constant in the last row; that one is not drawn to nothing."""
-        import torch
-
         width = self.cross.shape[1]
         strength = torch.zeros_like(self.gram.diagonal())
         strength[:width] = ridge * self.gram.diagonal()[:width].mean()
@@ -192,7 +187,6 @@ def output_projection(block: nn.Module, place: str) -> Any:
     Raises:
         PlanError: there is not one such module; `place` names the block.
     """
-    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     weights = [name for name, _ in block.named_parameters() if name.endswith(".weight") and LAST.search(name)]
@@ -204,8 +198,6 @@ def output_projection(block: nn.Module, place: str) -> Any:
 
 def _check_added(new: Decoder, layer: int, tokens: Tensor) -> None:
     """Confirm that what is added to the MLP's output comes out of the block as it is."""
-    import torch
-
     kind = new.model.config.model_type
     projection = output_projection(new.blocks[layer], f"layer {layer} of {type(new.model).__name__}")
     shared = {id(p) for i, block in enumerate(new.blocks) if i != layer for p in block.parameters()}
@@ -229,8 +221,6 @@ def _states(
     They are the MLP's and the block's output before the gap; and, of the whole model, what the next kept block got and
     what the first removed one did.
     """
-    import torch
-
     for batch in tokens.split(BATCH):
         with torch.no_grad(), evaluating(new.model), evaluating(source.model):
             wanted, before = _run(source, batch, *(source.blocks[i] for i in (removed[-1], removed[0] - 1)))
@@ -240,8 +230,6 @@ def _states(
 
 def _run(decoder: Decoder, tokens: Tensor, *modules: nn.Module) -> list[Tensor]:
     """Run the blocks of a model and return what some modules gave out."""
-    import torch
-
     found: dict[nn.Module, Tensor] = {}
 
     def see(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -260,8 +248,6 @@ def _rows(states: Tensor) -> Tensor:
 
 def _fold(projection: Any, linear: Tensor) -> None:
     """Let a projection give out m + m D + c where it gave m, in place; `linear` is D, and c below it."""
-    import torch
-
     width = linear.shape[1]
     whole = linear[:width] + torch.eye(width, dtype=linear.dtype, device=linear.device)
     with torch.no_grad():

@@ -13,6 +13,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from inheritune.data import tuning_windows
 from inheritune.decoder import count_parameters, load_tokenizer, save_model
 from inheritune.decoder.source import Place, model_identity
@@ -21,18 +23,17 @@ from inheritune.evaluation.windows import context_of
 from inheritune.records.base import environment, now, read_record
 from inheritune.records.surgery import ParameterCounts, SurgeryRecord
 from inheritune.spectra.advice import read_measured
+from inheritune.surgery.assembly import inherit
 from inheritune.surgery.card import model_card
 from inheritune.surgery.config.blueprint import Draft, blueprint
 from inheritune.surgery.config.target import depth_of, has_attention
 from inheritune.surgery.files.carried import TOKENIZER, fetch_files, finish_folder
 from inheritune.surgery.files.checkpoint import copy_checkpoint, locate_sources
-from inheritune.surgery.inherit import inherit
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.repair import WINDOW_LENGTH, WINDOWS, check_repairable
 from inheritune.surgery.width import describe_width, narrow_config
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PretrainedConfig
 
 RECORD = "inherit.json"

@@ -14,7 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from inheritune.decoder import Decoder, evaluating
 from inheritune.errors import PlanError
@@ -22,11 +26,7 @@ from inheritune.spectra.folder import from_record, read_analysis
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.interface import attention_implementation
 from inheritune.spectra.watch.recording import pull_back, reached
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.plan.layer_plan import LayerPlan
 
 Revived: TypeAlias = Spectra | BothSpectra | str | Path | Mapping[int, Iterable[int]]
 """Which heads to revive: what `analyze` returned, the folder it was saved in, or heads by layer."""
@@ -120,8 +120,6 @@ Reads: TypeAlias = "list[dict[nn.Module, Tensor]]"
 
 def _read_by_no_other(heads: Container[int], reads: Reads, projection: nn.Module) -> Tensor:
     """Return which outputs of `projection` some of `heads` read and no other head does, (d_out,) bool."""
-    import torch
-
     nothing = torch.zeros_like(next(each[projection] for each in reads if projection in each))
     rows = torch.stack([each.get(projection, nothing) for each in reads])
     chosen = torch.tensor([head in heads for head in range(len(reads))])
@@ -130,8 +128,6 @@ def _read_by_no_other(heads: Container[int], reads: Reads, projection: nn.Module
 
 def _reads(decoder: Decoder, layers: Iterable[int]) -> dict[int, Reads]:
     """Run a few tokens through the model and return what the heads of some layers read; none where it is not seen."""
-    import torch
-
     reads: dict[int, Reads] = {layer: [] for layer in layers}
     tokens = torch.arange(LENGTH)[None] % decoder.vocabulary
     with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), evaluating(decoder.model):
@@ -144,8 +140,6 @@ def _reads(decoder: Decoder, layers: Iterable[int]) -> dict[int, Reads]:
 
 def _read_by_each(logits: Tensor, outputs: Mapping[nn.Module, Tensor]) -> Reads:
     """Return what each head reads whose logits are in `logits`, (1, H, T, S), of projections' outputs, (..., d_out)."""
-    import torch
-
     # Random factors, so that no sum over tokens can cancel out.
     factors = torch.randn(logits.shape[2:], generator=torch.Generator().manual_seed(0)).to(logits)
     pulled = (pull_back(head.nan_to_num(neginf=0.0), factors, outputs) for head in logits[0])
@@ -180,7 +174,6 @@ def _following(block: nn.Module, reads: Reads) -> Iterator[None]:
 
 def _softmax_listener(see: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
     """Return a context manager that calls `see` with the logits of every softmax over attention."""
-    from torch.overrides import TorchFunctionMode
 
     class Listener(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -193,7 +186,5 @@ def _softmax_listener(see: Callable[[Tensor], None]) -> AbstractContextManager[A
 
 def _detached(value: Any) -> Any:
     """Return hidden states without what came before, so that each block's history stays its own."""
-    import torch
-
     floats = isinstance(value, torch.Tensor) and value.is_floating_point()
     return value.detach().requires_grad_() if floats else value

@@ -14,6 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from inheritune.decoder import load_config, load_model, open_decoder
 from inheritune.errors import PlanError
 from inheritune.surgery.build import build_random, copy_weights, take_after
@@ -21,7 +23,6 @@ from inheritune.surgery.config.blueprint import blueprint
 from inheritune.surgery.config.target import refuse_quantised
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 FAMILIES = (

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import Piece, cached_size
 from inheritune.spectra.measure.rank import columns_of, piece_mass, piece_rank, piece_stable_rank, sink_collapse
+from inheritune.spectra.result import Values
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    Values = NDArray[np.float64]
-    Reduce = Callable[[Values], Any]
+Reduce = Callable[[Values], Any]
 
 
 class HeadMeasures(NamedTuple):
@@ -64,8 +62,6 @@ def row_entropy(matrices: Tensor) -> Tensor:
 
     -sum_j a_ij ln a_ij over the keys j, with 0 ln 0 = 0 (Shannon 1948).
     """
-    import torch
-
     rows = matrices.reshape(-1, matrices.shape[-1])
     # ln of what is below 1e-30 is taken there: p ln p is then nothing beside float32's rounding.
     parts = (part.float() for part in rows.split(cached_size(rows)))

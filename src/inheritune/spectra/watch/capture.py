@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from inheritune.decoder import Decoder, evaluating
 from inheritune.decoder.streaming import StreamedDecoder
@@ -18,9 +20,6 @@ from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Consumer, plan_wor
 from inheritune.spectra.watch.hooks import watched_modules
 from inheritune.spectra.watch.interface import Probe, watched_interface
 from inheritune.spectra.watch.streaming import run_by_layer
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CHUNK_BYTES = 96 * 2**20
 """Memory for the activations of the model's own forward pass: it decides how many sequences run at a time."""
@@ -59,8 +58,6 @@ def visit_attention(
         ModelError: the model cannot be probed, by name and reason.
         InherituneError: `memory` is too small for one attention matrix.
     """
-    import torch
-
     tokens = tokens.to(decoder.model.get_input_embeddings().weight.device)
     plan_work(tokens.shape[1], memory, tokens.device)
     with ExitStack() as stack:

@@ -13,16 +13,17 @@ import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import map_in_threads, plan_work
 from inheritune.spectra.watch.attention import AttentionInputs
 from inheritune.spectra.watch.interface import Probe, attention_implementation
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 HIDDEN = 1000.0
 """A logit so far below the best of its row is hidden by a mask (masks are -1e4 or the dtype's least value)."""
@@ -93,8 +94,6 @@ class _LogitsError(Exception):
 
 def _logits(module: nn.Module, inputs: inspect.BoundArguments) -> Tensor | None:
     """Run `module` up to its softmax and return its logits, (n, H, T, T) float32, or None where it takes none."""
-    import torch
-
     try:
         with _listener(module):
             module.forward(*inputs.args, **inputs.kwargs)
@@ -107,7 +106,6 @@ def _logits(module: nn.Module, inputs: inspect.BoundArguments) -> Tensor | None:
 
 def _listener(module: nn.Module) -> Any:
     """Return a context manager that raises `_LogitsError` at the first softmax over square matrices."""
-    from torch.overrides import TorchFunctionMode
 
     class Listener(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -125,8 +123,6 @@ def _listener(module: nn.Module) -> Any:
 
 def _widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the factors in float32, unless one of them is a matrix of weights: queries and keys stay the model's."""
-    import torch
-
     factors = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)]
     if any(factor.ndim < 3 for factor in factors):
         return args, kwargs
@@ -149,8 +145,6 @@ def _fused_logits(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Return the logits (n, H, T, T) of PyTorch's `scaled_dot_product_attention`, whose arguments these are."""
-    import torch
-
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     inputs = AttentionInputs(module, query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
@@ -160,8 +154,6 @@ def _fused_logits(
 @contextmanager
 def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) -> Iterator[None]:
     """Let the masks among the module's inputs hide nothing from now on, and its own mask nothing meanwhile."""
-    import torch
-
     for arguments in (inputs.arguments, inputs.arguments.get("kwargs", {})):
         for name, mask in arguments.items():
             if "mask" in name and isinstance(mask, torch.Tensor):
@@ -178,8 +170,6 @@ def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) 
 
 def _opened(mask: Tensor) -> Tensor:
     """Return a mask (..., T, S) that hides nothing: 0, or the value that the last key has not for the first query."""
-    import torch
-
     return mask.logical_not()[..., :1, -1:].expand_as(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
 
 
@@ -194,8 +184,6 @@ def _is_triangle(buffer: Tensor, length: int) -> bool:
 
 def _check_returned(probe: Probe, causal: Tensor, output: Any) -> None:
     """Refuse a module that returns other weights than its softmax, `causal` (n, H, T, T), rounded to its dtype."""
-    import torch
-
     if not probe.checks or not isinstance(output, tuple | list):
         return
     for weights in output[1:]:
@@ -211,8 +199,6 @@ def _check_returned(probe: Probe, causal: Tensor, output: Any) -> None:
 
 def _check_bias(probe: Probe, inputs: inspect.BoundArguments) -> None:
     """Refuse the unmasked softmax of logits with ALiBi, whose bias grows with the key's position without limit."""
-    import torch
-
     named = inputs.arguments | inputs.arguments.get("kwargs", {})
     if any(isinstance(value, torch.Tensor) and ("alibi" in name or "bias" in name) for name, value in named.items()):
         raise ModelError(

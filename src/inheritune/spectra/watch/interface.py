@@ -13,6 +13,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+from torch import Tensor, nn
+
 from inheritune.decoder import Decoder
 from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
@@ -20,9 +23,7 @@ from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Consumer, Piece, m
 from inheritune.spectra.watch.attention import AttentionInputs, check_against_eager
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
-
 
 BAND = 256
 """Rows of a matrix that are looked at together."""
@@ -142,8 +143,6 @@ class Probe(Watcher):
         Raises:
             ModelError: the softmax without the mask is wanted and cannot be told, or as `emit`.
         """
-        import torch
-
         if self.checks and "full" in self.masks and not inputs.only_masks():
             raise ModelError(
                 f"{self.family} adds a bias to its logits through the attention mask, so the softmax without the mask "

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 from inheritune.decoder.replay import NotByLayerError, Replay, replays, stand_ins
 from inheritune.decoder.streaming import StreamedDecoder
 
@@ -35,8 +37,6 @@ def run_by_layer(
     Raises:
         ModelError: weights are missing or damaged; in a trial: the model runs its blocks in a way of its own.
     """
-    import torch
-
     weights, last = decoder.weights, [Replay() for _ in range(chunks)]
     with torch.no_grad(), stand_ins(decoder.blocks) as (blocks, current):
         for layer, block in enumerate(blocks):

@@ -16,12 +16,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from inheritune.errors import ModelError, PlanError, library_errors
+from inheritune.surgery.plan.layer_plan import LayerPlan
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-    from inheritune.surgery.plan.layer_plan import LayerPlan
-
 
 LAYER_NUMBERS = (
     "attn_layer_indices",

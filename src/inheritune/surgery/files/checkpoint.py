@@ -35,13 +35,13 @@ from inheritune.decoder.source import Place, locate
 from inheritune.errors import ModelError, OutputError
 from inheritune.progress import progress
 from inheritune.storage import whole_folder
+from inheritune.surgery.assembly import resolve_plan
 from inheritune.surgery.build import warn_not_finite
 from inheritune.surgery.card import describe_call, model_card
 from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.config.target import depth_of
 from inheritune.surgery.files.carried import fetch_files, finish_folder
 from inheritune.surgery.files.tensors import change_moved, check_complete, choose_tensors, drop_tied, layers_prefix
-from inheritune.surgery.inherit import resolve_plan
 from inheritune.surgery.plan.layer_plan import LayerPlan
 
 

@@ -16,24 +16,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from inheritune.checkpoints.copying import same_bytes
-from inheritune.checkpoints.stored import read_safetensors
+from inheritune.checkpoints.stored import StoredTensor, read_safetensors
+from inheritune.decoder import Decoder
+from inheritune.decoder.source import Place
 from inheritune.decoder.streaming import no_progress_bar
 from inheritune.errors import ModelError, PlanError
 from inheritune.layers import ranges
 from inheritune.surgery.build import UNTIE
+from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.moved import moved_weights
+from inheritune.surgery.plan.layer_plan import LayerPlan
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel
-
-    from inheritune.checkpoints.stored import StoredTensor
-    from inheritune.decoder import Decoder
-    from inheritune.decoder.source import Place
-    from inheritune.surgery.config.blueprint import Draft
-    from inheritune.surgery.plan.layer_plan import LayerPlan
-
 
 _PREDICTION = r"(^|\.)(mtp|nextn)(_\w+)?\."
 """In the names of weights of layers that predict further tokens."""
@@ -168,8 +167,6 @@ def _is_float(kind: str) -> bool:
 
 def _load_shapes(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """Let transformers load tensors of the stored names and shapes without data; return what it says of them."""
-    import torch
-
     blank = {key: torch.empty(tensor.shape, dtype=model.dtype, device="meta") for key, tensor in tensors.items()}
     with no_progress_bar():
         _, info = type(model).from_pretrained(

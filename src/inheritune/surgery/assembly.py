@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+import torch
+
 from inheritune.decoder import Decoder, load_config, load_model, open_decoder
 from inheritune.errors import PlanError
 from inheritune.surgery.build import build_random, copy_weights, take_after, zero_outputs
@@ -23,8 +26,6 @@ from inheritune.surgery.revive import Revived, heads_to_revive, revived_entries
 from inheritune.surgery.width import Width, narrow, narrow_sizes
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
     Source: TypeAlias = PreTrainedModel | str | Path
@@ -168,8 +169,6 @@ def _planned(
     plan: LayerPlan, new: Decoder, decoders: Mapping[str, Decoder]
 ) -> Callable[[str, torch.Tensor], torch.Tensor | None]:
     """Return what gives the weight that the plan names for a weight of the target; None if that one stays random."""
-    import torch
-
     states = {name: decoder.model.state_dict(keep_vars=True) for name, decoder in decoders.items()}
     packed, revived = packed_weights(new), revived_entries(new, plan)
     moved = moved_weights(new.config, plan)
@@ -204,8 +203,6 @@ def _join_slices(
     Along `dimension` (0 or 1) `place` is as long as the plan in slices of one size, and the sources' `weights` as long
     as they are deep.
     """
-    import torch
-
     slices = {name: weight.detach().chunk(decoders[name].layers, dimension) for name, weight in weights.items()}
     own = place.detach().chunk(len(plan), dimension)
     joined = [
