@@ -95,42 +95,33 @@ class _LogitsError(Exception):
 def _logits(module: nn.Module, inputs: inspect.BoundArguments) -> Tensor | None:
     """Run `module` up to its softmax and return its logits, (n, H, T, T) float32, or None where it takes none."""
     try:
-        with _listener(module):
+        with _Listener(module):
             module.forward(*inputs.args, **inputs.kwargs)
     except _LogitsError as reached:
         arguments = (*inputs.args, *inputs.kwargs.values())
-        hidden = next(each for each in arguments if isinstance(each, torch.Tensor) and each.ndim == 3)
+        hidden = next(each for each in arguments if isinstance(each, Tensor) and each.ndim == 3)
         return reached.logits.view(hidden.shape[0], -1, *reached.logits.shape[-2:])
     return None
 
 
-def _listener(module: nn.Module) -> Any:
-    """Return a context manager that raises `_LogitsError` at the first softmax over square matrices."""
+class _Listener(TorchFunctionMode):
+    """Raises `_LogitsError` at the first softmax over square matrices that `module` takes."""
 
-    class Listener(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-            if name == "scaled_dot_product_attention":
-                raise _LogitsError(_fused_logits(module, *args, **kwargs))
-            if name == "softmax" and args[0].ndim in (3, 4) and args[0].shape[-1] == args[0].shape[-2]:
-                raise _LogitsError(args[0].float())
-            if name in PRODUCTS:
-                args, kwargs = _widened(args, kwargs)
-            return func(*args, **kwargs)
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
 
-    return Listener()
-
-
-def _widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the factors in float32, unless one of them is a matrix of weights: queries and keys stay the model's."""
-    factors = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)]
-    if any(factor.ndim < 3 for factor in factors):
-        return args, kwargs
-
-    def widen(item: Any) -> Any:
-        return item.float() if isinstance(item, torch.Tensor) else item
-
-    return tuple(widen(item) for item in args), {name: widen(item) for name, item in kwargs.items()}
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "scaled_dot_product_attention":
+            raise _LogitsError(_fused_logits(self.module, *args, **kwargs))
+        if name == "softmax" and args[0].ndim in (3, 4) and args[0].shape[-1] == args[0].shape[-2]:
+            raise _LogitsError(args[0].float())
+        # In float32, unless one of the factors is a matrix of weights: queries and keys stay the model's.
+        if name in PRODUCTS and all(item.ndim >= 3 for item in (*args, *kwargs.values()) if isinstance(item, Tensor)):
+            args = tuple(item.float() if isinstance(item, Tensor) else item for item in args)
+            kwargs = {key: item.float() if isinstance(item, Tensor) else item for key, item in kwargs.items()}
+        return func(*args, **kwargs)
 
 
 def _fused_logits(
@@ -156,8 +147,13 @@ def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) 
     """Let the masks among the module's inputs hide nothing from now on, and its own mask nothing meanwhile."""
     for arguments in (inputs.arguments, inputs.arguments.get("kwargs", {})):
         for name, mask in arguments.items():
-            if "mask" in name and isinstance(mask, torch.Tensor):
-                arguments[name] = _opened(mask)
+            if "mask" in name and isinstance(mask, Tensor):
+                # Nothing is hidden by 0, or, of truth values, by the one that the last key has not for the first query.
+                arguments[name] = (
+                    mask.logical_not()[..., :1, -1:].expand_as(mask)
+                    if mask.dtype == torch.bool
+                    else torch.zeros_like(mask)
+                )
     masks = {name: buffer for name, buffer in module.named_buffers(recurse=False) if _is_triangle(buffer, length)}
     try:
         for name, buffer in masks.items():
@@ -166,11 +162,6 @@ def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) 
     finally:
         for name, buffer in masks.items():
             setattr(module, name, buffer)
-
-
-def _opened(mask: Tensor) -> Tensor:
-    """Return a mask (..., T, S) that hides nothing: 0, or the value that the last key has not for the first query."""
-    return mask.logical_not()[..., :1, -1:].expand_as(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
 
 
 def _is_triangle(buffer: Tensor, length: int) -> bool:
