@@ -169,10 +169,10 @@ def measure(prepared: Prepared) -> Spectra | BothSpectra:
 
 def _spectra(table: HeadTable, mask: Mask, eta: float, length: int) -> Spectra:
     """Return what was measured under one mask."""
-    means, errors = table.means(mask), table.rank_errors(mask)
+    means = table.means(mask)
+    first = {"rank": means.rank[..., 0], "sink_column": means.sink_column.astype(np.int64)}
     return Spectra(
-        rank=means.rank[..., 0],
-        mass=means.mass,
+        **(means._asdict() | first),
         tau=table.taus[0],
         eta=eta,
         mask=mask,
@@ -180,9 +180,5 @@ def _spectra(table: HeadTable, mask: Mask, eta: float, length: int) -> Spectra:
         length=length,
         layers_index=table.layers(),
         ranks={tau: means.rank[..., index] for index, tau in enumerate(table.taus)},
-        rank_error=errors[..., 0],
-        entropy=means.entropy,
-        stable_rank=means.stable_rank,
-        sink_column=means.sink_column.astype(np.int64),
-        sink_epsilon=means.sink_epsilon,
+        rank_error=table.rank_errors(mask)[..., 0],
     )

@@ -15,11 +15,9 @@ from inheritune.records.analysis import Mask
 def check_mask(mask: str) -> tuple[Mask, ...]:
     """Return the softmaxes that `mask` asks for: `"causal"`, `"full"` or `"both"`; another word is an error."""
     known: tuple[Mask, ...] = get_args(Mask)
-    if mask == "both":
-        return known
-    if mask not in known:
+    if mask not in (*known, "both"):
         raise InherituneError(unknown_name("mask", str(mask), [*known, "both"]))
-    return tuple(name for name in known if name == mask)
+    return tuple(name for name in known if mask in (name, "both"))
 
 
 def check_tokens(tokens: Any) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 from inheritune.decoder import Decoder
 from inheritune.decoder.source import lasting_place, model_identity, resolve_model
 from inheritune.errors import ModelError, library_errors
+from inheritune.evaluation.removal import Removed, open_remover
 from inheritune.progress import note
 from inheritune.records.analysis import AnalysedText, AnalysisRecord, MapsRecord, Recommendation
 from inheritune.records.base import read_record
@@ -63,7 +64,7 @@ def analyze_into(
         What the two files hold.
 
     Raises:
-        InherituneError: as `analyze` and `attention_maps`, or the folder holds something else.
+        InherituneError: as `analyze` and `draw_maps`, or the folder holds something else.
         OutputError: the files cannot be written.
     """
     folder, source = Path(folder), resolve_model(model) if isinstance(model, str | Path) else None
@@ -91,8 +92,6 @@ def _with_losses(advice: Recommendation, decoder: Decoder, tokens: np.ndarray) -
 
     A model that cannot be run without these layers has none.
     """
-    from inheritune.evaluation.removal import Removed, open_remover  # which loads torch
-
     cuts = {"whole": (), "keep": advice.cut, **advice.others}
     failure = f"the loss without the layers that are to be cut is not known: this {type(decoder.model).__name__} fails"
     try:

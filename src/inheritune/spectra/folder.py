@@ -102,8 +102,7 @@ def to_record(
     `model` is what to call the model, a folder or hub id; `data` where the tokens are from; `identity` what the model
     is, wherever it lies (`model_identity`); `advice` its recommendation, where more is known of it than the ranks say.
     """
-    first, advice = result.parts[0], advice or recommend(result)
-    probe = first.gradients
+    first, probe, advice = result.parts[0], result.parts[0].gradients, advice or recommend(result)
     return AnalysisRecord(
         model=model,
         identity=identity,

@@ -184,15 +184,9 @@ class BothSpectra:
         from near-uniform averaging: a head collapsed there and not under the causal mask is `uniform`. A head collapsed
         under neither is `potent`.
         """
-        return np.where(np.isnan(self.causal.rank), "", classes_of(self.causal.rank, self.full.rank))
-
-
-def classes_of(causal: Values, full: Values) -> NDArray[np.str_]:
-    """Return `sink`, `uniform` or `potent` for each head by its Rank under both masks, float64 of any one shape.
-
-    See `BothSpectra.head_classes`.
-    """
-    return np.where(causal < COLLAPSED_RANK, "sink", np.where(full < COLLAPSED_RANK, "uniform", "potent"))
+        causal, full = self.causal, self.full
+        potent = np.where(full.collapsed_heads, "uniform", "potent")
+        return np.where(np.isnan(causal.rank), "", np.where(causal.collapsed_heads, "sink", potent))
 
 
 @dataclass(frozen=True, eq=False)

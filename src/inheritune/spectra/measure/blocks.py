@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -124,7 +124,8 @@ class BlockObserver:
             self._ends.put(layer + 1, after[:, -1])
             self._ends.settle(len(after))
         if outputs and all(len(rows) == before.shape[0] * before.shape[1] for rows in outputs):
-            self._measure_mlp(layer, _sum(outputs).reshape(*before.shape[:2], -1))
+            total = reduce(lambda one, other: one.float() + other.float(), outputs)  # the usual single one as it is
+            self._measure_mlp(layer, total.reshape(*before.shape[:2], -1))
 
     def _measure_mlp(self, layer: int, outputs: Tensor) -> None:
         """Note rank and mass of each sequence's (T, D) matrix of MLP outputs."""
@@ -219,14 +220,6 @@ def _first_tensor(value: Any) -> Tensor | None:
     if isinstance(value, tuple | list) and value:
         value = value[0]
     return value if isinstance(value, torch.Tensor) else None
-
-
-def _sum(tensors: list[Tensor]) -> Tensor:
-    """Return the sum in float32 of the outputs (n T, D) of the MLPs of one block; the usual single one as it is."""
-    total, *others = tensors
-    for other in others:
-        total = total.float() + other.float()
-    return total
 
 
 def _cosine_sum(one: Tensor, two: Tensor) -> float:
