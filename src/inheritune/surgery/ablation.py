@@ -253,11 +253,9 @@ class _Search:
         for start in range(0, len(self._windows), self._remover.group):
             part = slice(start, start + self._remover.group)
             if missing := self._table.missing(removals, part):
-                advance = partial(self._advance_by, len(missing) * len(self._windows[part]))
-                self._table.put(missing, part, self._remover.losses(self._windows[part], missing, advance))
-
-    def _advance_by(self, size: int, share: float) -> None:
-        self._advance(size * share)
+                windows = self._windows[part]
+                advance = partial(lambda size, share: self._advance(size * share), len(missing) * len(windows))
+                self._table.put(missing, part, self._remover.losses(windows, missing, advance))
 
     def _refusal(self, removed: Removed) -> str:
         """Return why no model without these layers can be made, or an empty text."""

@@ -27,6 +27,13 @@ LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 _UNREAD = "unread"
 """Stands for what a card that cannot be parsed says of the licence."""
 
+_LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({0!r})
+tokenizer = AutoTokenizer.from_pretrained({0!r})"""
+
+_LIBRARIES = ("inheritune", "transformers", "torch", "safetensors")
+
 _PATH = re.compile(r"(?<![\w.:/\\~-])(?:~\w*|\.\.?|[A-Za-z]:)?(?:[/\\][^\s'\"=,;:|/\\]*)+")
 
 
@@ -62,6 +69,7 @@ def model_card(
         **{key: value for key, value in licence.items() if key != _UNREAD},
     )
     rows = "\n".join(f"| {what} | {much} |" for what, much in (figures or {}).items())
+    versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in _LIBRARIES)
     made_by = without_paths(command, (origin.folder for origin in origins))
     sections = [
         f"# {name}",
@@ -71,8 +79,8 @@ def model_card(
         + "\n".join([str(plan), *notes])
         + f"\n```\n\n{_outside(plan, origins)}",
         *([f"Of the width, the first part was kept: {width}."] if width else []),
-        f"## How to load it\n\n```python\n{_loading(address or name)}\n```",
-        f"## How it was made\n\n```\n{made_by}\n```\n\nVersions: {_versions()}.",
+        f"## How to load it\n\n```python\n{_LOADING.format(address or name)}\n```",
+        f"## How it was made\n\n```\n{made_by}\n```\n\nVersions: {versions}.",
         f"## Licence\n\n{_licence_line(licence)}",
     ]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
@@ -134,19 +142,6 @@ def _outside(plan: LayerPlan, origins: list[_Origin]) -> str:
     rest = origins[-1] if plan.rest == "target" else origins[0]
     names = f"The reference is {origins[0]}" + (f", the target {origins[1]}." if len(origins) > 1 else ".")
     return f"{names} Embeddings, final norm and head come from {rest}."
-
-
-def _loading(address: str) -> str:
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({address!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({address!r})"
-    )
-
-
-def _versions() -> str:
-    names = ("inheritune", "transformers", "torch", "safetensors")
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 
 def _licence(folder: Path) -> dict[str, Any]:

@@ -192,7 +192,9 @@ def _agreements(prices: np.ndarray, spectra: Spectra | BothSpectra) -> Iterator[
     if (blocks := spectra.parts[0].blocks) is not None:
         measures |= {"Block Influence": blocks.influence, "angular distance": blocks.angular_distance[:, 1]}
     for measure, values in measures.items():
-        yield _agreement(measure, prices, values)
+        both = np.isfinite(prices) & np.isfinite(values)
+        correlation, p_value = rank_correlation(prices[both].tolist(), values[both].tolist()) or (None, None)
+        yield Agreement(measure=measure, layers=int(both.sum()), correlation=correlation, p_value=p_value)
 
 
 def _by_layer(part: Spectra, layers: int) -> np.ndarray:
@@ -200,9 +202,3 @@ def _by_layer(part: Spectra, layers: int) -> np.ndarray:
     values = np.full(layers, np.nan)
     values[list(part.layers_index)] = part.max_rank
     return values
-
-
-def _agreement(measure: str, prices: np.ndarray, values: np.ndarray) -> Agreement:
-    both = np.isfinite(prices) & np.isfinite(values)
-    correlation, p_value = rank_correlation(prices[both].tolist(), values[both].tolist()) or (None, None)
-    return Agreement(measure=measure, layers=int(both.sum()), correlation=correlation, p_value=p_value)

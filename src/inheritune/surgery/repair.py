@@ -14,7 +14,6 @@ norms or scales behind the MLP, and experts with a projection each, are refused.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from inheritune.decoder import Decoder, evaluating
+from inheritune.decoder.head import outputs_of
 from inheritune.errors import PlanError
+from inheritune.layers import ranges
 from inheritune.progress import note, progress
 from inheritune.spectra.checks import check_fit, check_tokens
 from inheritune.surgery.build import LAST
@@ -59,9 +60,7 @@ class Repair:
     ridge: float | None
 
     def __str__(self) -> str:
-        removed = (
-            f"layers {self.removed[0]}-{self.removed[-1]}" if len(self.removed) > 1 else f"layer {self.removed[0]}"
-        )
+        removed = f"layer{'s' if len(self.removed) > 1 else ''} {ranges(self.removed)}"
         if self.ridge is None:
             return f"layer {self.layer} is left as it is: no map stands in for {removed} of the reference"
         return (
@@ -121,8 +120,8 @@ def repair_gaps(new: Decoder, source: Decoder, plan: LayerPlan, tokens: Any) -> 
         )
     for layer, _ in gaps:
         _check_added(new, layer, tokens[:1, :8])
+    done = []
     with progress("repairing gaps", len(gaps)) as advance:
-        done = []
         for layer, removed in gaps:
             done.append(_repair_one(new, source, layer, removed, tokens))
             advance(1)
@@ -230,16 +229,10 @@ def _states(
 
 def _run(decoder: Decoder, tokens: Tensor, *modules: nn.Module) -> list[Tensor]:
     """Run the blocks of a model and return what some modules gave out."""
-    found: dict[nn.Module, Tensor] = {}
-
-    def see(module: nn.Module, inputs: Any, output: Any) -> None:
-        found[module] = output if isinstance(output, torch.Tensor) else output[0]
-
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(module.register_forward_hook(see))
+    with outputs_of(modules) as found:
         decoder.model.base_model(input_ids=tokens.to(decoder.model.device), use_cache=False)
-    return [found[module] for module in modules]
+    outputs = (found[module] for module in modules)
+    return [output if isinstance(output, Tensor) else output[0] for output in outputs]
 
 
 def _rows(states: Tensor) -> Tensor:

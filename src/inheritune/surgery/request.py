@@ -13,8 +13,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from inheritune.data import tuning_windows
 from inheritune.decoder import count_parameters, load_tokenizer, save_model
 from inheritune.decoder.source import Place, model_identity
@@ -171,19 +169,18 @@ class SurgeryRequest:
             return False
         return True
 
-    def _windows(self, text: str) -> np.ndarray:
-        """Return windows of a text that nothing is judged on, (N, T) int64."""
-        tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        length = min(context_of(self.config) or WINDOW_LENGTH, WINDOW_LENGTH)
-        return tuning_windows(text, tokenizer, length - 1, WINDOWS)
-
     def _build(self, places: Mapping[str, Place], out: Path, command: str, rest: Path) -> None:
+        windows = None
+        if self.repair is not None:  # (N, T) int64, of text that nothing is judged on
+            tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+            length = min(context_of(self.config) or WINDOW_LENGTH, WINDOW_LENGTH)
+            windows = tuning_windows(self.repair, tokenizer, length - 1, WINDOWS)
         built = inherit(
             self.model,
             plan=self.plan,
             target=self.target,
             width=self.width,
-            repair=None if self.repair is None else self._windows(self.repair),
+            repair=windows,
             seed=self.seed,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,

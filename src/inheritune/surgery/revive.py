@@ -11,8 +11,8 @@ are fused, interleaved or shared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -153,7 +153,7 @@ def _following(block: nn.Module, reads: Reads) -> Iterator[None]:
     listening = ExitStack()
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        listening.enter_context(_softmax_listener(lambda logits: reads.extend(_read_by_each(logits, outputs))))
+        listening.enter_context(_SoftmaxListener(outputs, reads))
         return tuple(map(_detached, args)), {name: _detached(value) for name, value in kwargs.items()}
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
@@ -172,16 +172,17 @@ def _following(block: nn.Module, reads: Reads) -> Iterator[None]:
         yield
 
 
-def _softmax_listener(see: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
-    """Return a context manager that calls `see` with the logits of every softmax over attention."""
+class _SoftmaxListener(TorchFunctionMode):
+    """Adds to `reads` what the heads read, of `outputs`, at every softmax over attention."""
 
-    class Listener(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if getattr(func, "__name__", "") == "softmax" and args[0].ndim == 4 and args[0].shape[2] == LENGTH:
-                see(args[0])
-            return func(*args, **(kwargs or {}))
+    def __init__(self, outputs: Mapping[nn.Module, Tensor], reads: Reads) -> None:
+        super().__init__()
+        self.outputs, self.reads = outputs, reads
 
-    return Listener()
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "softmax" and args[0].ndim == 4 and args[0].shape[2] == LENGTH:
+            self.reads += _read_by_each(args[0], self.outputs)
+        return func(*args, **(kwargs or {}))
 
 
 def _detached(value: Any) -> Any:

@@ -80,7 +80,11 @@ def target_config(configs: Mapping[str, PretrainedConfig], plan: LayerPlan) -> P
     plan.check({name: depth_of(text) for name, text in texts.items()})
     new = copy.deepcopy(configs[plan.rest])
     with library_errors(f"no {new.model_type} configuration can say this plan", kind=PlanError):
-        text, sources = new.get_text_config(decoder=True), _sources(texts, plan)
+        text, rest = new.get_text_config(decoder=True), texts[plan.rest]
+        sources = [
+            (rest, t % depth_of(rest)) if row.model is None or row.source is None else (texts[row.model], row.source)
+            for t, row in enumerate(plan)
+        ]
         fields = set_layers(text, sources)
         check_lenders(text, sources)
         _check_reload(new, fields)
@@ -152,15 +156,6 @@ def _check_reload(config: PretrainedConfig, fields: Iterable[str]) -> None:
             raise PlanError(
                 f"a saved {config.model_type} configuration would lose {name!r} of this plan: not supported"
             )
-
-
-def _sources(texts: Mapping[str, PretrainedConfig], plan: LayerPlan) -> list[Source]:
-    rest = texts[plan.rest]
-    depth = depth_of(rest)
-    return [
-        (rest, index % depth) if row.model is None or row.source is None else (texts[row.model], row.source)
-        for index, row in enumerate(plan)
-    ]
 
 
 def entry_of(source: Source, name: str) -> Any:
