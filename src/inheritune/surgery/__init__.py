@@ -27,16 +27,9 @@ __all__ = [
     "scratch",
 ]
 
-_HOME = {
-    "blueprint": "config.blueprint",
-    "inherit": "assembly",
-    "inherit_checkpoint": "files.checkpoint",
-    "scratch": "assembly",
-}
-"""Where the names are that are imported on first use."""
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    home = {"blueprint": "config.blueprint", "inherit_checkpoint": "files.checkpoint"}.get(name, "assembly")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from inheritune.decoder import Decoder, load_config, load_model, open_decoder
 from inheritune.errors import PlanError
@@ -25,10 +26,7 @@ from inheritune.surgery.repair import check_repairable, repair_gaps
 from inheritune.surgery.revive import Revived, heads_to_revive, revived_entries
 from inheritune.surgery.width import Width, narrow, narrow_sizes
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
-    Source: TypeAlias = PreTrainedModel | str | Path
+Source: TypeAlias = PreTrainedModel | str | Path
 
 
 def inherit(
@@ -117,8 +115,6 @@ def scratch(source: PretrainedConfig | Source, layers: int | None = None, seed: 
     number, the source's own if None; more than it has continues its layers' pattern. The global random state is left
     as it was.
     """
-    from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-
     config = source if isinstance(source, PretrainedConfig) else load_config(source)
     config = target_config({"reference": config}, LayerPlan.random(depth_of(config) if layers is None else layers))
     if isinstance(source, PreTrainedModel):

@@ -122,14 +122,14 @@ def zero_output(block: nn.Module, shared: Container[int] = frozenset()) -> list[
     return names
 
 
-def check_identity(target: Decoder, rows: Iterable[int], tokens: int = 8) -> None:
-    """Confirm that the blocks `rows` leave the states of two random sequences of `tokens` as they are, to the bit.
+def check_identity(target: Decoder, rows: Iterable[int]) -> None:
+    """Confirm that the blocks `rows` leave the states of two random sequences of 8 tokens as they are, to the bit.
 
     Raises:
         PlanError: naming the family and the first block that does not.
     """
     rows, generator = list(rows), torch.Generator().manual_seed(0)
-    ids = torch.randint(target.vocabulary, (2, tokens), generator=generator).to(target.model.device)
+    ids = torch.randint(target.vocabulary, (2, 8), generator=generator).to(target.model.device)
     unchanged: dict[nn.Module, bool] = {}
 
     def compare(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

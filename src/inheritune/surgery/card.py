@@ -68,6 +68,8 @@ def model_card(
         tags=["inheritune"],
         **{key: value for key, value in licence.items() if key != _UNREAD},
     )
+    names = f"The reference is {origins[0]}" + (f", the target {origins[1]}." if len(origins) > 1 else ".")
+    rest = origins[-1] if plan.rest == "target" else origins[0]
     rows = "\n".join(f"| {what} | {much} |" for what, much in (figures or {}).items())
     versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in _LIBRARIES)
     made_by = without_paths(command, (origin.folder for origin in origins))
@@ -77,7 +79,7 @@ def model_card(
         *([f"## Figures\n\n| | |\n|---|---|\n{rows}"] if rows else []),
         "## Where each layer comes from\n\n```\n"
         + "\n".join([str(plan), *notes])
-        + f"\n```\n\n{_outside(plan, origins)}",
+        + f"\n```\n\n{names} Embeddings, final norm and head come from {rest}.",
         *([f"Of the width, the first part was kept: {width}."] if width else []),
         f"## How to load it\n\n```python\n{_LOADING.format(address or name)}\n```",
         f"## How it was made\n\n```\n{made_by}\n```\n\nVersions: {versions}.",
@@ -136,12 +138,6 @@ def _summary(plan: LayerPlan, source: _Origin, parameters: ParameterCounts, trai
         f"{text}\n\n**Train it before use.** Its layers have not been trained since they were put together, so it "
         "writes worse text than its source until it is trained (healed)."
     )
-
-
-def _outside(plan: LayerPlan, origins: list[_Origin]) -> str:
-    rest = origins[-1] if plan.rest == "target" else origins[0]
-    names = f"The reference is {origins[0]}" + (f", the target {origins[1]}." if len(origins) > 1 else ".")
-    return f"{names} Embeddings, final norm and head come from {rest}."
 
 
 def _licence(folder: Path) -> dict[str, Any]:

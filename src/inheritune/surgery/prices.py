@@ -168,16 +168,13 @@ def _depth(found: Ablation, cut: Cut, others: Mapping[tuple[int, str], tuple[Ord
     """Return the cheapest of the search's cut and the other rules' cuts to its depth."""
     kept = found.layers - len(cut.removed)
     there = {rule: pair for (depth, rule), pair in others.items() if depth == kept}
-    best = min([cut, *(other for _, other in there.values() if other)], key=_loss)
+    finite = [other for _, other in there.values() if other and math.isfinite(other.loss)]
+    best = min([cut, *finite], key=lambda each: each.loss)  # the search's own is finite
     rivals = {
         rule: OtherCut(cut=removed, loss=other.loss if other and math.isfinite(other.loss) else None)
         for rule, (removed, other) in there.items()
     }
     return DepthPrice(depth=kept, cut=best.removed, cost=_cost(found.whole, best), others=rivals)
-
-
-def _loss(cut: Cut) -> float:
-    return cut.loss if math.isfinite(cut.loss) else math.inf
 
 
 def _cost(whole: Cut, cut: Cut) -> Cost:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from inheritune.decoder import Decoder, evaluating
 from inheritune.decoder.head import outputs_of
@@ -186,8 +187,6 @@ def output_projection(block: nn.Module, place: str) -> Any:
     Raises:
         PlanError: there is not one such module; `place` names the block.
     """
-    from transformers.pytorch_utils import Conv1D
-
     weights = [name for name, _ in block.named_parameters() if name.endswith(".weight") and LAST.search(name)]
     found = [block.get_submodule(name.removesuffix(".weight")) for name in weights if part_of(name) == "mlp"]
     if len(found) != 1 or not isinstance(found[0], nn.Linear | Conv1D):

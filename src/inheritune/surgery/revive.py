@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
 
 from inheritune.decoder import Decoder, evaluating
 from inheritune.errors import PlanError
@@ -89,8 +90,6 @@ def revived_entries(decoder: Decoder, plan: LayerPlan) -> dict[int, Tensor]:
     Raises:
         PlanError: a layer has no such head, a head has no weights of its own, or the model cannot be followed.
     """
-    from transformers.pytorch_utils import Conv1D
-
     wanted = {layer: set(row.revived) for layer, row in enumerate(plan) if row.revived}
     entries: dict[int, Tensor] = {}
     for layer, reads in (_reads(decoder, wanted) if wanted else {}).items():

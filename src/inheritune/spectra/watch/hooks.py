@@ -66,7 +66,13 @@ def _take(probe: Probe, module: nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 def _unmasked(probe: Probe, module: nn.Module, inputs: inspect.BoundArguments, masked: Tensor) -> Tensor:
     """Return the logits of `module` without its mask, (n, H, T, T) as `masked`, those with it."""
-    _check_bias(probe, inputs)
+    named = inputs.arguments | inputs.arguments.get("kwargs", {})
+    if any(isinstance(value, Tensor) and ("alibi" in name or "bias" in name) for name, value in named.items()):
+        raise ModelError(
+            f"{probe.family} adds a bias to its logits that grows with the key's position (ALiBi): without the mask "
+            'every token would look at the last one, so only the causal softmax can be analysed: use mask="causal" '
+            "(--mask causal)"
+        )
     with _open_masks(module, inputs, masked.shape[-1]):
         logits = _logits(module, inputs)
     if logits is None or (probe.checks and not _differs_by_mask(logits, masked)):
@@ -186,17 +192,6 @@ def _check_returned(probe: Probe, causal: Tensor, output: Any) -> None:
                     f"{probe.cannot}: layer {probe.layer} computes attention in a way of its own "
                     f"(the weights it returns differ from its softmax by {difference:.1e})"
                 )
-
-
-def _check_bias(probe: Probe, inputs: inspect.BoundArguments) -> None:
-    """Refuse the unmasked softmax of logits with ALiBi, whose bias grows with the key's position without limit."""
-    named = inputs.arguments | inputs.arguments.get("kwargs", {})
-    if any(isinstance(value, torch.Tensor) and ("alibi" in name or "bias" in name) for name, value in named.items()):
-        raise ModelError(
-            f"{probe.family} adds a bias to its logits that grows with the key's position (ALiBi): without the mask "
-            'every token would look at the last one, so only the causal softmax can be analysed: use mask="causal" '
-            "(--mask causal)"
-        )
 
 
 def _differs_by_mask(logits: Tensor, masked: Tensor) -> bool:
