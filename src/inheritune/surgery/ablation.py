@@ -19,9 +19,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import StreamedDecoder, load_decoder
@@ -33,9 +34,6 @@ from inheritune.storage import user_path, written_file
 from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.plan.selection import whole_number
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Order = tuple[int, ...]
 """Layers in the order of their deletion."""
@@ -254,8 +252,11 @@ class _Search:
             part = slice(start, start + self._remover.group)
             if missing := self._table.missing(removals, part):
                 windows = self._windows[part]
-                advance = partial(lambda size, share: self._advance(size * share), len(missing) * len(windows))
+                advance = partial(self._advance_by, len(missing) * len(windows))
                 self._table.put(missing, part, self._remover.losses(windows, missing, advance))
+
+    def _advance_by(self, size: int, share: float) -> None:
+        self._advance(size * share)
 
     def _refusal(self, removed: Removed) -> str:
         """Return why no model without these layers can be made, or an empty text."""

@@ -10,9 +10,9 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.data import tuning_windows
 from inheritune.data.readers import BLANK_LINE
@@ -33,9 +33,6 @@ from inheritune.spectra.measure.blocks import rank_correlation
 from inheritune.spectra.recommend import rival_cuts
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.surgery.ablation import Ablation, Cut, Order, ablate
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 FIRST = "first layers"
 """The paper's choice of as many layers (Algorithm 1)."""
@@ -185,17 +182,14 @@ def _cost(whole: Cut, cut: Cut) -> Cost:
 
 def _agreements(prices: np.ndarray, spectra: Spectra | BothSpectra) -> Iterator[Agreement]:
     """Yield how each measure orders the layers beside their prices, (layers,) float64, NaN for none."""
-    measures = {f"MaxRank, {part.mask} mask": _by_layer(part, len(prices)) for part in spectra.parts}
+    measures: dict[str, np.ndarray] = {}
+    for part in spectra.parts:
+        ranks = np.full(len(prices), np.nan)  # NaN for a layer without attention
+        ranks[list(part.layers_index)] = part.max_rank
+        measures[f"MaxRank, {part.mask} mask"] = ranks
     if (blocks := spectra.parts[0].blocks) is not None:
         measures |= {"Block Influence": blocks.influence, "angular distance": blocks.angular_distance[:, 1]}
     for measure, values in measures.items():
         both = np.isfinite(prices) & np.isfinite(values)
         correlation, p_value = rank_correlation(prices[both].tolist(), values[both].tolist()) or (None, None)
         yield Agreement(measure=measure, layers=int(both.sum()), correlation=correlation, p_value=p_value)
-
-
-def _by_layer(part: Spectra, layers: int) -> np.ndarray:
-    """Return MaxRank as (layers,) float64, NaN for a layer without attention."""
-    values = np.full(layers, np.nan)
-    values[list(part.layers_index)] = part.max_rank
-    return values

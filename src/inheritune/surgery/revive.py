@@ -1,8 +1,7 @@
 """Give collapsed heads a new start: their query and key weights go back to a random initialisation.
 
 Theorem H.1 of the paper (arXiv 2404.08634, appendix H): the gradient of the query and key weights of a collapsed head
-is as small as its attention is collapsed, so training alone hardly brings it back. Only these weights start afresh;
-the head's values, its output and the rest of the block are copied.
+is as small as its attention is collapsed, so training alone hardly brings it back.
 
 Which weights these are is read off the model itself, family by family nothing is written down: the gradient of a
 head's attention logits is nonzero just on the outputs of the projections that make its queries and keys, however these
@@ -137,14 +136,6 @@ def _reads(decoder: Decoder, layers: Iterable[int]) -> dict[int, Reads]:
     return reads
 
 
-def _read_by_each(logits: Tensor, outputs: Mapping[nn.Module, Tensor]) -> Reads:
-    """Return what each head reads whose logits are in `logits`, (1, H, T, S), of projections' outputs, (..., d_out)."""
-    # Random factors, so that no sum over tokens can cancel out.
-    factors = torch.randn(logits.shape[2:], generator=torch.Generator().manual_seed(0)).to(logits)
-    pulled = (pull_back(head.nan_to_num(neginf=0.0), factors, outputs) for head in logits[0])
-    return [{module: reached(part) for module, part in parts} for parts in pulled]
-
-
 @contextmanager
 def _following(block: nn.Module, reads: Reads) -> Iterator[None]:
     """Add to `reads` what the heads of a block read, when it runs."""
@@ -172,7 +163,7 @@ def _following(block: nn.Module, reads: Reads) -> Iterator[None]:
 
 
 class _SoftmaxListener(TorchFunctionMode):
-    """Adds to `reads` what the heads read, of `outputs`, at every softmax over attention."""
+    """Adds to `reads` what each head reads of `outputs`, (..., d_out), at every softmax over logits (1, H, T, S)."""
 
     def __init__(self, outputs: Mapping[nn.Module, Tensor], reads: Reads) -> None:
         super().__init__()
@@ -180,7 +171,11 @@ class _SoftmaxListener(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "softmax" and args[0].ndim == 4 and args[0].shape[2] == LENGTH:
-            self.reads += _read_by_each(args[0], self.outputs)
+            # Random factors, so that no sum over tokens can cancel out.
+            factors = torch.randn(args[0].shape[2:], generator=torch.Generator().manual_seed(0)).to(args[0])
+            for head in args[0][0]:
+                parts = pull_back(head.nan_to_num(neginf=0.0), factors, self.outputs)
+                self.reads.append({module: reached(part) for module, part in parts})
         return func(*args, **(kwargs or {}))
 
 

@@ -114,9 +114,9 @@ def run_by_layer(
 ) -> None:
     """Run a forward pass for each chunk, all of them through one block before any goes on to the next.
 
-    Only one block's weights are in memory at a time, and of the states one block's output, N * T * D elements. The
-    model's own forward pass is taken up at each block (`decoder.replay`). Whether the model can be run so is tried out
-    before any weight is read.
+    Only one block's weights are in memory at a time, and one block's output, N * T * D elements, with the dictionaries
+    that blocks share. The model's own forward pass is taken up at each block (`decoder.replay`); whether the model can
+    be run so is tried out before any weight is read.
 
     Args:
         decoder: the model.
