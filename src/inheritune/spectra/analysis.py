@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import StreamedDecoder, load_decoder
@@ -23,9 +24,6 @@ from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Piece, plan_work
 from inheritune.spectra.measure.rank import check_fraction, check_taus
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.capture import visit_attention
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Model: TypeAlias = "PreTrainedModel | Decoder | str | Path"
 Tau: TypeAlias = float | Sequence[float]

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.source import lasting_place, model_identity, resolve_model
@@ -23,9 +24,6 @@ from inheritune.spectra.folder import MAPS, SPECTRA, read_analysis, save_maps, s
 from inheritune.spectra.maps import check_heads_of, draw_maps
 from inheritune.spectra.recommend import recommend
 from inheritune.storage import check_folder, claimed, read_identity
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 LOSS_SEQUENCES = 16
 """So many of the analysed sequences, the first, tell what the recommended cut leads to; to choose a cut needs more."""

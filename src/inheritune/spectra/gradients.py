@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import load_decoder
@@ -29,9 +30,6 @@ from inheritune.spectra.checks import check_fit, check_tokens, check_weights
 from inheritune.spectra.measure.rank import sink_collapse
 from inheritune.spectra.result import GradientProbe, Values
 from inheritune.spectra.watch.recording import SIDES, Call, Side, as_float64, reached, run_with_gradients
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class LayerGradients(NamedTuple):

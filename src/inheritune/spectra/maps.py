@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from inheritune.decoder import Decoder
 from inheritune.errors import PlanError
@@ -16,9 +16,6 @@ from inheritune.spectra.measure.pieces import Piece
 from inheritune.spectra.measure.rank import approximate_rank
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.capture import visit_attention
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 MAP_TOKENS = 128
 """Longest map, in tokens: a longer one shows nothing more on a page and its file grows with the square."""

@@ -14,17 +14,15 @@ import re
 import warnings
 from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.decoder import Decoder, compute_buffers, evaluating
 from inheritune.decoder.view import is_finite
 from inheritune.errors import InherituneWarning, PlanError, library_errors
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 UNTIE = 'set "tie_word_embeddings": false in its config.json (config.tie_word_embeddings = False of a model)'
 """What mends a model whose head is not the embedding that its configuration says it is."""

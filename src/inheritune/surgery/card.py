@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import ModelCardData, metadata_load
+
 from inheritune.checkpoints.hub import cached_name
 from inheritune.decoder.source import Place
 from inheritune.errors import InherituneWarning, reason
@@ -56,8 +59,6 @@ def model_card(
     table each, for example `{"loss on the validation text": "3.21 nats a token"}`; None for one that was not trained.
     `address` is what `from_pretrained` takes to load the model, empty for its name. `notes` stand below the plan.
     """
-    from huggingface_hub import ModelCardData
-
     origins = [_Origin(places[model]) for model in MODELS if model in places]
     licence = next((terms for terms in map(_licence, (origin.folder for origin in origins)) if terms), {})
     known = [origin.hub_id for origin in origins if origin.hub_id]
@@ -154,9 +155,6 @@ def _licence(folder: Path) -> dict[str, Any]:
 
 def _metadata(card: Path) -> dict[str, Any]:
     """Return the YAML in front of a card; of one that cannot be read, which is warned of, only `_UNREAD`."""
-    import yaml
-    from huggingface_hub import metadata_load
-
     try:
         return metadata_load(card) or {}
     except (ValueError, OSError, AttributeError, yaml.YAMLError) as error:

@@ -14,18 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from inheritune.errors import PlanError
 from inheritune.layers import ranges
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.plan.row import LayerRow
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 Read: TypeAlias = "Callable[[str], Tensor]"
 """Returns the weight of a name in the block that a layer is taken from."""

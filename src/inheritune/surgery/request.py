@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from transformers import PretrainedConfig
 
 from inheritune.data import tuning_windows
 from inheritune.decoder import count_parameters, load_tokenizer, save_model
@@ -30,9 +31,6 @@ from inheritune.surgery.files.checkpoint import copy_checkpoint, locate_sources
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.repair import WINDOW_LENGTH, WINDOWS, check_repairable
 from inheritune.surgery.width import describe_width, narrow_config
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 RECORD = "inherit.json"
 """What a model's folder says of the surgery that made it."""

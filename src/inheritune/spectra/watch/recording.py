@@ -9,20 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.view import evaluating
 from inheritune.errors import ModelError
 from inheritune.spectra.watch.attention import AttentionInputs
 from inheritune.spectra.watch.interface import Watcher, watched_interface
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 CHUNK_BYTES = 512 * 2**20
 """Rough size of what the sequences of one forward pass keep for their gradients; at least one sequence is taken."""

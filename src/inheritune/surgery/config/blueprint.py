@@ -11,9 +11,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.decoder import Decoder, count_parameters, open_decoder
 from inheritune.decoder.loading import build_empty
@@ -22,9 +23,6 @@ from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery.config.target import target_config
 from inheritune.surgery.moved import moved_notes, moves
 from inheritune.surgery.plan.layer_plan import LayerPlan
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 _PLACE = (
     "layer_idx", "layer_id", "layer_number", "block_idx", "num_hidden_layers", "num_fwd_mem_blocks", "lambda_init",

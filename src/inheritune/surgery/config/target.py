@@ -13,13 +13,12 @@ import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PretrainedConfig
 
 from inheritune.errors import ModelError, PlanError, library_errors
 from inheritune.surgery.plan.layer_plan import LayerPlan
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 LAYER_NUMBERS = (
     "attn_layer_indices",

@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from threading import Event
 
+from huggingface_hub import split_state_dict_into_shards_factory
+
 from inheritune.checkpoints.copying import not_finite, write_file
 from inheritune.checkpoints.folder import (
     INDEX,
@@ -214,8 +216,6 @@ def _plan_shards(tensors: Mapping[str, StoredTensor], max_shard_size: int | str)
     A shard takes its tensors from one file of the source, so that a copy keeps the source's shards (and its speed);
     what exceeds `max_shard_size` is split as huggingface_hub does it.
     """
-    from huggingface_hub import split_state_dict_into_shards_factory
-
     files: dict[Path, dict[str, StoredTensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         files[tensor.path][name] = tensor

@@ -14,10 +14,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from inheritune.checkpoints.copying import same_bytes
 from inheritune.checkpoints.stored import StoredTensor, read_safetensors
@@ -30,9 +32,6 @@ from inheritune.surgery.build import UNTIE
 from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.moved import moved_weights
 from inheritune.surgery.plan.layer_plan import LayerPlan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _PREDICTION = r"(^|\.)(mtp|nextn)(_\w+)?\."
 """In the names of weights of layers that predict further tokens."""
@@ -67,8 +66,6 @@ def change_moved(tensors: dict[str, StoredTensor], draft: Draft, prefix: str, sc
     Raises:
         PlanError: the checkpoint does not store such a weight under its own name.
     """
-    from safetensors.torch import save_file
-
     for key, change in moved_weights(draft.config, draft.plan).items():
         number, _, name = key.partition(".")
         if (stored := f"{prefix}.{key}") not in tensors:
