@@ -26,8 +26,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import inheritune
 from inheritune.decoder import open_decoder
-from inheritune.spectra import approximate_rank, rank_and_mass
 from inheritune.spectra.measure.pieces import DEFAULT_MEMORY
+from inheritune.spectra.measure.rank import approximate_rank, rank_and_mass
 from inheritune.spectra.watch import capture
 
 COLLAPSED = 0.6

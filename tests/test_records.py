@@ -18,8 +18,8 @@ from inheritune.errors import InherituneError, OutputError, nearest, nearest_pat
 from inheritune.progress import progress
 from inheritune.records.analysis import AnalysisRecord
 from inheritune.records.base import Document, Record, environment, read_record
-from inheritune.spectra import load_recommendation, load_spectra, read_analysis, read_maps
-from inheritune.spectra.folder import from_record
+from inheritune.spectra.advice import load_recommendation
+from inheritune.spectra.folder import from_record, load_spectra, read_analysis, read_maps
 from inheritune.storage import (
     check_folder,
     claimed,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from inheritune.spectra.analysis import analyze
     from inheritune.spectra.gradients import gradient_probe
     from inheritune.surgery.ablation import ablate
+    from inheritune.surgery.assembly import inherit
     from inheritune.surgery.files.checkpoint import inherit_checkpoint
-    from inheritune.surgery.inherit import inherit
     from inheritune.surgery.plan.layer_plan import LayerPlan
 
 __version__ = "0.2.0"
@@ -30,9 +30,9 @@ _HOME = {
     "InherituneError": "inheritune.errors",
     "LayerPlan": "inheritune.surgery",
     "ablate": "inheritune.surgery.ablation",
-    "analyze": "inheritune.spectra",
+    "analyze": "inheritune.spectra.analysis",
     "frontier": "inheritune.recipes.frontier",
-    "gradient_probe": "inheritune.spectra",
+    "gradient_probe": "inheritune.spectra.gradients",
     "recommend": "inheritune.spectra.advice",
     "evaluate": "inheritune.evaluation",
     "inherit": "inheritune.surgery",

@@ -23,7 +23,8 @@ from inheritune.report.read.folders import Analysis
 from inheritune.report.read.models import Model
 from inheritune.report.rows import measures, series
 from inheritune.report.text import findings, tables
-from inheritune.spectra import BothSpectra, load_spectra
+from inheritune.spectra.folder import load_spectra
+from inheritune.spectra.result import BothSpectra
 from inheritune.surgery import LayerPlan
 
 Record = dict[str, Any]

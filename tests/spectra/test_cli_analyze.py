@@ -16,7 +16,8 @@ from inheritune.cli import analyze
 from inheritune.decoder import load_tokenizer
 from inheritune.decoder.source import model_identity
 from inheritune.errors import InherituneError
-from inheritune.spectra import analysis, load_spectra, read_analysis
+from inheritune.spectra import analysis
+from inheritune.spectra.folder import load_spectra, read_analysis
 
 
 def invoke(*arguments: object) -> Result:

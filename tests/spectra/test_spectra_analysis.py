@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,22 @@ from transformers import (
 import inheritune as it
 from inheritune.data import train_tokenizer
 from inheritune.errors import DataError, InherituneError, ModelError, OutputError, PlanError
-from inheritune.spectra import (
-    BothSpectra,
-    Spectra,
-    attention_maps,
-    load_spectra,
-    read_analysis,
-    read_maps,
-    save_maps,
-    save_spectra,
-)
-from inheritune.spectra.folder import SPECTRA
+from inheritune.records.analysis import AttentionMap
+from inheritune.spectra.analysis import prepare
+from inheritune.spectra.folder import SPECTRA, load_spectra, read_analysis, read_maps, save_maps, save_spectra
+from inheritune.spectra.maps import draw_maps
+from inheritune.spectra.result import BothSpectra, Spectra
 from tiny import make_gpt2
+
+
+def attention_maps(
+    model: PreTrainedModel,
+    tokens: Any,
+    spectra: Spectra | BothSpectra,
+    tokenizer: Any = None,
+    heads: Sequence[tuple[int, int]] = (),
+) -> tuple[AttentionMap, ...]:
+    return draw_maps(prepare(model, tokens), spectra, tokenizer, heads)
 
 
 def windows(sequences: int = 5, length: int = 20, vocabulary: int = 97) -> np.ndarray:

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from inheritune.errors import InherituneError
-from inheritune.spectra import row_entropy
 from inheritune.spectra.measure import pieces
 from inheritune.spectra.measure import rank as rank_module
 from inheritune.spectra.measure.certificate import certify
-from inheritune.spectra.measure.heads import HeadRanks, HeadTable
+from inheritune.spectra.measure.heads import HeadRanks, HeadTable, row_entropy
 from inheritune.spectra.measure.pieces import plan_work
 from inheritune.spectra.measure.rank import (
     approximate_rank,

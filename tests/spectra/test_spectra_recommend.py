@@ -10,7 +10,8 @@ import pytest
 
 from inheritune.errors import InherituneError, OutputError, PlanError
 from inheritune.layers import ranges
-from inheritune.spectra import Recommendation, load_recommendation
+from inheritune.records.analysis import Recommendation
+from inheritune.spectra.advice import load_recommendation
 from inheritune.spectra.measure.blocks import BlockMeasures
 from inheritune.spectra.recommend import recommend
 from inheritune.spectra.result import BothSpectra, Spectra

@@ -18,11 +18,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import StreamedDecoder, load_decoder, open_streamed
 from inheritune.errors import ModelError
-from inheritune.spectra import analyze
+from inheritune.spectra.analysis import analyze
 from inheritune.spectra.measure.pieces import Piece
 from inheritune.spectra.watch import capture
-from inheritune.spectra.watch.capture import visit_attention
-from inheritune.spectra.watch.streaming import run_by_layer
+from inheritune.spectra.watch.capture import run_by_layer, visit_attention
 from tiny import VOCABULARY, make_gpt2, make_llama, perturbed
 
 COMMON: dict[str, Any] = {

@@ -19,8 +19,8 @@ from inheritune.cli.main import app
 from inheritune.decoder import save_model
 from inheritune.errors import DataError, InherituneError, OutputError, PlanError
 from inheritune.records.prices import Cost, DepthPrice, LayerPrice, PricesRecord
-from inheritune.spectra import analyze, load_recommendation
-from inheritune.spectra.advice import depth_of_budget, recommend, recommend_by_price
+from inheritune.spectra.advice import depth_of_budget, load_recommendation, recommend, recommend_by_price
+from inheritune.spectra.analysis import analyze
 from inheritune.surgery.ablation import ablate
 from inheritune.surgery.prices import PART, measure_prices
 

@@ -25,7 +25,7 @@ from inheritune.errors import InherituneError, ModelError, OutputError, PlanErro
 from inheritune.records.analysis import AnalysisRecord, LayerAnalysis, LayerMeasures
 from inheritune.records.base import read_record
 from inheritune.records.surgery import SurgeryRecord
-from inheritune.spectra import save_spectra
+from inheritune.spectra.folder import save_spectra
 from inheritune.spectra.recommend import Recommendation
 from inheritune.spectra.result import Spectra
 from inheritune.surgery import LayerPlan

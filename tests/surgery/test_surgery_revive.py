@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import inheritune
 from inheritune.errors import PlanError
-from inheritune.spectra import save_spectra
+from inheritune.spectra.folder import save_spectra
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.surgery import LayerPlan, inherit, scratch
 from inheritune.surgery.revive import heads_to_revive

@@ -31,8 +31,8 @@ from inheritune.records.base import environment, now, read_record
 from inheritune.records.prices import LENGTH, PricesRecord
 from inheritune.records.runs import ReferenceRecord, ResultRecord, RoundRecord, RunData, RunRecord
 from inheritune.records.surgery import ParameterCounts
-from inheritune.spectra import analyze_into
 from inheritune.spectra.advice import depth_of_budget
+from inheritune.spectra.flow import analyze_into
 from inheritune.spectra.folder import PRICES
 from inheritune.storage import RECORD, check_folder, claimed, read_identity, user_path, write_text
 from inheritune.surgery import LayerPlan

@@ -56,7 +56,11 @@ def recommend(
         return recommend_by_price(source, depth_of_budget(keep, drop, source.depth), allowance)
     advice = recommend_by_rank(source, depth)
     count = depth_of_budget(keep, drop, advice.depth)
-    return advice if count is None else _first(count, advice.depth, source.parts[0])
+    if count is None:
+        return advice
+    depth, cut = advice.depth, tuple(range(count, advice.depth))  # the paper's choice
+    others = rival_cuts(source.parts[0].blocks, len(cut), depth)
+    return Recommendation(depth=depth, start=count, cut=cut, reason="the first layers (Algorithm 1)", others=others)
 
 
 def read_measured(folder: Path) -> PricesRecord | AnalysisRecord:
@@ -72,13 +76,6 @@ def read_measured(folder: Path) -> PricesRecord | AnalysisRecord:
     if (folder / PART).is_file():
         raise OutputError(f"{folder} is an analysis with --ablate that was stopped: give the same command again")
     return read_analysis(folder)
-
-
-def _first(count: int, depth: int, spectra: Spectra) -> Recommendation:
-    """Return the paper's choice of `count` layers, the first."""
-    cut = tuple(range(count, depth))
-    others = rival_cuts(spectra.blocks, depth - count, depth)
-    return Recommendation(depth=depth, start=count, cut=cut, reason="the first layers (Algorithm 1)", others=others)
 
 
 def recommend_by_price(prices: PricesRecord, keep: int | None = None, allowance: float = ALLOWANCE) -> Recommendation:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import StreamedDecoder, load_decoder
@@ -22,10 +24,6 @@ from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Piece, plan_work
 from inheritune.spectra.measure.rank import check_fraction, check_taus
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.capture import visit_attention
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
 
 Model: TypeAlias = "PreTrainedModel | Decoder | str | Path"
 Tau: TypeAlias = float | Sequence[float]
@@ -169,10 +167,10 @@ def measure(prepared: Prepared) -> Spectra | BothSpectra:
 
 def _spectra(table: HeadTable, mask: Mask, eta: float, length: int) -> Spectra:
     """Return what was measured under one mask."""
-    means, errors = table.means(mask), table.rank_errors(mask)
+    means = table.means(mask)
+    first = {"rank": means.rank[..., 0], "sink_column": means.sink_column.astype(np.int64)}
     return Spectra(
-        rank=means.rank[..., 0],
-        mass=means.mass,
+        **(means._asdict() | first),
         tau=table.taus[0],
         eta=eta,
         mask=mask,
@@ -180,9 +178,5 @@ def _spectra(table: HeadTable, mask: Mask, eta: float, length: int) -> Spectra:
         length=length,
         layers_index=table.layers(),
         ranks={tau: means.rank[..., index] for index, tau in enumerate(table.taus)},
-        rank_error=errors[..., 0],
-        entropy=means.entropy,
-        stable_rank=means.stable_rank,
-        sink_column=means.sink_column.astype(np.int64),
-        sink_epsilon=means.sink_epsilon,
+        rank_error=table.rank_errors(mask)[..., 0],
     )

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
 
 from inheritune.decoder import Decoder, check_finite
 from inheritune.errors import DataError, InherituneError, ModelError, unknown_name
 from inheritune.records.analysis import Mask
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 def check_mask(mask: str) -> tuple[Mask, ...]:
     """Return the softmaxes that `mask` asks for: `"causal"`, `"full"` or `"both"`; another word is an error."""
     known: tuple[Mask, ...] = get_args(Mask)
-    if mask == "both":
-        return known
-    if mask not in known:
+    if mask not in (*known, "both"):
         raise InherituneError(unknown_name("mask", str(mask), [*known, "both"]))
-    return tuple(name for name in known if name == mask)
+    return tuple(name for name in known if mask in (name, "both"))
 
 
 def check_tokens(tokens: Any) -> Tensor:
@@ -29,7 +27,6 @@ def check_tokens(tokens: Any) -> Tensor:
         DataError: they have another shape or are not integers.
     """
     import numpy as np
-    import torch
 
     try:
         array = np.asarray(tokens.detach().cpu() if isinstance(tokens, torch.Tensor) else tokens)

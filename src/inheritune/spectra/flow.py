@@ -7,12 +7,15 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from inheritune.decoder import Decoder
 from inheritune.decoder.source import lasting_place, model_identity, resolve_model
 from inheritune.errors import ModelError, library_errors
+from inheritune.evaluation.removal import Removed, open_remover
 from inheritune.progress import note
 from inheritune.records.analysis import AnalysedText, AnalysisRecord, MapsRecord, Recommendation
 from inheritune.records.base import read_record
@@ -21,11 +24,6 @@ from inheritune.spectra.folder import MAPS, SPECTRA, read_analysis, save_maps, s
 from inheritune.spectra.maps import check_heads_of, draw_maps
 from inheritune.spectra.recommend import recommend
 from inheritune.storage import check_folder, claimed, read_identity, user_path
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from inheritune.decoder import Decoder
 
 LOSS_SEQUENCES = 16
 """So many of the analysed sequences, the first, tell what the recommended cut leads to; to choose a cut needs more."""
@@ -64,7 +62,7 @@ def analyze_into(
         What the two files hold.
 
     Raises:
-        InherituneError: as `analyze` and `attention_maps`, or the folder holds something else.
+        InherituneError: as `analyze` and `draw_maps`, or the folder holds something else.
         OutputError: the files cannot be written.
     """
     folder, source = user_path(folder), resolve_model(model) if isinstance(model, str | Path) else None
@@ -92,8 +90,6 @@ def _with_losses(advice: Recommendation, decoder: Decoder, tokens: np.ndarray) -
 
     A model that cannot be run without these layers has none.
     """
-    from inheritune.evaluation.removal import Removed, open_remover  # which loads torch
-
     cuts = {"whole": (), "keep": advice.cut, **advice.others}
     failure = f"the loss without the layers that are to be cut is not known: this {type(decoder.model).__name__} fails"
     try:

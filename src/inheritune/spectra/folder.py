@@ -22,10 +22,8 @@ from inheritune.records.analysis import (
     Recommendation,
 )
 from inheritune.records.base import environment, now, read_record
-from inheritune.spectra.gradients import GradientProbe
-from inheritune.spectra.measure.blocks import BlockMeasures
 from inheritune.spectra.recommend import recommend
-from inheritune.spectra.result import BothSpectra, Spectra
+from inheritune.spectra.result import BlockMeasures, BothSpectra, GradientProbe, Spectra
 
 SPECTRA = "spectra.json"
 MAPS = "maps.json"
@@ -104,8 +102,7 @@ def to_record(
     `model` is what to call the model, a folder or hub id; `data` where the tokens are from; `identity` what the model
     is, wherever it lies (`model_identity`); `advice` its recommendation, where more is known of it than the ranks say.
     """
-    first, advice = result.parts[0], advice or recommend(result)
-    probe = first.gradients
+    first, probe, advice = result.parts[0], result.parts[0].gradients, advice or recommend(result)
     return AnalysisRecord(
         model=model,
         identity=identity,

@@ -16,54 +16,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import load_decoder
 from inheritune.errors import ModelError
 from inheritune.spectra.checks import check_fit, check_tokens, check_weights
 from inheritune.spectra.measure.rank import sink_collapse
+from inheritune.spectra.result import GradientProbe, Values
 from inheritune.spectra.watch.recording import SIDES, Call, Side, as_float64, reached, run_with_gradients
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-    from transformers import PreTrainedModel
-
-    Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class GradientProbe:
-    """The gradient norms of every head's query and key weights, and the most that Theorem H.1 (iii) allows them.
-
-    L is the mean next-token cross-entropy over all sequences, in nats a token. Tables are (layers, heads) float64, NaN
-    in the places of heads that a layer does not have; their rows are the layers with attention.
-
-    Attributes:
-        query: ||dL/dW_Q||_F of each head: of the weights that make the head's queries, through its queries alone. Where
-            several matrices follow each other (multi-head latent attention, adapters) the norm is that of all of them.
-        key: the same for the keys, through the head's own logits alone. Heads that share a key head (grouped queries)
-            each have a part; the gradient of the shared weights is the sum of these parts as matrices.
-        query_bound: the theorem's bound for `query`, summed over the sequences; NaN where it does not speak of the
-            family: queries that are normalised or that come out of several matrices.
-        key_bound: the same for `key`.
-        layers_index: for each row, the index of its block in the model.
-        sequences: number of sequences N.
-        length: tokens in each, T.
-        loss: L.
-    """
-
-    query: Values
-    key: Values
-    query_bound: Values
-    key_bound: Values
-    layers_index: tuple[int, ...]
-    sequences: int
-    length: int
-    loss: float
 
 
 class LayerGradients(NamedTuple):
@@ -160,8 +126,6 @@ class _HeadTotals:
 
         The bound is 2 eps s ||dL/dA||_F times ||K||_2 or ||Q||_2, (n, H), times the way to the weights.
         """
-        import torch
-
         limit = 2 * _epsilon(call.tensors["probabilities"]) * abs(call.scaling)
         limit = limit * as_float64(call.gradients["probabilities"]).norm(dim=(-2, -1))
         for side, other in zip(SIDES, reversed(SIDES), strict=True):
@@ -212,8 +176,6 @@ class _Way:
 
         The gradient of the loss would not do: it is zero for a fully collapsed head.
         """
-        import torch
-
         direction = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0)).to(vectors)
         pulled = call.pull(vectors, direction)
         columns = {source.number: reached(part).nonzero().flatten() for source, part in pulled if source.is_product}

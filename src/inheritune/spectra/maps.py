@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from inheritune.decoder import Decoder
 from inheritune.errors import PlanError
 from inheritune.records.analysis import AttentionMap, Mask
-from inheritune.spectra.analysis import Model, Prepared, prepare
+from inheritune.spectra.analysis import Prepared
 from inheritune.spectra.measure.pieces import Piece
 from inheritune.spectra.measure.rank import approximate_rank
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.capture import visit_attention
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
-
 MAP_TOKENS = 128
 """Longest map, in tokens: a longer one shows nothing more on a page and its file grows with the square."""
 
 
-def attention_maps(
-    model: Model,
-    tokens: Any,
+def draw_maps(
+    prepared: Prepared,
     spectra: Spectra | BothSpectra,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    heads: Sequence[tuple[int, int]] = (),
+    tokenizer: PreTrainedTokenizerBase | None,
+    heads: Sequence[tuple[int, int]],
 ) -> tuple[AttentionMap, ...]:
     """Return the attention matrices, on the first sequence, of a few heads for each mask and of others asked for.
 
     Args:
-        model: the model that was analysed.
-        tokens: (N, T), the tokens that were analysed; the map is of the first `MAP_TOKENS` of the first sequence.
+        prepared: the model and the tokens that were analysed; a map is of the first `MAP_TOKENS` of the first sequence.
         spectra: the result, which chooses the heads: `potent`, the head of the highest rank; `laziest`, the head of
             the lowest rank in the layer with the least MaxRank; and, where a collapsed head of another layer has a
             rank lower still, that head, `collapsed`. Each mask chooses its own.
@@ -48,17 +43,6 @@ def attention_maps(
     Raises:
         PlanError: a layer or head of `heads` was not analysed.
     """
-    first = spectra.parts[0]
-    return draw_maps(prepare(model, tokens, first.tau, first.eta, first.mask), spectra, tokenizer, heads)
-
-
-def draw_maps(
-    prepared: Prepared,
-    spectra: Spectra | BothSpectra,
-    tokenizer: PreTrainedTokenizerBase | None,
-    heads: Sequence[tuple[int, int]],
-) -> tuple[AttentionMap, ...]:
-    """Return the maps of `attention_maps` of a model and tokens that are prepared already."""
     tokens = prepared.tokens[:1, :MAP_TOKENS]
     first, more = spectra.parts[0], check_heads(heads, spectra.parts[0])
     shown = [(part, *item) for part in spectra.parts for item in (choose_heads(part) | more).items()]

@@ -19,17 +19,13 @@ a sink or near-even averaging. Where there is no lazy tail, or all layers are la
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inheritune.errors import InherituneError, PlanError
 from inheritune.layers import plural, ranges
 from inheritune.records.analysis import Recommendation as Recommendation
-from inheritune.spectra.result import BothSpectra, Spectra
-
-if TYPE_CHECKING:
-    from inheritune.spectra.measure.blocks import BlockMeasures
+from inheritune.spectra.result import BlockMeasures, BothSpectra, Spectra
 
 LAZY_BELOW = 2.0
 """floor(AvgRank) = 1 (Definition G.1): AvgRank is at least 1, so below 2."""
@@ -55,8 +51,11 @@ def recommend(spectra: Spectra | BothSpectra, depth: int | None = None) -> Recom
             f"cannot recommend from {type(spectra).__name__}: expected what analyze returns or the folder of an "
             "analysis; of an ablation, kept(depth) says which layers stay"
         )
-    first = spectra.parts[0]
-    depth = _depth(first, depth)
+    first, needed = spectra.parts[0], 1 + max(spectra.parts[0].layers_index, default=0)
+    if depth is None:
+        depth = max(needed, first.blocks.depth if first.blocks is not None else 0)
+    elif depth < needed:
+        raise PlanError(f"depth is {depth}: expected at least {needed}, layer {needed - 1} was analysed")
     start, reason, profile = _decide([_Profile.of(part, depth) for part in spectra.parts])
     return Recommendation(
         depth=depth,
@@ -100,15 +99,6 @@ class _Profile:
     def all_lazy(self) -> bool:
         """Whether the lazy tail holds every layer that has a rank."""
         return self.tail is not None and self.tail == min(self.ranks)
-
-
-def _depth(spectra: Spectra, depth: int | None) -> int:
-    needed = 1 + max(spectra.layers_index, default=0)
-    if depth is None:
-        return max(needed, spectra.blocks.depth if spectra.blocks is not None else 0)
-    if depth < needed:
-        raise PlanError(f"depth is {depth}: expected at least {needed}, layer {needed - 1} was analysed")
-    return depth
 
 
 def _decide(profiles: list[_Profile]) -> tuple[int, str, _Profile]:

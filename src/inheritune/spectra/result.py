@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inheritune.errors import InherituneError, PlanError
 from inheritune.records.analysis import Mask
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from inheritune.spectra.gradients import GradientProbe
-    from inheritune.spectra.measure.blocks import BlockMeasures
-
-    Heads = NDArray[np.float64]
+Values = NDArray[np.float64]
 
 COLLAPSED_RANK = 1.5
 """A head is collapsed when its Rank(h, l) is below this.
@@ -60,20 +54,20 @@ class Spectra:
         gradients: the gradient probe, where one was asked for.
     """
 
-    rank: NDArray[np.float64]
-    mass: NDArray[np.float64]
+    rank: Values
+    mass: Values
     tau: float
     eta: float
     mask: Mask
     sequences: int
     length: int
     layers_index: tuple[int, ...]
-    ranks: dict[float, Heads] = field(default_factory=dict)
-    rank_error: Heads | None = None
-    entropy: Heads | None = None
-    stable_rank: Heads | None = None
+    ranks: dict[float, Values] = field(default_factory=dict)
+    rank_error: Values | None = None
+    entropy: Values | None = None
+    stable_rank: Values | None = None
     sink_column: NDArray[np.int64] | None = None
-    sink_epsilon: Heads | None = None
+    sink_epsilon: Values | None = None
     blocks: BlockMeasures | None = None
     gradients: GradientProbe | None = None
 
@@ -109,12 +103,12 @@ class Spectra:
         return self if tau == self.tau else replace(self, rank=self.ranks[tau], tau=tau, rank_error=None)
 
     @property
-    def max_rank(self) -> NDArray[np.float64]:
+    def max_rank(self) -> Values:
         """MaxRank(l), (layers,): the largest Rank(h, l) of the layer's heads (eq. 3)."""
         return np.nanmax(self.rank, axis=1)
 
     @property
-    def avg_mass(self) -> NDArray[np.float64]:
+    def avg_mass(self) -> Values:
         """AvgMass(l), (layers,): the mean over the layer's heads of the mean m* (appendix C)."""
         return np.nanmean(self.mass, axis=1)
 
@@ -134,7 +128,7 @@ class Spectra:
         return np.less(self.rank, COLLAPSED_RANK)
 
     @property
-    def collapsed_share(self) -> NDArray[np.float64]:
+    def collapsed_share(self) -> Values:
         """(layers,): the share of each layer's heads that are collapsed; see `collapsed_total` for the whole model."""
         return self.collapsed_heads.sum(axis=1) / (~np.isnan(self.rank)).sum(axis=1)
 
@@ -190,12 +184,75 @@ class BothSpectra:
         from near-uniform averaging: a head collapsed there and not under the causal mask is `uniform`. A head collapsed
         under neither is `potent`.
         """
-        return np.where(np.isnan(self.causal.rank), "", classes_of(self.causal.rank, self.full.rank))
+        causal, full = self.causal, self.full
+        potent = np.where(full.collapsed_heads, "uniform", "potent")
+        return np.where(np.isnan(causal.rank), "", np.where(causal.collapsed_heads, "sink", potent))
 
 
-def classes_of(causal: Heads, full: Heads) -> NDArray[np.str_]:
-    """Return `sink`, `uniform` or `potent` for each head by its Rank under both masks, float64 of any one shape.
+@dataclass(frozen=True, eq=False)
+class BlockMeasures:
+    """What an analysis says of every block of the model, also of those without attention; no mask has a part in it.
 
-    See `BothSpectra.head_classes`.
+    Attributes:
+        influence: (L,) float64, Block Influence: 1 - the mean over tokens and sequences of the cosine of a block's
+            input and its output; 0 for a block that only rescales, NaN where the hidden state is not (n, T, D).
+        angular_distance: (L, L + 1) float64; [l, n] is the mean over sequences of arccos(cos(x_l, x_(l + n))) / pi for
+            the last token, x_l the input of block l and x_L the last block's output, n from 1 to L - l; 0 for the same
+            direction, 0.5 for a right angle. All other places are NaN.
+        mlp_rank: (L,) float64, mean over sequences of the least k for which the k largest squared singular values of
+            the (T, D) matrix of the MLP's outputs reach tau of the sum of all; NaN where a block has no MLP of its own.
+        mlp_rank_error: (L,) float64, standard error of `mlp_rank`: sample standard deviation / sqrt(N); NaN for N = 1.
+        mlp_mass: (L,) float64, mean over sequences of the least number of tokens whose MLP outputs, largest first, hold
+            eta of the squared Frobenius norm of that matrix; NaN as above.
     """
-    return np.where(causal < COLLAPSED_RANK, "sink", np.where(full < COLLAPSED_RANK, "uniform", "potent"))
+
+    influence: Values
+    angular_distance: Values
+    mlp_rank: Values
+    mlp_rank_error: Values
+    mlp_mass: Values
+
+    @property
+    def depth(self) -> int:
+        """The number of blocks L."""
+        return len(self.influence)
+
+    def least_influential(self, count: int) -> list[int]:
+        """Return the `count` blocks that ShortGPT would cut, in the order of the model; the earlier of equals."""
+        return sorted(np.argsort(self.influence, kind="stable")[:count].tolist())
+
+    def nearest_span(self, count: int) -> list[int]:
+        """Return the `count` contiguous blocks that Gromov et al. would cut: the least angular distance across them."""
+        start = int(np.nanargmin(self.angular_distance[: self.depth - count + 1, count]))
+        return list(range(start, start + count))
+
+
+@dataclass(frozen=True, eq=False)
+class GradientProbe:
+    """The gradient norms of every head's query and key weights, and the most that Theorem H.1 (iii) allows them.
+
+    L is the mean next-token cross-entropy over all sequences, in nats a token. Tables are (layers, heads) float64, NaN
+    in the places of heads that a layer does not have; their rows are the layers with attention.
+
+    Attributes:
+        query: ||dL/dW_Q||_F of each head: of the weights that make the head's queries, through its queries alone. Where
+            several matrices follow each other (multi-head latent attention, adapters) the norm is that of all of them.
+        key: the same for the keys, through the head's own logits alone. Heads that share a key head (grouped queries)
+            each have a part; the gradient of the shared weights is the sum of these parts as matrices.
+        query_bound: the theorem's bound for `query`, summed over the sequences; NaN where it does not speak of the
+            family: queries that are normalised or that come out of several matrices.
+        key_bound: the same for `key`.
+        layers_index: for each row, the index of its block in the model.
+        sequences: number of sequences N.
+        length: tokens in each, T.
+        loss: L.
+    """
+
+    query: Values
+    key: Values
+    query_bound: Values
+    key_bound: Values
+    layers_index: tuple[int, ...]
+    sequences: int
+    length: int
+    loss: float

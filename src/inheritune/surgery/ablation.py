@@ -19,10 +19,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
+from inheritune.decoder import Decoder
 from inheritune.decoder.streaming import StreamedDecoder, load_decoder
 from inheritune.errors import InherituneError, ModelError, PlanError
 from inheritune.evaluation.removal import Removed, open_remover
@@ -32,11 +34,6 @@ from inheritune.storage import user_path, written_file
 from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.plan.selection import whole_number
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from inheritune.decoder import Decoder
 
 Order = tuple[int, ...]
 """Layers in the order of their deletion."""
@@ -254,8 +251,9 @@ class _Search:
         for start in range(0, len(self._windows), self._remover.group):
             part = slice(start, start + self._remover.group)
             if missing := self._table.missing(removals, part):
-                advance = partial(self._advance_by, len(missing) * len(self._windows[part]))
-                self._table.put(missing, part, self._remover.losses(self._windows[part], missing, advance))
+                windows = self._windows[part]
+                advance = partial(self._advance_by, len(missing) * len(windows))
+                self._table.put(missing, part, self._remover.losses(windows, missing, advance))
 
     def _advance_by(self, size: int, share: float) -> None:
         self._advance(size * share)

@@ -14,17 +14,15 @@ import re
 import warnings
 from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.decoder import Decoder, compute_buffers, evaluating
 from inheritune.decoder.view import is_finite
 from inheritune.errors import InherituneWarning, PlanError, library_errors
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel
-
 
 UNTIE = 'set "tie_word_embeddings": false in its config.json (config.tie_word_embeddings = False of a model)'
 """What mends a model whose head is not the embedding that its configuration says it is."""
@@ -40,8 +38,6 @@ def build_random(
     Raises:
         PlanError: the configuration cannot be built, or the seed is none.
     """
-    import torch
-
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise PlanError(f"seed {seed!r}: expected a whole number from 0 to {2**63 - 1}")
     # Only the CPU generator is seeded; torch.manual_seed would reset the accelerators' as well.
@@ -62,8 +58,6 @@ def copy_weights(target: PreTrainedModel, weight_of: Callable[[str, Tensor], Ten
     Raises:
         PlanError: two different weights are given for one that the target holds under two names.
     """
-    import torch
-
     given: dict[int, tuple[str, Tensor]] = {}
     for key, place in target.state_dict(keep_vars=True).items():
         weight = weight_of(key, place) if isinstance(place, torch.Tensor) else None
@@ -119,8 +113,6 @@ def zero_output(block: nn.Module, shared: Container[int] = frozenset()) -> list[
 
     `shared` are the ids of parameters that other blocks use too; they are left as they are.
     """
-    import torch
-
     names = [name for name, weight in block.named_parameters() if LAST.search(name) and id(weight) not in shared]
     with torch.no_grad():
         for name in names:
@@ -128,16 +120,14 @@ def zero_output(block: nn.Module, shared: Container[int] = frozenset()) -> list[
     return names
 
 
-def check_identity(target: Decoder, rows: Iterable[int], tokens: int = 8) -> None:
-    """Confirm that the blocks `rows` leave the states of two random sequences of `tokens` as they are, to the bit.
+def check_identity(target: Decoder, rows: Iterable[int]) -> None:
+    """Confirm that the blocks `rows` leave the states of two random sequences of 8 tokens as they are, to the bit.
 
     Raises:
         PlanError: naming the family and the first block that does not.
     """
-    import torch
-
     rows, generator = list(rows), torch.Generator().manual_seed(0)
-    ids = torch.randint(target.vocabulary, (2, tokens), generator=generator).to(target.model.device)
+    ids = torch.randint(target.vocabulary, (2, 8), generator=generator).to(target.model.device)
     unchanged: dict[nn.Module, bool] = {}
 
     def compare(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

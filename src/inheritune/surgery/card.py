@@ -12,6 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import ModelCardData, metadata_load
+
 from inheritune.checkpoints.hub import cached_name
 from inheritune.decoder.source import Place
 from inheritune.errors import InherituneWarning, reason
@@ -26,6 +29,13 @@ LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 
 _UNREAD = "unread"
 """Stands for what a card that cannot be parsed says of the licence."""
+
+_LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({0!r})
+tokenizer = AutoTokenizer.from_pretrained({0!r})"""
+
+_LIBRARIES = ("inheritune", "transformers", "torch", "safetensors")
 
 _PATH = re.compile(r"(?<![\w.:/\\~-])(?:~\w*|\.\.?|[A-Za-z]:)?(?:[/\\][^\s'\"=,;:|/\\]*)+")
 
@@ -49,8 +59,6 @@ def model_card(
     table each, for example `{"loss on the validation text": "3.21 nats a token"}`; None for one that was not trained.
     `address` is what `from_pretrained` takes to load the model, empty for its name. `notes` stand below the plan.
     """
-    from huggingface_hub import ModelCardData
-
     origins = [_Origin(places[model]) for model in MODELS if model in places]
     licence = next((terms for terms in map(_licence, (origin.folder for origin in origins)) if terms), {})
     known = [origin.hub_id for origin in origins if origin.hub_id]
@@ -61,7 +69,10 @@ def model_card(
         tags=["inheritune"],
         **{key: value for key, value in licence.items() if key != _UNREAD},
     )
+    names = f"The reference is {origins[0]}" + (f", the target {origins[1]}." if len(origins) > 1 else ".")
+    rest = origins[-1] if plan.rest == "target" else origins[0]
     rows = "\n".join(f"| {what} | {much} |" for what, much in (figures or {}).items())
+    versions = ", ".join(f"{library} {importlib.metadata.version(library)}" for library in _LIBRARIES)
     made_by = without_paths(command, (origin.folder for origin in origins))
     sections = [
         f"# {name}",
@@ -69,10 +80,10 @@ def model_card(
         *([f"## Figures\n\n| | |\n|---|---|\n{rows}"] if rows else []),
         "## Where each layer comes from\n\n```\n"
         + "\n".join([str(plan), *notes])
-        + f"\n```\n\n{_outside(plan, origins)}",
+        + f"\n```\n\n{names} Embeddings, final norm and head come from {rest}.",
         *([f"Of the width, the first part was kept: {width}."] if width else []),
-        f"## How to load it\n\n```python\n{_loading(address or name)}\n```",
-        f"## How it was made\n\n```\n{made_by}\n```\n\nVersions: {_versions()}.",
+        f"## How to load it\n\n```python\n{_LOADING.format(address or name)}\n```",
+        f"## How it was made\n\n```\n{made_by}\n```\n\nVersions: {versions}.",
         f"## Licence\n\n{_licence_line(licence)}",
     ]
     return f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
@@ -130,25 +141,6 @@ def _summary(plan: LayerPlan, source: _Origin, parameters: ParameterCounts, trai
     )
 
 
-def _outside(plan: LayerPlan, origins: list[_Origin]) -> str:
-    rest = origins[-1] if plan.rest == "target" else origins[0]
-    names = f"The reference is {origins[0]}" + (f", the target {origins[1]}." if len(origins) > 1 else ".")
-    return f"{names} Embeddings, final norm and head come from {rest}."
-
-
-def _loading(address: str) -> str:
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({address!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({address!r})"
-    )
-
-
-def _versions() -> str:
-    names = ("inheritune", "transformers", "torch", "safetensors")
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-
-
 def _licence(folder: Path) -> dict[str, Any]:
     """Return the licence entries of a model's card, or what its licence file amounts to; empty if there is neither."""
     entries = _metadata(folder / CARD) if (folder / CARD).is_file() else {}
@@ -163,9 +155,6 @@ def _licence(folder: Path) -> dict[str, Any]:
 
 def _metadata(card: Path) -> dict[str, Any]:
     """Return the YAML in front of a card; of one that cannot be read, which is warned of, only `_UNREAD`."""
-    import yaml
-    from huggingface_hub import metadata_load
-
     try:
         return metadata_load(card) or {}
     except (ValueError, OSError, AttributeError, yaml.YAMLError) as error:

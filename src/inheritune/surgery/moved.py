@@ -14,17 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
 
 from inheritune.errors import PlanError
 from inheritune.layers import ranges
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PretrainedConfig
-
-    from inheritune.surgery.plan.layer_plan import LayerPlan
-    from inheritune.surgery.plan.row import LayerRow
+from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.plan.row import LayerRow
 
 Read: TypeAlias = "Callable[[str], Tensor]"
 """Returns the weight of a name in the block that a layer is taken from."""
@@ -34,6 +33,19 @@ Change: TypeAlias = "Callable[[Read], Tensor]"
 
 Rule: TypeAlias = "Callable[[str, int, int, Read], Tensor]"
 """Returns the named weight of a block that was layer `old` and becomes layer `new`."""
+
+
+_SAID = {
+    "gpt2": (
+        "attention logits / (layer number + 1)",
+        "query weights and biases are multiplied by (new number + 1) / (old number + 1)",
+    ),
+    "diffllama": (
+        "an initial lambda by the layer's number",
+        "output projections and one lambda vector of each are changed",
+    ),
+}
+"""What a family computes by the number of a layer, and what is done about it."""
 
 
 def moved_weights(config: PretrainedConfig, plan: LayerPlan) -> dict[str, Change]:
@@ -50,7 +62,8 @@ def moved_notes(config: PretrainedConfig, plan: LayerPlan) -> list[str]:
     """Return what a plan does about layers that get another number, a line each; none where it is of no account."""
     if not _rules(config, 1, 0):
         return []
-    kind, (formula, remedy) = config.get_text_config(decoder=True).model_type, _said(config)
+    kind = config.get_text_config(decoder=True).model_type
+    formula, remedy = _SAID[kind]
     kept, left = ([new for new, row in moves(plan) if row.moved == how] for how in ("keep", "as-is"))
     notes = []
     if kept:
@@ -82,24 +95,10 @@ def _rules(config: PretrainedConfig, old: int, new: int) -> dict[str, Rule]:
     return {}
 
 
-def _said(config: PretrainedConfig) -> tuple[str, str]:
-    """Return what a family computes by the number of a layer, and what is done about it."""
-    if config.get_text_config(decoder=True).model_type == "gpt2":
-        return (
-            "attention logits / (layer number + 1)",
-            "query weights and biases are multiplied by (new number + 1) / (old number + 1)",
-        )
-    return (
-        "an initial lambda by the layer's number",
-        "output projections and one lambda vector of each are changed",
-    )
-
-
 def _queries(name: str, old: int, new: int, read: Read) -> Tensor:
     """Scale the queries of GPT-2: the first third of the last dimension, (d_in, 3 d) or (3 d,)."""
     weight = read(name).detach()
-    scaled = weight.double()
-    scaled = scaled.clone() if scaled is weight else scaled
+    scaled = weight.to(torch.float64, copy=True)
     scaled[..., : weight.shape[-1] // 3] *= (new + 1) / (old + 1)
     return scaled.to(weight.dtype)
 

@@ -10,13 +10,13 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.data import tuning_windows
 from inheritune.data.readers import BLANK_LINE
-from inheritune.decoder import load_config, load_tokenizer
+from inheritune.decoder import Decoder, load_config, load_tokenizer
 from inheritune.decoder.streaming import load_decoder
 from inheritune.errors import DataError, ModelError
 from inheritune.evaluation.loss import check_windows
@@ -33,11 +33,6 @@ from inheritune.spectra.measure.blocks import rank_correlation
 from inheritune.spectra.recommend import rival_cuts
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.surgery.ablation import Ablation, Cut, Order, ablate
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
-    from inheritune.decoder import Decoder
 
 FIRST = "first layers"
 """The paper's choice of as many layers (Algorithm 1)."""
@@ -170,16 +165,13 @@ def _depth(found: Ablation, cut: Cut, others: Mapping[tuple[int, str], tuple[Ord
     """Return the cheapest of the search's cut and the other rules' cuts to its depth."""
     kept = found.layers - len(cut.removed)
     there = {rule: pair for (depth, rule), pair in others.items() if depth == kept}
-    best = min([cut, *(other for _, other in there.values() if other)], key=_loss)
+    finite = [other for _, other in there.values() if other and math.isfinite(other.loss)]
+    best = min([cut, *finite], key=lambda each: each.loss)  # the search's own is finite
     rivals = {
         rule: OtherCut(cut=removed, loss=other.loss if other and math.isfinite(other.loss) else None)
         for rule, (removed, other) in there.items()
     }
     return DepthPrice(depth=kept, cut=best.removed, cost=_cost(found.whole, best), others=rivals)
-
-
-def _loss(cut: Cut) -> float:
-    return cut.loss if math.isfinite(cut.loss) else math.inf
 
 
 def _cost(whole: Cut, cut: Cut) -> Cost:
@@ -190,21 +182,14 @@ def _cost(whole: Cut, cut: Cut) -> Cost:
 
 def _agreements(prices: np.ndarray, spectra: Spectra | BothSpectra) -> Iterator[Agreement]:
     """Yield how each measure orders the layers beside their prices, (layers,) float64, NaN for none."""
-    measures = {f"MaxRank, {part.mask} mask": _by_layer(part, len(prices)) for part in spectra.parts}
+    measures: dict[str, np.ndarray] = {}
+    for part in spectra.parts:
+        ranks = np.full(len(prices), np.nan)  # NaN for a layer without attention
+        ranks[list(part.layers_index)] = part.max_rank
+        measures[f"MaxRank, {part.mask} mask"] = ranks
     if (blocks := spectra.parts[0].blocks) is not None:
         measures |= {"Block Influence": blocks.influence, "angular distance": blocks.angular_distance[:, 1]}
     for measure, values in measures.items():
-        yield _agreement(measure, prices, values)
-
-
-def _by_layer(part: Spectra, layers: int) -> np.ndarray:
-    """Return MaxRank as (layers,) float64, NaN for a layer without attention."""
-    values = np.full(layers, np.nan)
-    values[list(part.layers_index)] = part.max_rank
-    return values
-
-
-def _agreement(measure: str, prices: np.ndarray, values: np.ndarray) -> Agreement:
-    both = np.isfinite(prices) & np.isfinite(values)
-    correlation, p_value = rank_correlation(prices[both].tolist(), values[both].tolist()) or (None, None)
-    return Agreement(measure=measure, layers=int(both.sum()), correlation=correlation, p_value=p_value)
+        both = np.isfinite(prices) & np.isfinite(values)
+        correlation, p_value = rank_correlation(prices[both].tolist(), values[both].tolist()) or (None, None)
+        yield Agreement(measure=measure, layers=int(both.sum()), correlation=correlation, p_value=p_value)

@@ -14,21 +14,22 @@ norms or scales behind the MLP, and experts with a projection each, are refused.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from inheritune.decoder import Decoder, evaluating
+from inheritune.decoder.head import outputs_of
 from inheritune.errors import PlanError
+from inheritune.layers import ranges
 from inheritune.progress import note, progress
 from inheritune.spectra.checks import check_fit, check_tokens
 from inheritune.surgery.build import LAST
+from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.plan.selection import PARTS, part_of
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from inheritune.surgery.plan.layer_plan import LayerPlan
 
 WINDOWS, WINDOW_LENGTH = 128, 256
 """What a text is fitted with: windows and their tokens, or fewer where the model takes no more."""
@@ -60,9 +61,7 @@ class Repair:
     ridge: float | None
 
     def __str__(self) -> str:
-        removed = (
-            f"layers {self.removed[0]}-{self.removed[-1]}" if len(self.removed) > 1 else f"layer {self.removed[0]}"
-        )
+        removed = f"layer{'s' if len(self.removed) > 1 else ''} {ranges(self.removed)}"
         if self.ridge is None:
             return f"layer {self.layer} is left as it is: no map stands in for {removed} of the reference"
         return (
@@ -122,8 +121,8 @@ def repair_gaps(new: Decoder, source: Decoder, plan: LayerPlan, tokens: Any) -> 
         )
     for layer, _ in gaps:
         _check_added(new, layer, tokens[:1, :8])
+    done = []
     with progress("repairing gaps", len(gaps)) as advance:
-        done = []
         for layer, removed in gaps:
             done.append(_repair_one(new, source, layer, removed, tokens))
             advance(1)
@@ -158,8 +157,6 @@ class _Sums:
 
     def add(self, outputs: Tensor, lacking: Tensor, bias: bool) -> None:
         """Add rows, float64."""
-        import torch
-
         known = torch.cat([outputs, outputs.new_ones(len(outputs), 1)], dim=1) if bias else outputs
         self.gram, self.cross = self.gram + known.T @ known, self.cross + known.T @ lacking
         self.square += float(lacking.square().sum())
@@ -172,8 +169,6 @@ class _Sums:
 
     def solve(self, ridge: float) -> Tensor:
         """Return the map, (D, D) or (D + 1, D), its constant in the last row; that one is not drawn to nothing."""
-        import torch
-
         width = self.cross.shape[1]
         strength = torch.zeros_like(self.gram.diagonal())
         strength[:width] = ridge * self.gram.diagonal()[:width].mean()
@@ -192,9 +187,6 @@ def output_projection(block: nn.Module, place: str) -> Any:
     Raises:
         PlanError: there is not one such module; `place` names the block.
     """
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
     weights = [name for name, _ in block.named_parameters() if name.endswith(".weight") and LAST.search(name)]
     found = [block.get_submodule(name.removesuffix(".weight")) for name in weights if part_of(name) == "mlp"]
     if len(found) != 1 or not isinstance(found[0], nn.Linear | Conv1D):
@@ -204,8 +196,6 @@ def output_projection(block: nn.Module, place: str) -> Any:
 
 def _check_added(new: Decoder, layer: int, tokens: Tensor) -> None:
     """Confirm that what is added to the MLP's output comes out of the block as it is."""
-    import torch
-
     kind = new.model.config.model_type
     projection = output_projection(new.blocks[layer], f"layer {layer} of {type(new.model).__name__}")
     shared = {id(p) for i, block in enumerate(new.blocks) if i != layer for p in block.parameters()}
@@ -229,8 +219,6 @@ def _states(
     They are the MLP's and the block's output before the gap; and, of the whole model, what the next kept block got and
     what the first removed one did.
     """
-    import torch
-
     for batch in tokens.split(BATCH):
         with torch.no_grad(), evaluating(new.model), evaluating(source.model):
             wanted, before = _run(source, batch, *(source.blocks[i] for i in (removed[-1], removed[0] - 1)))
@@ -240,18 +228,10 @@ def _states(
 
 def _run(decoder: Decoder, tokens: Tensor, *modules: nn.Module) -> list[Tensor]:
     """Run the blocks of a model and return what some modules gave out."""
-    import torch
-
-    found: dict[nn.Module, Tensor] = {}
-
-    def see(module: nn.Module, inputs: Any, output: Any) -> None:
-        found[module] = output if isinstance(output, torch.Tensor) else output[0]
-
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(module.register_forward_hook(see))
+    with outputs_of(modules) as found:
         decoder.model.base_model(input_ids=tokens.to(decoder.model.device), use_cache=False)
-    return [found[module] for module in modules]
+    outputs = (found[module] for module in modules)
+    return [output if isinstance(output, Tensor) else output[0] for output in outputs]
 
 
 def _rows(states: Tensor) -> Tensor:
@@ -260,8 +240,6 @@ def _rows(states: Tensor) -> Tensor:
 
 def _fold(projection: Any, linear: Tensor) -> None:
     """Let a projection give out m + m D + c where it gave m, in place; `linear` is D, and c below it."""
-    import torch
-
     width = linear.shape[1]
     whole = linear[:width] + torch.eye(width, dtype=linear.dtype, device=linear.device)
     with torch.no_grad():

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from transformers import PretrainedConfig
 
 from inheritune.data import tuning_windows
 from inheritune.decoder import count_parameters, load_tokenizer, save_model
@@ -21,19 +22,15 @@ from inheritune.evaluation.windows import context_of
 from inheritune.records.base import environment, now, read_record
 from inheritune.records.surgery import ParameterCounts, SurgeryRecord
 from inheritune.spectra.advice import read_measured
+from inheritune.surgery.assembly import inherit
 from inheritune.surgery.card import model_card
 from inheritune.surgery.config.blueprint import Draft, blueprint
 from inheritune.surgery.config.target import depth_of, has_attention
 from inheritune.surgery.files.carried import TOKENIZER, fetch_files, finish_folder
 from inheritune.surgery.files.checkpoint import copy_checkpoint, locate_sources
-from inheritune.surgery.inherit import inherit
 from inheritune.surgery.plan.layer_plan import LayerPlan
 from inheritune.surgery.repair import WINDOW_LENGTH, WINDOWS, check_repairable
 from inheritune.surgery.width import describe_width, narrow_config
-
-if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PretrainedConfig
 
 RECORD = "inherit.json"
 """What a model's folder says of the surgery that made it."""
@@ -170,19 +167,18 @@ class SurgeryRequest:
             return False
         return True
 
-    def _windows(self, text: str) -> np.ndarray:
-        """Return windows of a text that nothing is judged on, (N, T) int64."""
-        tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        length = min(context_of(self.config) or WINDOW_LENGTH, WINDOW_LENGTH)
-        return tuning_windows(text, tokenizer, length - 1, WINDOWS)
-
     def _build(self, places: Mapping[str, Place], out: Path, command: str, rest: Path) -> None:
+        windows = None
+        if self.repair is not None:  # (N, T) int64, of text that nothing is judged on
+            tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+            length = min(context_of(self.config) or WINDOW_LENGTH, WINDOW_LENGTH)
+            windows = tuning_windows(self.repair, tokenizer, length - 1, WINDOWS)
         built = inherit(
             self.model,
             plan=self.plan,
             target=self.target,
             width=self.width,
-            repair=None if self.repair is None else self._windows(self.repair),
+            repair=windows,
             seed=self.seed,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,

@@ -1,8 +1,7 @@
 """Give collapsed heads a new start: their query and key weights go back to a random initialisation.
 
 Theorem H.1 of the paper (arXiv 2404.08634, appendix H): the gradient of the query and key weights of a collapsed head
-is as small as its attention is collapsed, so training alone hardly brings it back. Only these weights start afresh;
-the head's values, its output and the rest of the block are copied.
+is as small as its attention is collapsed, so training alone hardly brings it back.
 
 Which weights these are is read off the model itself, family by family nothing is written down: the gradient of a
 head's attention logits is nonzero just on the outputs of the projections that make its queries and keys, however these
@@ -11,10 +10,15 @@ are fused, interleaved or shared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
 
 from inheritune.decoder import Decoder, evaluating
 from inheritune.errors import PlanError
@@ -22,11 +26,7 @@ from inheritune.spectra.folder import from_record, read_analysis
 from inheritune.spectra.result import BothSpectra, Spectra
 from inheritune.spectra.watch.interface import attention_implementation
 from inheritune.spectra.watch.recording import pull_back, reached
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.plan.layer_plan import LayerPlan
 
 Revived: TypeAlias = Spectra | BothSpectra | str | Path | Mapping[int, Iterable[int]]
 """Which heads to revive: what `analyze` returned, the folder it was saved in, or heads by layer."""
@@ -89,8 +89,6 @@ def revived_entries(decoder: Decoder, plan: LayerPlan) -> dict[int, Tensor]:
     Raises:
         PlanError: a layer has no such head, a head has no weights of its own, or the model cannot be followed.
     """
-    from transformers.pytorch_utils import Conv1D
-
     wanted = {layer: set(row.revived) for layer, row in enumerate(plan) if row.revived}
     entries: dict[int, Tensor] = {}
     for layer, reads in (_reads(decoder, wanted) if wanted else {}).items():
@@ -120,8 +118,6 @@ Reads: TypeAlias = "list[dict[nn.Module, Tensor]]"
 
 def _read_by_no_other(heads: Container[int], reads: Reads, projection: nn.Module) -> Tensor:
     """Return which outputs of `projection` some of `heads` read and no other head does, (d_out,) bool."""
-    import torch
-
     nothing = torch.zeros_like(next(each[projection] for each in reads if projection in each))
     rows = torch.stack([each.get(projection, nothing) for each in reads])
     chosen = torch.tensor([head in heads for head in range(len(reads))])
@@ -130,8 +126,6 @@ def _read_by_no_other(heads: Container[int], reads: Reads, projection: nn.Module
 
 def _reads(decoder: Decoder, layers: Iterable[int]) -> dict[int, Reads]:
     """Run a few tokens through the model and return what the heads of some layers read; none where it is not seen."""
-    import torch
-
     reads: dict[int, Reads] = {layer: [] for layer in layers}
     tokens = torch.arange(LENGTH)[None] % decoder.vocabulary
     with ExitStack() as stack, torch.inference_mode(False), torch.enable_grad(), evaluating(decoder.model):
@@ -142,16 +136,6 @@ def _reads(decoder: Decoder, layers: Iterable[int]) -> dict[int, Reads]:
     return reads
 
 
-def _read_by_each(logits: Tensor, outputs: Mapping[nn.Module, Tensor]) -> Reads:
-    """Return what each head reads whose logits are in `logits`, (1, H, T, S), of projections' outputs, (..., d_out)."""
-    import torch
-
-    # Random factors, so that no sum over tokens can cancel out.
-    factors = torch.randn(logits.shape[2:], generator=torch.Generator().manual_seed(0)).to(logits)
-    pulled = (pull_back(head.nan_to_num(neginf=0.0), factors, outputs) for head in logits[0])
-    return [{module: reached(part) for module, part in parts} for parts in pulled]
-
-
 @contextmanager
 def _following(block: nn.Module, reads: Reads) -> Iterator[None]:
     """Add to `reads` what the heads of a block read, when it runs."""
@@ -159,7 +143,7 @@ def _following(block: nn.Module, reads: Reads) -> Iterator[None]:
     listening = ExitStack()
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        listening.enter_context(_softmax_listener(lambda logits: reads.extend(_read_by_each(logits, outputs))))
+        listening.enter_context(_SoftmaxListener(outputs, reads))
         return tuple(map(_detached, args)), {name: _detached(value) for name, value in kwargs.items()}
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
@@ -178,22 +162,24 @@ def _following(block: nn.Module, reads: Reads) -> Iterator[None]:
         yield
 
 
-def _softmax_listener(see: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
-    """Return a context manager that calls `see` with the logits of every softmax over attention."""
-    from torch.overrides import TorchFunctionMode
+class _SoftmaxListener(TorchFunctionMode):
+    """Adds to `reads` what each head reads of `outputs`, (..., d_out), at every softmax over logits (1, H, T, S)."""
 
-    class Listener(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if getattr(func, "__name__", "") == "softmax" and args[0].ndim == 4 and args[0].shape[2] == LENGTH:
-                see(args[0])
-            return func(*args, **(kwargs or {}))
+    def __init__(self, outputs: Mapping[nn.Module, Tensor], reads: Reads) -> None:
+        super().__init__()
+        self.outputs, self.reads = outputs, reads
 
-    return Listener()
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "softmax" and args[0].ndim == 4 and args[0].shape[2] == LENGTH:
+            # Random factors, so that no sum over tokens can cancel out.
+            factors = torch.randn(args[0].shape[2:], generator=torch.Generator().manual_seed(0)).to(args[0])
+            for head in args[0][0]:
+                parts = pull_back(head.nan_to_num(neginf=0.0), factors, self.outputs)
+                self.reads.append({module: reached(part) for module, part in parts})
+        return func(*args, **(kwargs or {}))
 
 
 def _detached(value: Any) -> Any:
     """Return hidden states without what came before, so that each block's history stays its own."""
-    import torch
-
     floats = isinstance(value, torch.Tensor) and value.is_floating_point()
     return value.detach().requires_grad_() if floats else value

@@ -1,9 +1,8 @@
 """A narrower model of the same depth: the paper's baseline "half width" (App. D, Table 2), for any fraction that fits.
 
-Every layer stays, and keeps the first part of its attention heads, hidden units and MLP units; the size of a head, the
-vocabulary and the positions stay as they are. That every axis of a weight simply keeps its first entries holds for
-families whose projections have one axis of heads, or of MLP units, and one of hidden units; `FAMILIES` names those for
-which it was verified, and every other one is refused.
+Every axis of a weight keeps its first entries (see `narrow`). That holds for families whose projections have one axis
+of heads, or of MLP units, and one of hidden units; `FAMILIES` names those for which it was verified, and all others
+are refused.
 """
 
 from __future__ import annotations
@@ -12,17 +11,15 @@ import copy
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.decoder import load_config, load_model, open_decoder
 from inheritune.errors import PlanError
 from inheritune.surgery.build import build_random, copy_weights, take_after
 from inheritune.surgery.config.blueprint import blueprint
 from inheritune.surgery.config.target import refuse_quantised
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel
 
 FAMILIES = (
     "gemma", "gemma2", "gemma3_text", "gpt2", "granite", "llama", "mistral", "olmo", "olmo2", "olmo3", "qwen2", "qwen3",
@@ -43,8 +40,8 @@ def narrow(model: PreTrainedModel | str | Path, width: Width = HALF) -> PreTrain
       a single one, it stays. GPT-2's fused `c_attn` is sliced inside each of its queries, keys and values.
     - Hidden units: the first ones, everywhere: embeddings, norms, the head, and whatever reads or writes them.
     - MLP units: the first ones of each layer.
-    - Unchanged: the size of a head (so RoPE, the attention's scale and Qwen3's and Gemma 3's norms of single heads),
-      windows, softcaps and multipliers.
+    - Unchanged: the vocabulary, the positions, the size of a head (so RoPE, the attention's scale and Qwen3's and Gemma
+      3's norms of single heads), windows, softcaps and multipliers.
 
     What the architecture ties to the width follows it: norms over all hidden units, or over all heads as OLMo-2's, take
     their statistics over fewer, and Gemma multiplies its embeddings by the root of the smaller hidden size. The result

@@ -23,13 +23,13 @@ from typing_extensions import override
 from inheritune.decoder import Decoder, open_decoder
 from inheritune.errors import InherituneError, ModelError
 from inheritune.records.analysis import Mask
-from inheritune.spectra import approximate_rank, visit_attention
 from inheritune.spectra.checks import check_fit, check_tokens
 from inheritune.spectra.gradients import layer_gradients
 from inheritune.spectra.measure.heads import HeadRanks, HeadTable
 from inheritune.spectra.measure.pieces import Piece
-from inheritune.spectra.measure.rank import check_fraction
+from inheritune.spectra.measure.rank import approximate_rank, check_fraction
 from inheritune.spectra.result import COLLAPSED_RANK
+from inheritune.spectra.watch.capture import visit_attention
 from inheritune.training.log import StepLog
 from inheritune.training.settings import WATCH_EVERY
 

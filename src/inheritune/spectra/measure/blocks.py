@@ -16,65 +16,24 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import partial, reduce
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from inheritune.decoder import Decoder
 from inheritune.errors import ModelError
 from inheritune.spectra.measure.pieces import map_in_threads
 from inheritune.spectra.measure.rank import approximate_rank, column_mass
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor, nn
-
-    Values = NDArray[np.float64]
+from inheritune.spectra.result import BlockMeasures, Values
 
 PIECE_BYTES = 4 * 2**20
 """Size of a float64 copy of hidden states or MLP outputs that is worked on at a time: it stays in a core's cache."""
 
 _MLP_NAME = re.compile(r"(^|_)(mlp|ffn|ff|feed_?forward|moe)(_block)?$")
 _MLP_CLASS = re.compile(r"(MLP|Mlp|MoE|Moe|FeedForward)$")
-
-
-@dataclass(frozen=True, eq=False)
-class BlockMeasures:
-    """What an analysis says of every block of the model, also of those without attention; no mask has a part in it.
-
-    Attributes:
-        influence: (L,) float64, Block Influence: 1 - the mean over tokens and sequences of the cosine of a block's
-            input and its output; 0 for a block that only rescales, NaN where the hidden state is not (n, T, D).
-        angular_distance: (L, L + 1) float64; [l, n] is the mean over sequences of arccos(cos(x_l, x_(l + n))) / pi for
-            the last token, x_l the input of block l and x_L the last block's output, n from 1 to L - l; 0 for the same
-            direction, 0.5 for a right angle. All other places are NaN.
-        mlp_rank: (L,) float64, mean over sequences of the least k for which the k largest squared singular values of
-            the (T, D) matrix of the MLP's outputs reach tau of the sum of all; NaN where a block has no MLP of its own.
-        mlp_rank_error: (L,) float64, standard error of `mlp_rank`: sample standard deviation / sqrt(N); NaN for N = 1.
-        mlp_mass: (L,) float64, mean over sequences of the least number of tokens whose MLP outputs, largest first, hold
-            eta of the squared Frobenius norm of that matrix; NaN as above.
-    """
-
-    influence: Values
-    angular_distance: Values
-    mlp_rank: Values
-    mlp_rank_error: Values
-    mlp_mass: Values
-
-    @property
-    def depth(self) -> int:
-        """The number of blocks L."""
-        return len(self.influence)
-
-    def least_influential(self, count: int) -> list[int]:
-        """Return the `count` blocks that ShortGPT would cut, in the order of the model; the earlier of equals."""
-        return sorted(np.argsort(self.influence, kind="stable")[:count].tolist())
-
-    def nearest_span(self, count: int) -> list[int]:
-        """Return the `count` contiguous blocks that Gromov et al. would cut: the least angular distance across them."""
-        start = int(np.nanargmin(self.angular_distance[: self.depth - count + 1, count]))
-        return list(range(start, start + count))
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> tuple[float, float] | None:
@@ -165,12 +124,11 @@ class BlockObserver:
             self._ends.put(layer + 1, after[:, -1])
             self._ends.settle(len(after))
         if outputs and all(len(rows) == before.shape[0] * before.shape[1] for rows in outputs):
-            self._measure_mlp(layer, _sum(outputs).reshape(*before.shape[:2], -1))
+            total = reduce(lambda one, other: one.float() + other.float(), outputs)  # the usual single one as it is
+            self._measure_mlp(layer, total.reshape(*before.shape[:2], -1))
 
     def _measure_mlp(self, layer: int, outputs: Tensor) -> None:
         """Note rank and mass of each sequence's (T, D) matrix of MLP outputs."""
-        import torch
-
         if not outputs.sum(dtype=torch.float32).isfinite():
             raise ModelError(f"the MLP output of layer {layer} is not finite (NaN or overflow)")
         columns = outputs.mT  # (n, D, T): a column for each token
@@ -210,8 +168,6 @@ class _LastTokens:
 
     def settle(self, count: int) -> None:
         """Add the distances of the first `count` sequences that wait, and forget their states."""
-        import torch
-
         states = []
         for number, queue in enumerate(self._waiting):
             rows = torch.cat(queue) if queue else torch.empty(0, 0)
@@ -261,19 +217,9 @@ def mlp_modules(block: nn.Module) -> list[nn.Module]:
 
 def _first_tensor(value: Any) -> Tensor | None:
     """Return a module's main output, (n, T, D): the value itself or the first of several."""
-    import torch
-
     if isinstance(value, tuple | list) and value:
         value = value[0]
     return value if isinstance(value, torch.Tensor) else None
-
-
-def _sum(tensors: list[Tensor]) -> Tensor:
-    """Return the sum in float32 of the outputs (n T, D) of the MLPs of one block; the usual single one as it is."""
-    total, *others = tensors
-    for other in others:
-        total = total.float() + other.float()
-    return total
 
 
 def _cosine_sum(one: Tensor, two: Tensor) -> float:
@@ -281,8 +227,6 @@ def _cosine_sum(one: Tensor, two: Tensor) -> float:
 
     The products and their sums are float32 (float64 for a float64 model): a cosine is right to about 1e-7.
     """
-    import torch
-
     dtype = torch.promote_types(one.dtype, torch.float32)
     step = max(1, PIECE_BYTES // (32 * one.shape[-1]))
 

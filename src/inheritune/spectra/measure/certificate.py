@@ -19,10 +19,10 @@ All of it is matrix products on (T, b) blocks in float32; `rounding` is kept off
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 LEAST_SIZE = 80
 """Below this T an eigen-decomposition costs no more than a certificate."""
@@ -72,8 +72,6 @@ def rounding(length: int) -> float:
 
 def certify(gram: Tensor, taus: Sequence[float]) -> Certified:
     """Prove k*(taus) for as many as a small subspace can of (n, T, T) float32 Gram matrices, each of trace 1."""
-    import torch
-
     rank = torch.zeros(len(gram), len(taus), dtype=torch.int64, device=gram.device)
     top = torch.zeros(len(gram), dtype=torch.float32, device=gram.device)
     if gram.shape[-1] < LEAST_SIZE:
@@ -93,8 +91,6 @@ def certify(gram: Tensor, taus: Sequence[float]) -> Certified:
 
 def _leading(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Return about the leading eigenvectors (n, T, 1) and eigenvalues (n,) of (n, T, T), two power steps from even."""
-    import torch
-
     vector = gram.sum(dim=-1, keepdim=True)
     vector = torch.bmm(gram, vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True))
     size = torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
@@ -109,8 +105,6 @@ def _widths(gram: Tensor, leading: Tensor, tau: float) -> Tensor:
     two that come close to the one that proved attention matrices fastest at T = 100, 512 and 1024, for heads with a
     sink and for even ones. Where more than `MOST_EXPECTED` is expected it is T, too wide to be tried.
     """
-    import torch
-
     length, left = gram.shape[-1], (1 - leading).clamp(min=1e-6)
     squares = torch.linalg.vector_norm(gram, dim=(-2, -1)).square() - leading.square()
     spread = left.square() / squares.clamp(min=1e-9)
@@ -127,8 +121,6 @@ def _block(gram: Tensor, vector: Tensor, size: Tensor, width: int) -> _Block:
 
     The leading eigenvalue, the sink's, would drown all others in the rounding of a power of G, so it is taken out.
     """
-    import torch
-
     n, length, _ = gram.shape
     generator = torch.Generator().manual_seed(0)  # the same columns each time: nothing proved depends on them
     start = torch.randn(length, width - 1, generator=generator).to(gram.device).expand(n, length, width - 1)
@@ -151,8 +143,6 @@ def _orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
     The Cholesky factor of the columns' own Gram matrix does it at the speed of matrix products, with an error of the
     square of the columns' condition; where that shows, a second time does away with it (CholeskyQR2, Yamamoto 2015).
     """
-    import torch
-
     basis = columns.to(torch.float64) if columns.device.type != "mps" else columns
     unit = torch.eye(columns.shape[-1], device=columns.device, dtype=basis.dtype)
     failed = torch.zeros(len(columns), dtype=torch.bool, device=columns.device)
@@ -170,8 +160,6 @@ def _orthonormal(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 def _prove(gram: Tensor, block: _Block, taus: Sequence[float]) -> Tensor:
     """Return (n, taus) k* where it is proved for every tau, else 0."""
-    import torch
-
     slack = rounding(gram.shape[-1])
     sums = block.ritz.cumsum(dim=-1)
     coupling = (block.residual + slack).square()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import Piece, cached_size
 from inheritune.spectra.measure.rank import columns_of, piece_mass, piece_rank, piece_stable_rank, sink_collapse
+from inheritune.spectra.result import Values
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    Values = NDArray[np.float64]
-    Reduce = Callable[[Values], Any]
+Reduce = Callable[[Values], Any]
 
 
 class HeadMeasures(NamedTuple):
@@ -64,8 +62,6 @@ def row_entropy(matrices: Tensor) -> Tensor:
 
     -sum_j a_ij ln a_ij over the keys j, with 0 ln 0 = 0 (Shannon 1948).
     """
-    import torch
-
     rows = matrices.reshape(-1, matrices.shape[-1])
     # ln of what is below 1e-30 is taken there: p ln p is then nothing beside float32's rounding.
     parts = (part.float() for part in rows.split(cached_size(rows)))
@@ -100,22 +96,22 @@ class HeadTable:
         The sink's column is the most frequent one, the leftmost of several; -1 where a layer has no such head, where
         everything else is NaN.
         """
-        means = HeadMeasures(*(self._over(mask, name, _mean) for name in HeadMeasures._fields))
+        means = HeadMeasures(*(self._over(mask, name) for name in HeadMeasures._fields))
         columns = np.nan_to_num(self._over(mask, "sink_column", _most_frequent), nan=-1)
         return means._replace(sink_column=columns)
 
     def mean_rank(self, mask: Mask) -> Values:
         """Return the mean k* over the sequences (paper, eq. 2), (layers, heads, taus); NaN where there is no head."""
-        return self._over(mask, "rank", _mean)
+        return self._over(mask, "rank")
 
     def rank_errors(self, mask: Mask) -> Values:
         """Return the standard error of the mean k*, (layers, heads, taus); NaN for one sequence."""
         if self.sequences < 2:
-            return np.full_like(self._over(mask, "rank", lambda values: values[0]), np.nan)
+            return self.mean_rank(mask) * np.nan
         return self._over(mask, "rank", lambda values: values.std(axis=0, ddof=1) / np.sqrt(self.sequences))
 
-    def _over(self, mask: Mask, name: str, reduce: Reduce) -> Values:
-        """Return a measure of every head under one mask, reduced over the sequences, (layers, heads, ...)."""
+    def _over(self, mask: Mask, name: str, reduce: Reduce = lambda values: values.mean(axis=0)) -> Values:
+        """Return a measure of every head under one mask, (layers, heads, ...): its mean over the sequences, say."""
         reduced = {key[1:]: reduce(getattr(value, name)) for key, value in self._values.items() if key[0] == mask}
         layers, heads = self.layers(), 1 + max(head for _, head in reduced)
         shape = np.shape(next(iter(reduced.values())))
@@ -123,11 +119,6 @@ class HeadTable:
         for (layer, head), value in reduced.items():
             table[layers.index(layer), head] = value
         return table
-
-
-def _mean(values: Values) -> Values:
-    """Return the mean over the sequences of values (N, ...)."""
-    return np.asarray(values.mean(axis=0))
 
 
 def _most_frequent(columns: Values) -> float:

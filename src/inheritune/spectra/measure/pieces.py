@@ -9,14 +9,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import torch
+from torch import Tensor
 
 from inheritune.errors import InherituneError
 from inheritune.records.analysis import Mask
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 PIECE_BYTES = 8 * 2**20
 """Size of the float32 matrices that one worker takes at a time; a larger matrix is a piece of its own."""
@@ -96,8 +95,6 @@ def plan_work(length: int, memory: int, device: torch.device) -> WorkPlan:
     Raises:
         InherituneError: one matrix and the work on it need more.
     """
-    import torch
-
     matrix, cpu = 4 * length**2, device.type == "cpu"
     affordable = int(memory / (_LEAST_COPIES * matrix))
     if affordable < 1:
@@ -118,8 +115,6 @@ def piece_size(rows: int, columns: int) -> int:
 
 def in_pieces(function: Callable[[Tensor], tuple[Tensor, ...]], matrices: Tensor) -> tuple[Tensor, ...]:
     """Apply `function` to (n, R, C) pieces of a (..., R, C) batch and put each of its (n, ...) results together."""
-    import torch
-
     flat = matrices.reshape(-1, *matrices.shape[-2:])
     workers = torch.get_num_threads() if flat.device.type == "cpu" else 1
     size = piece_size(flat.shape[-2], flat.shape[-1])
@@ -137,8 +132,6 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], wo
     the worker's own; the number of threads is set again here because PyTorch also remembers the last one as the default
     of threads still to be made.
     """
-    import torch
-
     before, gradients = torch.get_num_threads(), torch.is_grad_enabled()
 
     def alone(item: Item) -> Result:
@@ -166,7 +159,6 @@ def _pool(workers: int, cores: int, process: int) -> ThreadPoolExecutor:
 
     They stay: in a new thread every first product of matrices waits for buffers of its own.
     """
-    import torch
 
     def begin() -> None:
         torch.set_flush_denormal(True)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from inheritune.errors import InherituneError
 from inheritune.spectra.measure.certificate import certify, rounding
 from inheritune.spectra.measure.pieces import cached_size, in_pieces
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SLACK = 1e-12
 """Share by which a cumulative sum may miss its threshold and still count as reaching it.
@@ -190,8 +190,6 @@ def piece_rank(piece: Tensor, columns: Columns, taus: Sequence[float]) -> tuple[
     small subspace; all eigenvalues of the float32 Gram matrix; those of the float64 matrix where float32 leaves k*
     open. The largest share is NaN where the first proof sufficed: it was not needed.
     """
-    import torch
-
     rank = torch.ones(len(piece), len(taus), dtype=torch.int64, device=piece.device)
     top = torch.full((len(piece),), torch.nan, dtype=torch.float32, device=piece.device)
     rest = (~_is_surely_rank_one(columns, piece.shape[-2], max(taus))).nonzero()[:, 0]
@@ -213,8 +211,6 @@ def piece_stable_rank(piece: Tensor, top: Tensor) -> Tensor:
 
     Where `top` is NaN the matrix is nearly of rank one, and a few power steps on A^T A find its largest singular value.
     """
-    import torch
-
     share = top.double() if top.device.type != "mps" else top
     near = share.isnan().nonzero()[:, 0]
     if len(near):
@@ -241,8 +237,6 @@ def columns_of(piece: Tensor) -> Columns:
     Raises:
         ValueError: a matrix holds NaN or infinity.
     """
-    import torch
-
     norms, sums = [], []
     rows = max(1, BAND_BYTES // (4 * piece.shape[-1]))
     for part in piece.split(cached_size(piece)):
@@ -268,8 +262,6 @@ def _is_surely_rank_one(columns: Columns, rows: int, tau: float) -> Tensor:
 
 def _scaled_grams(piece: Tensor, chosen: Tensor) -> Tensor:
     """Return A^T A / ||A||_F^2 of the `chosen` (m,) of (n, T, T) matrices, float32, without a copy of all of them."""
-    import torch
-
     some, grams = len(chosen) < len(piece), []
     for part in (chosen if some else piece).split(cached_size(piece)):
         few = (piece[part] if some else part).float()
@@ -281,8 +273,6 @@ def _scaled_grams(piece: Tensor, chosen: Tensor) -> Tensor:
 
 def _eigenvalues(gram: Tensor) -> Tensor:
     """Return the eigenvalues of (n, T, T) float32 Gram matrices, (n, T), largest first."""
-    import torch
-
     try:
         return torch.linalg.eigvalsh(gram).flip(-1)
     except torch.linalg.LinAlgError:  # LAPACK's iteration may fail on what float32 cannot tell apart
@@ -294,8 +284,6 @@ def _ranks_of_spectra(piece: Tensor, chosen: Tensor, spectrum: Tensor, taus: Seq
 
     The spectrum is the eigenvalues of the Gram matrix of trace 1, largest first.
     """
-    import torch
-
     shares = spectrum.double().clamp_(min=0).cumsum(dim=-1)
     ranks = torch.stack([_count_to_reach(shares, tau) for tau in taus], dim=-1)
     doubts = [_is_near(shares, ranks[:, i], tau, rounding(max(piece.shape[-2:]))) for i, tau in enumerate(taus)]
@@ -308,8 +296,6 @@ def _ranks_of_spectra(piece: Tensor, chosen: Tensor, spectrum: Tensor, taus: Seq
 
 def _spectrum(piece: Tensor) -> Tensor:
     """Return the eigenvalues of A^T A of a (n, T, T) batch, (n, T) float64, largest first."""
-    import torch
-
     if piece.shape[-1] > LARGE and piece.device.type == "cpu":
         return torch.stack([_large_spectrum(matrix) for matrix in piece])
     piece = _double(piece)
@@ -318,7 +304,6 @@ def _spectrum(piece: Tensor) -> Tensor:
 
 def _large_spectrum(matrix: Tensor) -> Tensor:
     """Return `_spectrum`, (T,), of one (T, T) matrix in the memory of one float64 matrix, which LAPACK overwrites."""
-    import torch
     from scipy.linalg import eigvalsh
 
     gram = torch.zeros(matrix.shape[-1], matrix.shape[-1], dtype=torch.float64)
@@ -332,8 +317,6 @@ def _large_spectrum(matrix: Tensor) -> Tensor:
 
 def _double(piece: Tensor) -> Tensor:
     """Return a float64 copy of the same shape, on the CPU for a device that has no float64 (Apple's)."""
-    import torch
-
     return (piece.cpu() if piece.device.type == "mps" else piece).to(torch.float64, copy=True)
 
 
@@ -344,8 +327,6 @@ def _count_to_reach(shares: Tensor, threshold: float) -> Tensor:
 
 def _is_near(shares: Tensor, count: Tensor, threshold: float, margin: float) -> Tensor:
     """Return (n,) bool: whether the share (n, T) at `count` (n,) or just before is within `margin` of the threshold."""
-    import torch
-
     index = torch.stack([(count - 2).clamp(min=0), count - 1], dim=-1)
     return ((shares.gather(-1, index) - threshold).abs() <= margin).any(dim=-1)
 

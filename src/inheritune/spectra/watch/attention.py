@@ -11,14 +11,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from inheritune.errors import ModelError
 from inheritune.spectra.measure.pieces import cached_size
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
 
 EAGER_TOLERANCE = 1e-4
 """Largest difference, relative to the largest value, from the model's own attention function (float32 rounding)."""
@@ -75,8 +74,6 @@ class AttentionInputs:
     @property
     def dtype(self) -> torch.dtype:
         """What is computed in: float32, or float64 for gradients through a float64 model."""
-        import torch
-
         return torch.promote_types(self.query.dtype, torch.float32) if self.query.requires_grad else torch.float32
 
     def logits(self, sequences: slice, heads: slice) -> Tensor:
@@ -101,8 +98,6 @@ class AttentionInputs:
 
         It takes the place of the logits where there are no sinks and no gradients are wanted.
         """
-        import torch
-
         if self.sinks is not None:
             sinks = self.sinks[heads].view(1, -1, 1, 1) if self.sinks.dim() == 1 else part(self.sinks, sequences, heads)
             sinks = sinks.to(logits.dtype).expand(*logits.shape[:-1], 1)
@@ -122,15 +117,11 @@ class AttentionInputs:
         """Return whether the mask does nothing but hide keys: without a finite value other than 0."""
         if self.mask is None or not self.mask.dtype.is_signed:
             return True
-        import torch
-
         hidden = self.mask <= torch.finfo(self.mask.dtype).min / 2
         return bool((hidden | (self.mask == 0)).all())
 
     def _of_query_heads(self, tensor: Tensor, sequences: slice, heads: slice) -> Tensor:
         """Return the heads of keys or values (n, K, S, d) that the query heads read, (n', h', S, d) in `dtype`."""
-        import torch
-
         groups = self.query.shape[1] // tensor.shape[1]
         if groups == 1:
             return tensor[sequences, heads].to(self.dtype)
@@ -156,8 +147,6 @@ def check_against_eager(place: str, inputs: AttentionInputs, output: Tensor, opt
     Raises:
         ModelError: the outputs differ by more than `EAGER_TOLERANCE`.
     """
-    import torch
-
     if (eager := _own_eager(inputs.module)) is None:
         return
     first, last = slice(0, 1), slice(-ROWS, None)

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING
+from functools import partial
+
+import torch
+from torch import Tensor
 
 from inheritune.decoder import Decoder, evaluating
+from inheritune.decoder.replay import NotByLayerError, Replay, replays, stand_ins
 from inheritune.decoder.streaming import StreamedDecoder
 from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Consumer, plan_work
 from inheritune.spectra.watch.hooks import watched_modules
 from inheritune.spectra.watch.interface import Probe, watched_interface
-from inheritune.spectra.watch.streaming import run_by_layer
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CHUNK_BYTES = 96 * 2**20
 """Memory for the activations of the model's own forward pass: it decides how many sequences run at a time."""
@@ -59,8 +59,6 @@ def visit_attention(
         ModelError: the model cannot be probed, by name and reason.
         InherituneError: `memory` is too small for one attention matrix.
     """
-    import torch
-
     tokens = tokens.to(decoder.model.get_input_embeddings().weight.device)
     plan_work(tokens.shape[1], memory, tokens.device)
     with ExitStack() as stack:
@@ -105,6 +103,46 @@ def _run_chunks(probe: Probe, tokens: Tensor, size: int, advance: Callable[[int]
             for number in range(len(chunks)):
                 begin(number)
                 run(number)
+
+
+def run_by_layer(
+    decoder: StreamedDecoder,
+    chunks: int,
+    run_chunk: Callable[[int], object],
+    at_block: Callable[[int, int], None] = lambda chunk, layer: None,
+    trial: bool = False,
+) -> None:
+    """Run a forward pass for each chunk, all of them through one block before any goes on to the next.
+
+    Only one block's weights are in memory at a time, and one block's output, N * T * D elements, with the dictionaries
+    that blocks share. The model's own forward pass is taken up at each block (`decoder.replay`); whether the model can
+    be run so is tried out before any weight is read.
+
+    Args:
+        decoder: the model.
+        chunks: number of chunks.
+        run_chunk: runs the base model on one chunk, given its number, without changing anything; it is called once for
+            each block, and like all else here without gradients.
+        at_block: called with the chunk's number and the block's before the block runs on the chunk.
+        trial: give the blocks zeros for weights, which reads no file, and check that blocks can run one by one.
+
+    Raises:
+        ModelError: weights are missing or damaged; in a trial: the model runs its blocks in a way of its own.
+    """
+    weights, last = decoder.weights, [Replay() for _ in range(chunks)]
+    with torch.no_grad(), stand_ins(decoder.blocks) as (blocks, current):
+        for layer, block in enumerate(blocks):
+            with weights.blank(layer) if trial else weights.loaded(layer):
+                if not trial:
+                    weights.read_ahead(layer + 1)
+                for chunk, replay in enumerate(last):
+                    call = replay.call_of(layer, current, partial(run_chunk, chunk))
+                    if call is not None:
+                        at_block(chunk, layer)
+                        replay.output = block(*call.args, **call.kwargs)
+                    del call  # holds the states before the block
+        if trial and not replays(decoder, current, last[0].output, partial(run_chunk, 0)):
+            raise NotByLayerError
 
 
 def _bytes_per_sequence(decoder: Decoder, length: int, whole_heads: int) -> int:

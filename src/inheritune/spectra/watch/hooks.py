@@ -13,16 +13,17 @@ import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import map_in_threads, plan_work
 from inheritune.spectra.watch.attention import AttentionInputs
 from inheritune.spectra.watch.interface import Probe, attention_implementation
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 HIDDEN = 1000.0
 """A logit so far below the best of its row is hidden by a mask (masks are -1e4 or the dtype's least value)."""
@@ -65,7 +66,13 @@ def _take(probe: Probe, module: nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 def _unmasked(probe: Probe, module: nn.Module, inputs: inspect.BoundArguments, masked: Tensor) -> Tensor:
     """Return the logits of `module` without its mask, (n, H, T, T) as `masked`, those with it."""
-    _check_bias(probe, inputs)
+    named = inputs.arguments | inputs.arguments.get("kwargs", {})
+    if any(isinstance(value, Tensor) and ("alibi" in name or "bias" in name) for name, value in named.items()):
+        raise ModelError(
+            f"{probe.family} adds a bias to its logits that grows with the key's position (ALiBi): without the mask "
+            'every token would look at the last one, so only the causal softmax can be analysed: use mask="causal" '
+            "(--mask causal)"
+        )
     with _open_masks(module, inputs, masked.shape[-1]):
         logits = _logits(module, inputs)
     if logits is None or (probe.checks and not _differs_by_mask(logits, masked)):
@@ -93,48 +100,34 @@ class _LogitsError(Exception):
 
 def _logits(module: nn.Module, inputs: inspect.BoundArguments) -> Tensor | None:
     """Run `module` up to its softmax and return its logits, (n, H, T, T) float32, or None where it takes none."""
-    import torch
-
     try:
-        with _listener(module):
+        with _Listener(module):
             module.forward(*inputs.args, **inputs.kwargs)
     except _LogitsError as reached:
         arguments = (*inputs.args, *inputs.kwargs.values())
-        hidden = next(each for each in arguments if isinstance(each, torch.Tensor) and each.ndim == 3)
+        hidden = next(each for each in arguments if isinstance(each, Tensor) and each.ndim == 3)
         return reached.logits.view(hidden.shape[0], -1, *reached.logits.shape[-2:])
     return None
 
 
-def _listener(module: nn.Module) -> Any:
-    """Return a context manager that raises `_LogitsError` at the first softmax over square matrices."""
-    from torch.overrides import TorchFunctionMode
+class _Listener(TorchFunctionMode):
+    """Raises `_LogitsError` at the first softmax over square matrices that `module` takes."""
 
-    class Listener(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-            if name == "scaled_dot_product_attention":
-                raise _LogitsError(_fused_logits(module, *args, **kwargs))
-            if name == "softmax" and args[0].ndim in (3, 4) and args[0].shape[-1] == args[0].shape[-2]:
-                raise _LogitsError(args[0].float())
-            if name in PRODUCTS:
-                args, kwargs = _widened(args, kwargs)
-            return func(*args, **kwargs)
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
 
-    return Listener()
-
-
-def _widened(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the factors in float32, unless one of them is a matrix of weights: queries and keys stay the model's."""
-    import torch
-
-    factors = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.Tensor)]
-    if any(factor.ndim < 3 for factor in factors):
-        return args, kwargs
-
-    def widen(item: Any) -> Any:
-        return item.float() if isinstance(item, torch.Tensor) else item
-
-    return tuple(widen(item) for item in args), {name: widen(item) for name, item in kwargs.items()}
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "scaled_dot_product_attention":
+            raise _LogitsError(_fused_logits(self.module, *args, **kwargs))
+        if name == "softmax" and args[0].ndim in (3, 4) and args[0].shape[-1] == args[0].shape[-2]:
+            raise _LogitsError(args[0].float())
+        # In float32, unless one of the factors is a matrix of weights: queries and keys stay the model's.
+        if name in PRODUCTS and all(item.ndim >= 3 for item in (*args, *kwargs.values()) if isinstance(item, Tensor)):
+            args = tuple(item.float() if isinstance(item, Tensor) else item for item in args)
+            kwargs = {key: item.float() if isinstance(item, Tensor) else item for key, item in kwargs.items()}
+        return func(*args, **kwargs)
 
 
 def _fused_logits(
@@ -149,8 +142,6 @@ def _fused_logits(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Return the logits (n, H, T, T) of PyTorch's `scaled_dot_product_attention`, whose arguments these are."""
-    import torch
-
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     inputs = AttentionInputs(module, query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale)
@@ -160,12 +151,15 @@ def _fused_logits(
 @contextmanager
 def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) -> Iterator[None]:
     """Let the masks among the module's inputs hide nothing from now on, and its own mask nothing meanwhile."""
-    import torch
-
     for arguments in (inputs.arguments, inputs.arguments.get("kwargs", {})):
         for name, mask in arguments.items():
-            if "mask" in name and isinstance(mask, torch.Tensor):
-                arguments[name] = _opened(mask)
+            if "mask" in name and isinstance(mask, Tensor):
+                # Nothing is hidden by 0, or, of truth values, by the one that the last key has not for the first query.
+                arguments[name] = (
+                    mask.logical_not()[..., :1, -1:].expand_as(mask)
+                    if mask.dtype == torch.bool
+                    else torch.zeros_like(mask)
+                )
     masks = {name: buffer for name, buffer in module.named_buffers(recurse=False) if _is_triangle(buffer, length)}
     try:
         for name, buffer in masks.items():
@@ -174,13 +168,6 @@ def _open_masks(module: nn.Module, inputs: inspect.BoundArguments, length: int) 
     finally:
         for name, buffer in masks.items():
             setattr(module, name, buffer)
-
-
-def _opened(mask: Tensor) -> Tensor:
-    """Return a mask (..., T, S) that hides nothing: 0, or the value that the last key has not for the first query."""
-    import torch
-
-    return mask.logical_not()[..., :1, -1:].expand_as(mask) if mask.dtype == torch.bool else torch.zeros_like(mask)
 
 
 def _is_triangle(buffer: Tensor, length: int) -> bool:
@@ -194,8 +181,6 @@ def _is_triangle(buffer: Tensor, length: int) -> bool:
 
 def _check_returned(probe: Probe, causal: Tensor, output: Any) -> None:
     """Refuse a module that returns other weights than its softmax, `causal` (n, H, T, T), rounded to its dtype."""
-    import torch
-
     if not probe.checks or not isinstance(output, tuple | list):
         return
     for weights in output[1:]:
@@ -207,19 +192,6 @@ def _check_returned(probe: Probe, causal: Tensor, output: Any) -> None:
                     f"{probe.cannot}: layer {probe.layer} computes attention in a way of its own "
                     f"(the weights it returns differ from its softmax by {difference:.1e})"
                 )
-
-
-def _check_bias(probe: Probe, inputs: inspect.BoundArguments) -> None:
-    """Refuse the unmasked softmax of logits with ALiBi, whose bias grows with the key's position without limit."""
-    import torch
-
-    named = inputs.arguments | inputs.arguments.get("kwargs", {})
-    if any(isinstance(value, torch.Tensor) and ("alibi" in name or "bias" in name) for name, value in named.items()):
-        raise ModelError(
-            f"{probe.family} adds a bias to its logits that grows with the key's position (ALiBi): without the mask "
-            'every token would look at the last one, so only the causal softmax can be analysed: use mask="causal" '
-            "(--mask causal)"
-        )
 
 
 def _differs_by_mask(logits: Tensor, masked: Tensor) -> bool:

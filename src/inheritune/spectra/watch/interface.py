@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 
 from inheritune.decoder import Decoder
 from inheritune.errors import ModelError
 from inheritune.records.analysis import Mask
 from inheritune.spectra.measure.pieces import DEFAULT_MEMORY, Consumer, Piece, map_in_threads, plan_work
 from inheritune.spectra.watch.attention import AttentionInputs, check_against_eager
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PretrainedConfig, PreTrainedModel
-
 
 BAND = 256
 """Rows of a matrix that are looked at together."""
@@ -142,8 +142,6 @@ class Probe(Watcher):
         Raises:
             ModelError: the softmax without the mask is wanted and cannot be told, or as `emit`.
         """
-        import torch
-
         if self.checks and "full" in self.masks and not inputs.only_masks():
             raise ModelError(
                 f"{self.family} adds a bias to its logits through the attention mask, so the softmax without the mask "
@@ -206,14 +204,10 @@ class Probe(Watcher):
             )
         if not probabilities.sum().isfinite():
             raise ModelError(f"the attention of layer {self.layer} of {self.family} is not finite (NaN or overflow)")
-        if mask == "causal" and _looks_ahead(probabilities[0, 0]):
+        bands = enumerate(probabilities[0, 0].split(BAND))
+        if mask == "causal" and any(bool(band[:, i * BAND :].triu(1).any()) for i, band in bands):
             raise ModelError(f"{self.family} attends to later tokens: expected a decoder with causal attention")
         self.consumer(Piece(self.layer, mask, self.sequence + sequence, self.head + head, probabilities))
-
-
-def _looks_ahead(matrix: Tensor) -> bool:
-    """Return whether a row of a (T, T) matrix attends to a later token, a band of rows at a time."""
-    return any(bool(band[:, i * BAND :].triu(1).any()) for i, band in enumerate(matrix.split(BAND)))
 
 
 IMPLEMENTATION = "inheritune_probe"
@@ -225,9 +219,6 @@ _active: ContextVar[Watcher] = ContextVar("inheritune_active_watcher")
 @contextmanager
 def watched_interface(watcher: Watcher) -> Iterator[None]:
     """Let the model compute its attention through `watcher`, and leave it as it was."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
     AttentionInterface.register(IMPLEMENTATION, _attend)
     AttentionMaskInterface.register(IMPLEMENTATION, _mask)
     token = _active.set(watcher)
@@ -258,8 +249,6 @@ def _mask(batch_size: int, *args: Any, attention_mask: Tensor | None = None, **o
     Without padding all sequences have the same mask: it is made once and expanded. A model that can run under SDPA is
     made for masks of truth values, a quarter of the size of eager attention's masks of numbers; any other gets those.
     """
-    from transformers.masking_utils import eager_mask, sdpa_mask
-
     alone = attention_mask is None
     make = sdpa_mask if getattr(_active.get().decoder.model, "_supports_sdpa", False) else eager_mask
     options |= {"attention_mask": attention_mask, "allow_is_causal_skip": False}
@@ -283,8 +272,6 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
 
 def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
     """Return the different configuration objects in the model, a whole before its parts."""
-    from transformers import PretrainedConfig
-
     configs: dict[int, PretrainedConfig] = {}
 
     def add(config: Any) -> None:

@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from inheritune.decoder import Decoder
 from inheritune.decoder.view import evaluating
 from inheritune.errors import ModelError
 from inheritune.spectra.watch.attention import AttentionInputs
 from inheritune.spectra.watch.interface import Watcher, watched_interface
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
 CHUNK_BYTES = 512 * 2**20
 """Rough size of what the sequences of one forward pass keep for their gradients; at least one sequence is taken."""
@@ -96,8 +97,6 @@ class Call:
 
     def input_norm(self, number: int) -> Tensor:
         """Return the spectral norm of each sequence's input of a source, (n,)."""
-        import torch
-
         if number not in self._input_norms:
             n, _, length, _ = self.tensors["query"].shape
             source = next(source for source in self.sources if source.number == number)
@@ -107,8 +106,6 @@ class Call:
 
 def pull_back(tensor: Tensor, gradient: Tensor, outputs: Mapping[Origin, Tensor]) -> list[tuple[Origin, Tensor]]:
     """Return what `tensor` comes from, each with the gradient (..., d_out) of its output, given that of `tensor`."""
-    import torch
-
     parts = torch.autograd.grad(tensor, [*outputs.values()], gradient, retain_graph=True, allow_unused=True)
     return [(origin, part) for origin, part in zip(outputs, parts, strict=True) if part is not None]
 
@@ -124,8 +121,6 @@ def run_with_gradients(decoder: Decoder, tokens: Tensor, add: Callable[[Call], N
     Raises:
         ModelError: the model's attention cannot be followed, or its loss is no number.
     """
-    import torch
-
     model, total = decoder.model, 0.0
     tokens = tokens.to(model.get_input_embeddings().weight.device)
     size = max(1, CHUNK_BYTES // _bytes_per_sequence(decoder, tokens.shape[1]))
@@ -150,8 +145,6 @@ def run_with_gradients(decoder: Decoder, tokens: Tensor, add: Callable[[Call], N
 
 def _loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Return the mean next-token cross-entropy of (n, T) tokens, a scalar with its history, nats a token."""
-    from torch.nn import functional as F
-
     # Mixed precision training on accelerate wraps `forward` in an autocast that no context outside can turn off.
     forward = getattr(model, "_original_forward", model)
     logits = forward(input_ids=tokens, use_cache=False).logits[:, :-1]
@@ -160,8 +153,6 @@ def _loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 def _differentiate(recorder: Recorder, loss: Tensor) -> None:
     """Put down the gradients of every recorded call, given the scalar loss with its history."""
-    import torch
-
     if not recorder.calls:
         raise ModelError(
             f"{recorder.cannot}: none of its layers uses transformers' attention interface, so their queries and keys "

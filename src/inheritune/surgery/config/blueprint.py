@@ -11,7 +11,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.decoder import Decoder, count_parameters, open_decoder
 from inheritune.decoder.loading import build_empty
@@ -19,12 +22,7 @@ from inheritune.errors import PlanError, library_errors
 from inheritune.records.surgery import ParameterCounts
 from inheritune.surgery.config.target import target_config
 from inheritune.surgery.moved import moved_notes, moves
-
-if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel
-
-    from inheritune.surgery.plan.layer_plan import LayerPlan
+from inheritune.surgery.plan.layer_plan import LayerPlan
 
 _PLACE = (
     "layer_idx", "layer_id", "layer_number", "block_idx", "num_hidden_layers", "num_fwd_mem_blocks", "lambda_init",
@@ -193,8 +191,6 @@ def packed_weights(decoder: Decoder) -> dict[str, int]:
     Gemma 3n and 4 look up and project an input for each layer in one matrix, `hidden_size_per_layer_input` wide for
     each. Such a weight is neither copied whole nor found by its shape where a plan permutes all layers.
     """
-    from torch import nn
-
     width = getattr(decoder.config, "hidden_size_per_layer_input", None) or 0
     packed: dict[str, int] = {}
     for name, module in decoder.model.named_modules():
@@ -235,8 +231,6 @@ def _outside_shapes(decoder: Decoder) -> dict[str, Any]:
 
 def _other_list(target: Decoder, source: Decoder) -> str | None:
     """Return the name of a list of modules outside the blocks that is as long as each model is deep."""
-    from torch import nn
-
     lengths = {n: len(m) for n, m in target.model.named_modules() if isinstance(m, nn.ModuleList)}
     for name, module in source.model.named_modules():
         outside = isinstance(module, nn.ModuleList) and not f"{name}.".startswith(f"{source.blocks_path}.")

@@ -13,15 +13,12 @@ import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PretrainedConfig
 
 from inheritune.errors import ModelError, PlanError, library_errors
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-    from inheritune.surgery.plan.layer_plan import LayerPlan
-
+from inheritune.surgery.plan.layer_plan import LayerPlan
 
 LAYER_NUMBERS = (
     "attn_layer_indices",
@@ -82,7 +79,11 @@ def target_config(configs: Mapping[str, PretrainedConfig], plan: LayerPlan) -> P
     plan.check({name: depth_of(text) for name, text in texts.items()})
     new = copy.deepcopy(configs[plan.rest])
     with library_errors(f"no {new.model_type} configuration can say this plan", kind=PlanError):
-        text, sources = new.get_text_config(decoder=True), _sources(texts, plan)
+        text, rest = new.get_text_config(decoder=True), texts[plan.rest]
+        sources = [
+            (rest, t % depth_of(rest)) if row.model is None or row.source is None else (texts[row.model], row.source)
+            for t, row in enumerate(plan)
+        ]
         fields = set_layers(text, sources)
         check_lenders(text, sources)
         _check_reload(new, fields)
@@ -154,15 +155,6 @@ def _check_reload(config: PretrainedConfig, fields: Iterable[str]) -> None:
             raise PlanError(
                 f"a saved {config.model_type} configuration would lose {name!r} of this plan: not supported"
             )
-
-
-def _sources(texts: Mapping[str, PretrainedConfig], plan: LayerPlan) -> list[Source]:
-    rest = texts[plan.rest]
-    depth = depth_of(rest)
-    return [
-        (rest, index % depth) if row.model is None or row.source is None else (texts[row.model], row.source)
-        for index, row in enumerate(plan)
-    ]
 
 
 def entry_of(source: Source, name: str) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from transformers.dynamic_module_utils import get_relative_import_files
+
 from inheritune.checkpoints.stored import refuse_pointer
 from inheritune.decoder.source import Place
 from inheritune.storage import write_json
@@ -63,8 +65,6 @@ def code_files(folder: Path) -> list[str]:
 
     Code that lies in another repository (`owner/name--file.Class`) stays there and is not among them.
     """
-    from transformers.dynamic_module_utils import get_relative_import_files
-
     named = {reference for path in sorted(folder.glob("*.json")) for reference in _auto_map(path)}
     files = [folder / f"{reference.rpartition('.')[0]}.py" for reference in named if "--" not in reference]
     files = [path for path in files if path.is_file()]

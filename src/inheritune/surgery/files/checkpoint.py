@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from threading import Event
 
+from huggingface_hub import split_state_dict_into_shards_factory
+
 from inheritune.checkpoints.copying import not_finite, write_file
 from inheritune.checkpoints.folder import (
     INDEX,
@@ -35,13 +37,13 @@ from inheritune.decoder.source import Place, locate
 from inheritune.errors import ModelError, OutputError
 from inheritune.progress import progress
 from inheritune.storage import user_path, whole_folder
+from inheritune.surgery.assembly import resolve_plan
 from inheritune.surgery.build import warn_not_finite
 from inheritune.surgery.card import describe_call, model_card
 from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.config.target import depth_of
 from inheritune.surgery.files.carried import fetch_files, finish_folder
 from inheritune.surgery.files.tensors import change_moved, check_complete, choose_tensors, drop_tied, layers_prefix
-from inheritune.surgery.inherit import resolve_plan
 from inheritune.surgery.plan.layer_plan import LayerPlan
 
 
@@ -214,8 +216,6 @@ def _plan_shards(tensors: Mapping[str, StoredTensor], max_shard_size: int | str)
     A shard takes its tensors from one file of the source, so that a copy keeps the source's shards (and its speed);
     what exceeds `max_shard_size` is split as huggingface_hub does it.
     """
-    from huggingface_hub import split_state_dict_into_shards_factory
-
     files: dict[Path, dict[str, StoredTensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         files[tensor.path][name] = tensor

@@ -14,26 +14,24 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from inheritune.checkpoints.copying import same_bytes
-from inheritune.checkpoints.stored import read_safetensors
+from inheritune.checkpoints.stored import StoredTensor, read_safetensors
+from inheritune.decoder import Decoder
+from inheritune.decoder.source import Place
 from inheritune.decoder.streaming import no_progress_bar
 from inheritune.errors import ModelError, PlanError
 from inheritune.layers import ranges
 from inheritune.surgery.build import UNTIE
+from inheritune.surgery.config.blueprint import Draft
 from inheritune.surgery.moved import moved_weights
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
-
-    from inheritune.checkpoints.stored import StoredTensor
-    from inheritune.decoder import Decoder
-    from inheritune.decoder.source import Place
-    from inheritune.surgery.config.blueprint import Draft
-    from inheritune.surgery.plan.layer_plan import LayerPlan
-
+from inheritune.surgery.plan.layer_plan import LayerPlan
 
 _PREDICTION = r"(^|\.)(mtp|nextn)(_\w+)?\."
 """In the names of weights of layers that predict further tokens."""
@@ -68,8 +66,6 @@ def change_moved(tensors: dict[str, StoredTensor], draft: Draft, prefix: str, sc
     Raises:
         PlanError: the checkpoint does not store such a weight under its own name.
     """
-    from safetensors.torch import save_file
-
     for key, change in moved_weights(draft.config, draft.plan).items():
         number, _, name = key.partition(".")
         if (stored := f"{prefix}.{key}") not in tensors:
@@ -168,8 +164,6 @@ def _is_float(kind: str) -> bool:
 
 def _load_shapes(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """Let transformers load tensors of the stored names and shapes without data; return what it says of them."""
-    import torch
-
     blank = {key: torch.empty(tensor.shape, dtype=model.dtype, device="meta") for key, tensor in tensors.items()}
     with no_progress_bar():
         _, info = type(model).from_pretrained(

@@ -352,7 +352,11 @@ class LayerPlan:
 
     def traced(self, target: LayerPlan) -> LayerPlan:
         """Return where the layers were first taken from; `target` is the traced plan of the model that rows name so."""
-        rows = (row if row.model != "target" else _origin(row, target.rows[row.source or 0]) for row in self.rows)
+        rows = list(self.rows)
+        for place, row in enumerate(rows):
+            if row.model == "target":
+                first = target.rows[row.source or 0]
+                rows[place] = replace(first, moved="as-is") if row.moved == "as-is" else first
         return LayerPlan(tuple(rows))
 
     @property
@@ -400,11 +404,6 @@ class LayerPlan:
                 raise PlanError(f"row {index} of the plan is for target layer {row.target}: expected {index}")
             rows.append(LayerRow(row.model, row.source, row.parts, row.zero_output, row.revived, row.moved))
         return cls(tuple(rows))
-
-
-def _origin(row: LayerRow, first: LayerRow) -> LayerRow:
-    """Return where a layer that `row` takes of a target was first taken from, as `first` says."""
-    return replace(first, moved="as-is") if row.moved == "as-is" else first
 
 
 def _check_growth(mode: str, zero_output: bool) -> None:

@@ -76,7 +76,6 @@ class LayerRow:
 
 RANDOM = LayerRow(None, None, ())
 
-
 Numbered = tuple[int, LayerRow]
 """A row with the number of its layer in the new model."""
 

@@ -101,7 +101,9 @@ def _parse_list(text: str, depth: int) -> list[int]:
     for item in text.removesuffix(",").split(","):
         found = re.fullmatch(r"(-?\d+)|(\d*):(\d*)(?::0*([1-9]\d*))?", item.strip())
         if not found:
-            raise PlanError(f"cannot read layers {text!r}: {_EXPECTED}{_inclusive_hint(item)}")
+            both = re.fullmatch(r"\s*(\d+)\s*(?:-|\.\.)\s*(\d+)\s*", item)
+            hint = f"; did you mean '{both[1]}:{int(both[2]) + 1}'?" if both else ""
+            raise PlanError(f"cannot read layers {text!r}: {_EXPECTED}{hint}")
         start, end = int(found[1] or found[2] or 0), int(found[3] or depth)
         if found[1]:
             picked.append(start)
@@ -112,11 +114,6 @@ def _parse_list(text: str, depth: int) -> list[int]:
         else:
             picked.extend(range(start, end, int(found[4] or 1)))
     return picked
-
-
-def _inclusive_hint(item: str) -> str:
-    found = re.fullmatch(r"\s*(\d+)\s*(?:-|\.\.)\s*(\d+)\s*", item)
-    return f"; did you mean '{found[1]}:{int(found[2]) + 1}'?" if found else ""
 
 
 def whole_number(value: Any) -> int:

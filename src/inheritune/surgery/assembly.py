@@ -7,9 +7,14 @@ a checkpoint does not store are computed from the configuration, as loading a ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from inheritune.decoder import Decoder, load_config, load_model, open_decoder
 from inheritune.errors import PlanError
@@ -22,12 +27,7 @@ from inheritune.surgery.repair import check_repairable, repair_gaps
 from inheritune.surgery.revive import Revived, heads_to_revive, revived_entries
 from inheritune.surgery.width import Width, narrow, narrow_sizes
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel
-
-    Source: TypeAlias = PreTrainedModel | str | Path
+Source: TypeAlias = PreTrainedModel | str | Path
 
 
 def inherit(
@@ -40,7 +40,7 @@ def inherit(
     width: Width | None = None,
     revive: Revived | None = None,
     moved: str | None = None,
-    repair: np.ndarray | torch.Tensor | None = None,
+    repair: np.ndarray | Tensor | None = None,
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -116,8 +116,6 @@ def scratch(source: PretrainedConfig | Source, layers: int | None = None, seed: 
     number, the source's own if None; more than it has continues its layers' pattern. The global random state is left
     as it was.
     """
-    from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-
     config = source if isinstance(source, PretrainedConfig) else load_config(source)
     config = target_config({"reference": config}, LayerPlan.random(depth_of(config) if layers is None else layers))
     if isinstance(source, PreTrainedModel):
@@ -164,52 +162,38 @@ def _assemble(plan: LayerPlan, config: PretrainedConfig, decoders: Mapping[str, 
     return take_after(target, rest)
 
 
-def _planned(
-    plan: LayerPlan, new: Decoder, decoders: Mapping[str, Decoder]
-) -> Callable[[str, torch.Tensor], torch.Tensor | None]:
+def _planned(plan: LayerPlan, new: Decoder, decoders: Mapping[str, Decoder]) -> Callable[[str, Tensor], Tensor | None]:
     """Return what gives the weight that the plan names for a weight of the target; None if that one stays random."""
-    import torch
-
     states = {name: decoder.model.state_dict(keep_vars=True) for name, decoder in decoders.items()}
     packed, revived = packed_weights(new), revived_entries(new, plan)
     moved = moved_weights(new.config, plan)
 
-    def weight_of(key: str, place: torch.Tensor) -> torch.Tensor | None:
+    def weight_of(key: str, place: Tensor) -> Tensor | None:
         origin = plan.origin(key, new.blocks_path)
         if origin is None:
             return None
         state, place_in_list = states[origin[0]], key.removeprefix(f"{new.blocks_path}.")
-        weight: torch.Tensor = state[origin[1]].detach()
+        weight: Tensor = state[origin[1]].detach()
         if change := moved.get(place_in_list):
             block = origin[1].removesuffix(place_in_list.partition(".")[2])
             weight = change(lambda name: state[block + name])
         if key in packed:
-            slices = {name: each[key] for name, each in states.items()}
-            return _join_slices(place.to(weight), slices, plan, decoders, packed[key])
+            dim = packed[key]
+            slices = {name: each[key].detach().chunk(decoders[name].layers, dim) for name, each in states.items()}
+            return _join_slices(place.detach().to(weight).chunk(len(plan), dim), slices, plan, dim)
         entries = revived.get(id(place))
         return weight if entries is None else torch.where(entries.to(weight.device), place.detach().to(weight), weight)
 
     return weight_of
 
 
-def _join_slices(
-    place: torch.Tensor,
-    weights: Mapping[str, torch.Tensor],
-    plan: LayerPlan,
-    decoders: Mapping[str, Decoder],
-    dimension: int,
-) -> torch.Tensor:
-    """Return a weight that holds a slice for each layer, the slices those of the plan; random layers keep `place`'s.
+def _join_slices(own: Sequence[Tensor], slices: Mapping[str, Sequence[Tensor]], plan: LayerPlan, dim: int) -> Tensor:
+    """Return a weight that holds a slice for each layer along `dim` (0 or 1): those of the plan.
 
-    Along `dimension` (0 or 1) `place` is as long as the plan in slices of one size, and the sources' `weights` as long
-    as they are deep.
+    `own` are the new model's, which random layers keep, and `slices` those of each source, all of one size.
     """
-    import torch
-
-    slices = {name: weight.detach().chunk(decoders[name].layers, dimension) for name, weight in weights.items()}
-    own = place.detach().chunk(len(plan), dimension)
     joined = [
         own[t] if row.model is None or row.source is None else slices[row.model][row.source]
         for t, row in enumerate(plan)
     ]
-    return torch.cat(joined, dimension)
+    return torch.cat(joined, dim)
