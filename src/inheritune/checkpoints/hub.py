@@ -12,7 +12,7 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Repository:
 
         names = list(names)
         if hub_can_answer():
-            with _getting(self.name, self.commit):
+            with _in_one_line(_reason, ModelError, self.name, self.commit):
                 snapshot_download(self.name, revision=self.commit, allow_patterns=[*names, *patterns])
         for name in names:
             if not (self.folder / name).is_file():
@@ -62,7 +62,7 @@ class Repository:
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         online = hub_can_answer()
-        with _getting(self.name, self.commit):
+        with _in_one_line(_reason, ModelError, self.name, self.commit):
             try:
                 return Path(hf_hub_download(self.name, name, revision=self.commit, local_files_only=not online))
             except EntryNotFoundError as error:
@@ -85,7 +85,7 @@ def open_repository(name: str, revision: str | None = None, patterns: Iterable[s
     from huggingface_hub import hf_hub_download, snapshot_download
 
     where = {"revision": revision, "local_files_only": not hub_can_answer()}
-    with _getting(name, revision):
+    with _in_one_line(_reason, ModelError, name, revision):
         if patterns := [*patterns]:
             folder = Path(snapshot_download(name, allow_patterns=patterns, **where))
         else:
@@ -147,14 +147,6 @@ def _in_one_line(line: Callable[..., str], kind: type[InherituneError], *about: 
         raise kind(line(error, *about)) from error
 
 
-def _getting(name: str, revision: str | None) -> AbstractContextManager[None]:
-    return _in_one_line(_reason, ModelError, name, revision)
-
-
-def _pushing(repo_id: str) -> AbstractContextManager[None]:
-    return _in_one_line(_push_reason, OutputError, repo_id)
-
-
 def _reason(error: Exception, name: str, revision: str | None) -> str:
     """Say in one line why a model could not be had from the hub."""
     from huggingface_hub import constants, errors
@@ -188,7 +180,7 @@ def check_push(repo_id: str, token: str | None = None) -> None:
 
     if not HUB_ID.match(repo_id):
         raise OutputError(f"{repo_id!r} names no repository on the hub: expected USER/NAME")
-    with _pushing(repo_id):
+    with _in_one_line(_push_reason, OutputError, repo_id):
         HfApi(token=token).whoami()
 
 
@@ -223,7 +215,7 @@ def push(
         raise OutputError(f"{folder} holds no model to upload: expected a config.json there")
     check_push(repo_id, token)
     api = HfApi(token=token)
-    with _pushing(repo_id):
+    with _in_one_line(_push_reason, OutputError, repo_id):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(url.repo_id).private:
             raise OutputError(f"{url.repo_id} exists on the hub and is public: pass another name, or allow it")

@@ -220,12 +220,12 @@ def _load(path: Path, device: str) -> dict[str, Tensor]:
 def _kinds() -> dict[torch.dtype, str]:
     import torch
 
-    return {getattr(torch, name): kind for kind, name in TYPES.items() if hasattr(torch, name)}
+    return {getattr(torch, name): kind for kind, name in TYPES.items()}
 
 
 def _offset(tensor: Tensor) -> int | None:
-    """Return where the tensor's storage begins in the file, if it has one; PyTorch before 2.7 does not say."""
-    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None) if _strided(tensor) else None
+    """Return where the tensor's storage begins in the file, if it has one."""
+    return tensor.untyped_storage()._checkpoint_offset if _strided(tensor) else None
 
 
 def _strided(tensor: Tensor) -> bool:

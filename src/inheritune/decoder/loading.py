@@ -134,7 +134,13 @@ def _read_config(place: Place, trust_remote_code: bool) -> PretrainedConfig:
     """Read and check the configuration of the model at `place`."""
     from transformers import AutoConfig
 
-    _refuse_adapter(place)
+    if place.repository is not None:
+        place.repository.fetch_if_there(ADAPTERS[0])
+    if held := [name for name in ADAPTERS if (place.folder / name).exists()]:
+        raise ModelError(
+            f"{place.name} holds an adapter ({held[0]}), whose weights are not in the model's own: merge it first "
+            "(peft: merge_and_unload(), then save_pretrained()) and pass the merged model"
+        )
     if not (place.folder / CONFIG).exists():
         raise ModelError(f"no config.json in {place.name}: expected a model in Hugging Face format")
     said = read_object(place.folder / CONFIG)
@@ -195,16 +201,6 @@ def use_available_attention(config: PretrainedConfig) -> PretrainedConfig:
             if named != "sdpa":
                 note(f"the attention {named!r} of the config.json is not used: PyTorch's own (sdpa) or eager is")
     return config
-
-
-def _refuse_adapter(place: Place) -> None:
-    if place.repository is not None:
-        place.repository.fetch_if_there(ADAPTERS[0])
-    if held := [name for name in ADAPTERS if (place.folder / name).exists()]:
-        raise ModelError(
-            f"{place.name} holds an adapter ({held[0]}), whose weights are not in the model's own: merge it first "
-            "(peft: merge_and_unload(), then save_pretrained()) and pass the merged model"
-        )
 
 
 def _check_counts(config: dict[str, Any]) -> None:

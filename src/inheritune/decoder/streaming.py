@@ -187,8 +187,6 @@ def load_decoder(source: PreTrainedModel | Decoder | str | Path, stream: bool | 
 
     if isinstance(source, Decoder):
         return source
-    if not isinstance(source, PreTrainedModel | str | Path):
-        raise ModelError(f"the model is a {type(source).__name__}: expected a PreTrainedModel, a folder or a hub id")
     if isinstance(source, PreTrainedModel):
         if stream:
             raise ModelError("the model is in memory already: pass a folder or a hub id to read it layer by layer")
