@@ -16,17 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inheritune.checkpoints.stored import StoredTensor, bits
 from inheritune.errors import ModelError
 from inheritune.layers import runs
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 _STEP = 64 << 20
 """Bytes the system copies in one call, whose ends are multiples of it; small enough for a Ctrl-C and progress."""

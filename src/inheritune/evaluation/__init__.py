@@ -3,11 +3,8 @@
 from inheritune.evaluation.generation import compare_speed as compare_speed
 from inheritune.evaluation.generation import generate_sample as generate_sample
 from inheritune.evaluation.generation import measure_speed as measure_speed
-from inheritune.evaluation.loss import Evaluation as Evaluation
 from inheritune.evaluation.loss import evaluate_windows as evaluate_windows
 from inheritune.evaluation.loss import window_losses as window_losses
-from inheritune.evaluation.paired import CONFIDENCE as CONFIDENCE
-from inheritune.evaluation.paired import MARGIN as MARGIN
 from inheritune.evaluation.paired import compare as compare
 from inheritune.evaluation.record import TasksFailedError as TasksFailedError
 from inheritune.evaluation.record import check_output as check_output

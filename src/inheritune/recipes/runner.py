@@ -258,7 +258,8 @@ def _add_card(
     except ModelError as error:  # the training is done: a hub that cannot be reached now must not lose it
         note(f"the result has no model card: {error}")
         return
-    plan = _origins(rounds)
+    plans = [LayerPlan.from_records(record.plan or ()) for record in rounds]
+    plan = reduce(lambda target, plan: plan.traced(target), plans)  # where the last round's layers first came from
     card = model_card(
         name=recipe.name,
         plan=plan,
@@ -272,12 +273,6 @@ def _add_card(
     )
     carry_files(place.folder, folder, LICENCES)
     write_text(folder / CARD, card)
-
-
-def _origins(rounds: Sequence[RoundRecord]) -> LayerPlan:
-    """Return where the layers of the last round were first taken from."""
-    plans = [LayerPlan.from_records(record.plan or ()) for record in rounds]
-    return reduce(lambda target, plan: plan.traced(target), plans)
 
 
 def _figures(reference: ReferenceRecord, result: ResultRecord) -> dict[str, str]:
