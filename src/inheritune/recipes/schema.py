@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from inheritune.errors import InherituneError, RecipeError, unknown_name
 from inheritune.records.analysis import Recommendation
@@ -13,7 +13,7 @@ from inheritune.records.prices import WINDOWS
 from inheritune.spectra.advice import recommend
 from inheritune.surgery.plan.row import Moved
 from inheritune.surgery.plan.selection import recommended_layers
-from inheritune.training.settings import ObjectiveSettings, TrainingSettings
+from inheritune.training.settings import ObjectiveSettings, Settings, TrainingSettings
 
 OWN_SETTINGS = (
     "architecture",
@@ -61,11 +61,7 @@ METHODS: dict[str, MethodSettings] = {}
 """By name, in the order in which they are listed to a user; `methods/__init__.py` fills it."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSettings(_Part):
+class DataSettings(Settings):
     """The text and how it becomes tokens; see `inheritune.data.prepare`.
 
     Attributes:
@@ -121,7 +117,7 @@ class RecipeTraining(TrainingSettings):
             raise RecipeError(f"training: {first_problem(error)}") from error
 
 
-class GrowthSettings(_Part):
+class GrowthSettings(Settings):
     """How the target grows while it does not match the reference (paper, Algorithm 1, steps 3 to 5).
 
     Attributes:
@@ -144,7 +140,7 @@ class GrowthSettings(_Part):
     max_rounds: int | None = Field(default=None, gt=0)
 
 
-class AblationSettings(_Part):
+class AblationSettings(Settings):
     """How `keep` or `drop` measure what each layer costs, where no analysis says: on training text, which never judges.
 
     Attributes:
@@ -158,7 +154,7 @@ class AblationSettings(_Part):
     beam: int = Field(default=1, gt=0)
 
 
-class FrontierSettings(_Part):
+class FrontierSettings(Settings):
     """Several depths from one reference, each trained alike; `inheritune frontier` runs such a recipe.
 
     Attributes:
@@ -168,7 +164,7 @@ class FrontierSettings(_Part):
     depths: Annotated[tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...], Field(min_length=1)] | None = None
 
 
-class EvaluationSettings(_Part):
+class EvaluationSettings(Settings):
     """The fixed validation windows and the paired test.
 
     Attributes:
@@ -190,7 +186,7 @@ class EvaluationSettings(_Part):
     prompt: str | None = "def "
 
 
-class AnalysisSettings(_Part):
+class AnalysisSettings(Settings):
     """The attention spectra of the reference and of the result (paper, Sec. 2).
 
     Attributes:
@@ -216,7 +212,7 @@ class RecommendedLayers(Recommendation):
     """The folder that was named; None where the recommendation itself was given."""
 
 
-class Recipe(_Part):
+class Recipe(Settings):
     """One run.
 
     Attributes:

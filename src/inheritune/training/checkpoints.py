@@ -17,9 +17,7 @@ from inheritune.records.runs import CheckpointRecord
 from inheritune.storage import sync_folder
 
 COMPLETE = "complete.json"
-"""The last file of a checkpoint."""
 FOLDER = "checkpoints"
-"""Where the checkpoints of a round are, in the round's folder."""
 TRUNK = "trunk"
 """Among them, the copy of the one that other rounds branch off from."""
 

@@ -36,7 +36,6 @@ from inheritune.training.settings import WATCH_EVERY
 _LOG = logging.getLogger(__name__)
 
 COLLAPSE = "collapse.jsonl"
-"""What the file is called beside a round's `metrics.jsonl`."""
 
 
 class WatchCollapse(TrainerCallback):

@@ -21,7 +21,6 @@ from inheritune.storage import write_text
 from inheritune.training.settings import TrainingSettings
 
 METRICS = "metrics.jsonl"
-"""What the log of a round is called."""
 Validate = Callable[[PreTrainedModel], float]
 Line = dict[str, Any]
 
