@@ -189,10 +189,7 @@ def use_available_attention(config: PretrainedConfig) -> PretrainedConfig:
     """Let transformers choose the attention: PyTorch's `sdpa`, or `eager` where the family has no other.
 
     What a config.json names beside them (`flash_attention_2`, kernels of the hub) is a matter of the machine on which
-    it was written. `eager` stays, which runs everywhere.
-
-    Args:
-        config: is changed, and returned.
+    it was written. `eager` stays, which runs everywhere. `config` is changed, and returned.
     """
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         named = getattr(part, "_attn_implementation", None)

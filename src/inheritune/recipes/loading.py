@@ -16,7 +16,6 @@ from inheritune.recipes.schema import Recipe
 from inheritune.records.base import problem_text
 
 LIBRARY = Path(__file__).with_name("library")
-"""The recipes that the package ships."""
 _KIND = re.compile(r"(int|str)$|constrained|.*\[")
 """What pydantic puts into a place for a kind of value, where several are allowed."""
 
@@ -75,7 +74,6 @@ def _read_yaml(source: str) -> dict[str, Any]:
 
 
 def _apply(settings: dict[str, Any], change: str) -> None:
-    """Set one dotted key."""
     key, equals, value = change.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {change!r}: expected key=value, for example training.steps=100")

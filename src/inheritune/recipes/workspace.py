@@ -13,18 +13,10 @@ from typing import Any
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from inheritune.data import (
-    Shards,
-    TrainingWindows,
-    check_same_vocabulary,
-    document_mark,
-    prepare,
-    read_tokens,
-    tuning_windows,
-    validation_windows,
-    window_documents,
-)
-from inheritune.data.tokenizer import TRAIN_PREFIX
+from inheritune.data.prepare import prepare
+from inheritune.data.shards import Shards
+from inheritune.data.tokenizer import TRAIN_PREFIX, check_same_vocabulary, document_mark
+from inheritune.data.windows import TrainingWindows, read_tokens, tuning_windows, validation_windows, window_documents
 from inheritune.decoder import count_parameters, load_config, load_model, load_tokenizer, save_model
 from inheritune.decoder.source import model_identity, resolve_model
 from inheritune.decoder.view import on_accelerator
