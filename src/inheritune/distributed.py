@@ -1,7 +1,5 @@
 """One process decides, all hear: what a run on several devices needs beyond the Trainer."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """Progress with an estimate of the time left: a bar on a terminal, a line now and then in a log file."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

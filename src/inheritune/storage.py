@@ -8,8 +8,6 @@ A process that is killed leaves its temporary folder behind. The next one that w
 never one that is still being filled: the kernel holds a lock on it for as long as its process lives.
 """
 
-from __future__ import annotations
-
 import errno
 import glob
 import json

@@ -7,8 +7,6 @@ and was slower; so were plain writes, whose speed falls by half and more where f
 the header so that most bytes keep their place within pages changed nothing (2 GB, ten pairs: 0.65 s and 0.64 s).
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

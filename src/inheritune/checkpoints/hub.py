@@ -4,8 +4,6 @@ The cache folder, the token, the endpoint and the offline mode are huggingface_h
 `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`).
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import socket

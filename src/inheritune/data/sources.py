@@ -4,8 +4,6 @@ A source yields documents. A document's key decides by its hash whether it is fo
 the split depends neither on the order of files nor on the machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

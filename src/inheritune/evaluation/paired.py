@@ -15,8 +15,6 @@ may be in several clusters, and the sum goes over the pairs that share one, as i
 Assenova, arXiv 1312.3398). Windows whose documents are not known are taken as independent.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

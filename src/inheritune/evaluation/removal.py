@@ -11,8 +11,6 @@ this is the loss of the model that `inherit` cuts, whose moved layers keep their
 Shapes: N windows, T predicted tokens of each, D features, L blocks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass

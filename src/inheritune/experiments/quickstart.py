@@ -9,8 +9,6 @@ takes the folder of `inheritune quickstart --live`, `ship_frontier` that of `fro
 with `model` that of `run stdlib-small`.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable
 from importlib import resources

@@ -1,7 +1,5 @@
 """`inheritune.experiments.reproduce`: a table of the paper at a scale that fits, ours beside the published numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

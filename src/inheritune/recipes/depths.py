@@ -1,7 +1,5 @@
 """The depths of a frontier, each as a recipe of its own, and a recipe with the layers that prices choose."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ The text, the prices of the layers and the reference's losses are made once. Eac
 `depth-N`, the deepest first, as those may match. Speed is measured last, each model in turns with the reference.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext

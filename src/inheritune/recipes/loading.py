@@ -1,7 +1,5 @@
 """Recipes from YAML, dicts, the package's own library and `--set`, with all problems of a recipe said together."""
 
-from __future__ import annotations
-
 import re
 import typing
 from collections.abc import Iterable, Mapping

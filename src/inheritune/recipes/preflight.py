@@ -1,7 +1,5 @@
 """Whether a recipe can run and what it costs, before anything is downloaded, prepared, claimed or trained."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -3,8 +3,6 @@
 python -m inheritune.recipes.reference > docs/recipes.md
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import re

@@ -1,7 +1,5 @@
 """One round: make the model, train it, save it, test it against the reference. A finished round is never done again."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Sequence
 from functools import partial

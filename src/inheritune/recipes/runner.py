@@ -3,8 +3,6 @@
 A run ends with its last model, saved as its reference is stored, measured, and described in the record.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import reduce

@@ -1,7 +1,5 @@
 """`prices.json`: what each layer of a model costs, and what the cut to each depth costs before any training."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from pydantic import Field, model_validator

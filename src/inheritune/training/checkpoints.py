@@ -4,8 +4,6 @@ An incomplete or damaged checkpoint is never loaded. `complete.json` is written 
 and holds the digest of each file; a checkpoint whose files are not those is deleted, and the one before it is used.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import shutil

@@ -7,8 +7,6 @@ Works with any transformers `Trainer`:
 `benchmarks/watch.py` measures what it costs.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path

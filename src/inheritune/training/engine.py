@@ -4,8 +4,6 @@ Only what the method needs is ours: the order of the data (a pure function of se
 groups, the schedule, the log, and that an incomplete or damaged checkpoint is never loaded.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

@@ -1,7 +1,5 @@
 """The log of a round: JSON lines on disk, one for each step that is worth one, with which a resumed round goes on."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

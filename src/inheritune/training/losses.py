@@ -5,8 +5,6 @@ with its gradients, and neither the student's nor the teacher's logits ever exis
 than `rows_at_once` is one piece, computed the plain way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The optimiser of a round and its schedule."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
