@@ -7,6 +7,7 @@ The text, the prices of the layers and the reference's losses are made once. Eac
 import gc
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,8 +66,7 @@ def frontier(
     with claimed(folder, identity, preparation=(DATA,)) if is_main() else nullcontext():
         workspace = open_workspace(checked, folder, config)
         if prices is not None:
-            held = prices
-            from_main(lambda: held.write(folder / PRICES))  # to go on without the analysis
+            from_main(partial(prices.write, folder / PRICES))  # to go on without the analysis
         elif method_of(checked).chooses:
             prices = measured_prices(workspace, int(str(split[-1].keep)))
         runs = _run_depths(workspace, recipes_by_depth(workspace.recipe, workspace.depth, prices))
@@ -93,8 +93,14 @@ def _run_depths(workspace: Workspace, recipes: Sequence[Recipe]) -> dict[str, Ru
 
 
 def _finish(workspace: Workspace, runs: Mapping[str, RunRecord], priced: bool) -> FrontierRecord:
-    """Measure the speeds and write the record, last."""
-    speeds = _speeds(workspace, runs)
+    """Measure the speeds, where the recipe wants them, and write the record, last."""
+    settings, speeds = workspace.recipe.evaluation, dict[str, tuple[Speed, Speed, SpeedRatio]]()
+    if settings.speed:
+        whole = loaded(str(workspace.recipe.reference))
+        for name, run in runs.items():
+            note(f"{run.name}: speed, in turns with the reference")
+            saved = workspace.folder / name / str(run.result.model)
+            speeds[name] = compare_speed(saved, whole, confidence=settings.confidence)
     theirs = next((speed for _, speed, _ in speeds.values()), None)
     reference = workspace.reference_record().model_copy(update={"speed": theirs})
     return FrontierRecord(
@@ -108,18 +114,6 @@ def _finish(workspace: Workspace, runs: Mapping[str, RunRecord], priced: bool) -
         prices=PRICES if priced else None,
         points=tuple(_point(name, run, speeds.get(name)) for name, run in runs.items()),
     ).write(workspace.folder / FRONTIER)
-
-
-def _speeds(workspace: Workspace, runs: Mapping[str, RunRecord]) -> dict[str, tuple[Speed, Speed, SpeedRatio]]:
-    """Measure each model in turns with the reference; nothing where the recipe wants no speed."""
-    settings, found = workspace.recipe.evaluation, {}
-    reference = loaded(str(workspace.recipe.reference)) if settings.speed else None
-    for name, run in runs.items():
-        if reference is not None:
-            note(f"{run.name}: speed, in turns with the reference")
-            saved = workspace.folder / name / str(run.result.model)
-            found[name] = compare_speed(saved, reference, confidence=settings.confidence)
-    return found
 
 
 def _point(folder: str, run: RunRecord, speeds: tuple[Speed, Speed, SpeedRatio] | None) -> FrontierPoint:

@@ -1,7 +1,4 @@
-"""`inheritune.run`: one recipe to one folder with a record; run again, it goes on where it was.
-
-A run ends with its last model, saved as its reference is stored, measured, and described in the record.
-"""
+"""`inheritune.run`: one recipe to one folder with a record; run again, it goes on where it was."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -146,7 +143,7 @@ def measured_prices(workspace: Workspace, depth: int) -> PricesRecord:
 
 
 def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
-    """Save the last round's model as the run's result, measure it, and write the run's record, last."""
+    """Save the last round's model as the result, as its reference is stored, measure it, and write the record, last."""
     recipe, shards = workspace.recipe, workspace.shards
     result, reference = _result(workspace, rounds), None
     ours = _measured(workspace, workspace.load_round(rounds[-1]), "result")

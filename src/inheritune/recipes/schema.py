@@ -15,21 +15,6 @@ from inheritune.surgery.plan.row import Moved
 from inheritune.surgery.plan.selection import recommended_layers
 from inheritune.training.settings import ObjectiveSettings, Settings, TrainingSettings
 
-OWN_SETTINGS = (
-    "architecture",
-    "keep",
-    "drop",
-    "layers",
-    "parts",
-    "moved",
-    "repair",
-    "revive",
-    "width",
-    "distill_alpha",
-    "growth",
-)
-"""Settings of a recipe that only some methods take; all others are common to all."""
-
 Share = Annotated[float, Field(gt=0, lt=1)]
 FEWEST_STEPS, SMALLEST_BATCH, LARGEST_BATCH = 50, 4, 16
 """What `RecipeTraining.resolved` keeps to."""
@@ -41,7 +26,7 @@ class MethodSettings:
     Attributes:
         name: what a recipe calls it.
         summary: what it does, one sentence, for the reference page.
-        takes: those of `OWN_SETTINGS` that it takes; with any other a recipe is refused.
+        takes: the settings of its own; a recipe with one that only other methods take is refused.
     """
 
     name: ClassVar[str]
@@ -317,16 +302,16 @@ class Recipe(Settings):
         except InherituneError as error:
             raise ValueError(str(error)) from error
 
-    @field_validator(*OWN_SETTINGS)
+    @field_validator("*")
     @classmethod
     def _belongs_to_the_method(cls, value: Any, info: ValidationInfo) -> Any:
-        if "method" not in info.data or info.field_name is None:
-            return value  # the method itself is wrong, which is said
+        takers = " or ".join(name for name, other in METHODS.items() if info.field_name in other.takes)
+        if not takers or "method" not in info.data or info.field_name is None:
+            return value  # of all methods; or the method itself is wrong, which is said
         method, default = METHODS[info.data["method"]], cls.model_fields[info.field_name].get_default()
         if info.field_name in method.takes:
             return method.read_setting(info.field_name, value)
         if value not in (None, default):
-            takers = " or ".join(name for name, other in METHODS.items() if info.field_name in other.takes)
             raise ValueError(f"method {method.name} takes no {info.field_name}: expected method {takers}")
         return default
 

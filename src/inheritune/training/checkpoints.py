@@ -1,8 +1,4 @@
-"""Checkpoints of a round: which of them are complete, and from which one training goes on.
-
-An incomplete or damaged checkpoint is never loaded. `complete.json` is written last, when the disk has everything else,
-and holds the digest of each file; a checkpoint whose files are not those is deleted, and the one before it is used.
-"""
+"""Checkpoints of a round: which of them are complete, and from which one training goes on."""
 
 import hashlib
 import logging
@@ -23,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def mark_complete(checkpoint: Path, step: int) -> None:
-    """Write the last file of a checkpoint, once the disk has the others."""
+    """Write the last file of a checkpoint, with the digests of the others, once the disk has these."""
     sync_folder(checkpoint)
     CheckpointRecord(step=step, files=_digests(checkpoint)).write(checkpoint / COMPLETE)
 

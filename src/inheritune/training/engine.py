@@ -1,8 +1,4 @@
-"""Train one round on transformers' Trainer: one process or many (DDP through torchrun), stopped and resumed at will.
-
-Only what the method needs is ours: the order of the data (a pure function of seed and step), the loss, the parameter
-groups, the schedule, the log, and that an incomplete or damaged checkpoint is never loaded.
-"""
+"""Train one round on transformers' Trainer: one process or many (DDP through torchrun), stopped and resumed at will."""
 
 import contextlib
 import signal
