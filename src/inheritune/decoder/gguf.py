@@ -75,7 +75,12 @@ def _unpack(resolved: Path, name: Path, *version: int) -> Path:
     reader = _read(name)
     kinds = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
     dtype = _HALF.get("".join(kinds), "float32")  # of one kind, or of none of these
-    _check_space(name, sum(int(tensor.n_elements) for tensor in reader.tensors) * (4 if dtype == "float32" else 2))
+    needed = sum(int(tensor.n_elements) for tensor in reader.tensors) * (4 if dtype == "float32" else 2)
+    if (free := shutil.disk_usage(gettempdir()).free) < needed:
+        raise ModelError(
+            f"cannot unpack {name}: its weights take {needed:,} bytes in {gettempdir()}, which has {free:,} free; "
+            "set TMPDIR to a folder on a larger disk"
+        )
     folder = Path(mkdtemp(prefix="inheritune-gguf-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "source").mkdir()
@@ -128,15 +133,6 @@ def _read(path: Path) -> Any:
             f"expected one of {', '.join(known)}{nearest(architecture, known)}"
         )
     return reader
-
-
-def _check_space(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(gettempdir()).free
-    if free < needed:
-        raise ModelError(
-            f"cannot unpack {path}: its weights take {needed:,} bytes in {gettempdir()}, which has {free:,} free; "
-            "set TMPDIR to a folder on a larger disk"
-        )
 
 
 def _load(path: Path, source: Path, dtype: str) -> PreTrainedModel:

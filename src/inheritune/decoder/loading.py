@@ -1,7 +1,4 @@
-"""Load and save models and tokenizers, with every mistake of a user said in one line.
-
-Code that a checkpoint brings along (`auto_map` in its config.json) is run only if `trust_remote_code` is True.
-"""
+"""Load and save models and tokenizers, with every mistake of a user said in one line."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ def load_config(
     Args:
         source: a model, a local folder, the folder of a finished run, a hub id, or `stdlib`.
         revision: the branch, tag or commit of a model on the hub; None for its main branch.
-        trust_remote_code: run the code that the checkpoint brings along, if it needs any.
+        trust_remote_code: run the code that the checkpoint brings along (`auto_map` in its config.json), if any.
 
     Raises:
         ModelError: there is no such model, its config.json is missing or wrong, it is not a decoder language model, it
