@@ -235,10 +235,7 @@ def draw_windows(tokens: np.ndarray, sequences: int, length: int, seed: int, nam
 
 
 def read_tokens(
-    source: str | Path | Shards,
-    tokenizer: PreTrainedTokenizerBase,
-    separator: str = BLANK_LINE,
-    field: str = "text",
+    source: str | Path | Shards, tokenizer: PreTrainedTokenizerBase, separator: str = BLANK_LINE, field: str = "text"
 ) -> np.ndarray:
     """Return the validation tokens of shards, or the tokens of all of a text source: int64 of shape (tokens,).
 

@@ -55,10 +55,7 @@ class Remover:
     group: int
 
     def losses(
-        self,
-        windows: np.ndarray,
-        removals: Sequence[Removed],
-        advance: Callable[[float], None] = lambda share: None,
+        self, windows: np.ndarray, removals: Sequence[Removed], advance: Callable[[float], None] = lambda share: None
     ) -> np.ndarray:
         """Return the loss of each window without the blocks of each set.
 

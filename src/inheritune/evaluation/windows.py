@@ -52,7 +52,7 @@ def common_windows(
     for name, value in (("length", length), ("number of windows", limit)):
         if value is not None and value < 1:
             raise DataError(f"a {name} of {value}: expected at least 1")
-    configs = [load_config(source) if isinstance(source, str | Path) else source.config for source in sources]
+    configs = [load_config(source) for source in sources]
     tokenizers = [tokenizer for tokenizer in map(_tokenizer, sources) if tokenizer is not None]
     check_same_vocabulary(tokenizers)
     context = min((context for context in map(context_of, configs) if context is not None), default=None)

@@ -86,7 +86,7 @@ def _run_depths(workspace: Workspace, recipes: Sequence[Recipe]) -> dict[str, Ru
         settings = recipe.evaluation.model_copy(update={"speed": False})
         settled = recipe.model_copy(update={"evaluation": settings})
         runs[name] = complete(workspace.branch(settled, workspace.folder / name))
-        test = _tested(runs[name])
+        test = cast(Comparison, runs[name].result.comparison)  # a frontier has a reference
         note(f"{recipe.name}: {test.difference:+.4f} nats a token to the reference")
         gc.collect()  # the trained model, which refers to itself
     return runs
@@ -127,15 +127,11 @@ def _point(folder: str, run: RunRecord, speeds: tuple[Speed, Speed, SpeedRatio] 
         tokens=sum(map(_spent, run.rounds)),
         untrained=run.rounds[0].start_evaluation,
         evaluation=result.evaluation,
-        comparison=_tested(run),
+        comparison=cast(Comparison, result.comparison),
         tokens_to_match=_tokens_to_match(run),
         speed=speeds and speeds[0],
         speed_ratio=speeds and speeds[2],
     )
-
-
-def _tested(run: RunRecord) -> Comparison:
-    return cast(Comparison, run.result.comparison)  # a frontier has a reference
 
 
 def _spent(done: RoundRecord) -> int:

@@ -79,14 +79,10 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
     teaches = method.objective(checked).needs_teacher
     teacher = _operations(source, reference, settings.length) / 3 if teaches else 0.0
     rate = UTILISATION * _product_rate(config.get_text_config(decoder=True).hidden_size, settings.tokens_per_step)
-    traced = [
-        target
-        for each in split
-        for target in itertools.accumulate(method.plans(each, depth), lambda target, plan: plan.traced(target))
-    ]
-    targets = [target_config({"reference": config}, LayerPlan.random(len(plan))) for plan in traced]
+    made = (itertools.accumulate(method.plans(each, depth), lambda target, plan: plan.traced(target)) for each in split)
     rounds, needs = [], []
-    for target, plan in zip(targets, traced, strict=True):
+    for plan in itertools.chain.from_iterable(made):  # of the reference's layers
+        target = target_config({"reference": config}, LayerPlan.random(len(plan)))
         tokens, parameters = settings.steps_spent * settings.tokens_per_step, count_parameters(blueprint(target))
         seconds = tokens * (_operations(target, parameters, settings.length) + teacher) / rate
         rounds.append(

@@ -1,14 +1,12 @@
 """What the rounds of one run share: its folder, data, reference, fixed validation windows, and their configuration."""
 
-from __future__ import annotations
-
 import copy
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,7 +64,7 @@ class Workspace:
     shards: Shards
     config: PretrainedConfig
 
-    def branch(self, recipe: Recipe, folder: Path) -> Workspace:
+    def branch(self, recipe: Recipe, folder: Path) -> Self:
         """Return the workspace of another run on the same data with the same reference, sharing all that was made."""
         made = copy.copy(self)
         made.__dict__.update(recipe=recipe, folder=folder)

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,7 @@ class RoundLog(TrainerCallback):
     description: str
     watching_seconds: Callable[[], float]
     seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._live = ExitStack()
+    _live: ExitStack = field(default_factory=ExitStack, init=False)
 
     @override
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
