@@ -1,7 +1,5 @@
 """One process decides, all hear: what a run on several devices needs beyond the Trainer."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,18 +16,12 @@ _main_alone = False
 """Whether this is the first process, doing what the others wait for in `from_main`."""
 
 
-def has_accelerator() -> bool:
-    """Return whether there is a device other than the CPU to train on."""
-    import torch
-
-    return bool(torch.accelerator.is_available())
-
-
 def _state() -> Any:
+    import torch
     from accelerate import PartialState
 
     # Without a device, accelerate takes several processes for one unless it is told that the CPU is meant.
-    return PartialState(cpu=not has_accelerator(), timeout=WAIT)
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=WAIT)
 
 
 def count_processes() -> int:

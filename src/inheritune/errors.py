@@ -4,8 +4,6 @@ The command line turns an `InherituneError` into that line and exit status 2; ev
 fault and keeps its traceback.
 """
 
-from __future__ import annotations
-
 import difflib
 import textwrap
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Layers by their numbers: runs of consecutive ones, and ranges as a person reads and types them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """Progress with an estimate of the time left: a bar on a terminal, a line now and then in a log file."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys
@@ -80,13 +78,9 @@ def _lines(description: str, total: int, done: int) -> Iterator[Advance]:
         if now - shown < LOG_SECONDS:
             return
         shown = now
-        left = (now - start) / max(finished - done, 1) * (total - finished)
-        text = f"{description}: {finished:.0f}/{total} ({finished / max(total, 1):.0%}), {_clock(left)} left"
+        minutes, seconds = divmod(round((now - start) / max(finished - done, 1) * (total - finished)), 60)
+        share = f"{finished:.0f}/{total} ({finished / max(total, 1):.0%})"
+        text = f"{description}: {share}, {minutes}:{seconds:02d} left"
         print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201 - this is the log line itself
 
     yield advance
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes}:{seconds:02d}"

@@ -3,12 +3,7 @@
 A file is written to a temporary name, flushed to the disk and renamed, so that a reader sees the old file or the new
 one and never a part. A folder's `record.json` is written last: a folder without it is unfinished work. A whole folder
 is filled under a hidden temporary name beside its place, then renamed.
-
-A process that is killed leaves its temporary folder behind. The next one that writes to the same place removes it, but
-never one that is still being filled: the kernel holds a lock on it for as long as its process lives.
 """
-
-from __future__ import annotations
 
 import errno
 import glob
@@ -318,7 +313,7 @@ def _locked_folder(place: Path) -> Iterator[Path]:
 
 
 def _clear_leftovers(place: Path) -> bool:
-    """Remove the temporary folders for `place` that no living process holds; return whether there are others."""
+    """Remove the temporary folders for `place` that killed processes left; return whether living ones hold others."""
     folders = [*place.parent.glob(f".{glob.escape(place.name)}.{'?' * 12}{_TEMPORARY}")]
     locks = {folder: _lock(folder) for folder in folders}
     for folder, lock in locks.items():

@@ -14,8 +14,7 @@ from inheritune.decoder import load_model, open_decoder
 from inheritune.decoder.source import resolve_model
 from inheritune.errors import DataError, OutputError, PlanError, RecipeError
 from inheritune.experiments import EXPERIMENTS, quickstart, reproduce
-from inheritune.experiments.quickstart import measured_recipe, paper_recipe, scratch_recipe
-from inheritune.experiments.shipping import ship_baselines, ship_run
+from inheritune.experiments.quickstart import measured_recipe, paper_recipe, scratch_recipe, ship_baselines, ship_run
 from inheritune.recipes import load_recipe
 from inheritune.records.base import read_record
 from inheritune.records.prices import PricesRecord

@@ -18,7 +18,7 @@ import inheritune as it
 from inheritune.cli.main import app
 from inheritune.decoder.source import resolve_model
 from inheritune.errors import InherituneError, ModelError, OutputError, PlanError, RecipeError
-from inheritune.experiments.shipping import ship_frontier
+from inheritune.experiments.quickstart import ship_frontier
 from inheritune.recipes import workspace
 from inheritune.recipes.frontier import _tokens_to_match
 from inheritune.records.base import read_record

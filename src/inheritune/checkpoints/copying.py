@@ -7,8 +7,6 @@ and was slower; so were plain writes, whose speed falls by half and more where f
 the header so that most bytes keep their place within pages changed nothing (2 GB, ten pairs: 0.65 s and 0.64 s).
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -16,17 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inheritune.checkpoints.stored import StoredTensor, bits
 from inheritune.errors import ModelError
 from inheritune.layers import runs
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 _STEP = 64 << 20
 """Bytes the system copies in one call, whose ends are multiples of it; small enough for a Ctrl-C and progress."""

@@ -1,7 +1,5 @@
 """The weights of a checkpoint folder: its index, its shards, and all tensors by name."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 

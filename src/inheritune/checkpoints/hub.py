@@ -4,17 +4,18 @@ The cache folder, the token, the endpoint and the offline mode are huggingface_h
 `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`).
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
 
 from inheritune.errors import InherituneError, ModelError, OutputError, reason
 
@@ -42,12 +43,10 @@ class Repository:
         Raises:
             ModelError: a file of `names` cannot be had.
         """
-        from huggingface_hub import snapshot_download
-
         names = list(names)
         if hub_can_answer():
-            with _getting(self.name, self.commit):
-                snapshot_download(self.name, revision=self.commit, allow_patterns=[*names, *patterns])
+            with _in_one_line(_reason, ModelError, self.name, self.commit):
+                huggingface_hub.snapshot_download(self.name, revision=self.commit, allow_patterns=[*names, *patterns])
         for name in names:
             if not (self.folder / name).is_file():
                 raise ModelError(f"the file {name} of {self.name} is not on the hub or cannot be had: {_unreachable()}")
@@ -58,13 +57,12 @@ class Repository:
         Raises:
             ModelError: the hub refuses or does not answer.
         """
-        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-        online = hub_can_answer()
-        with _getting(self.name, self.commit):
+        online, get = hub_can_answer(), huggingface_hub.hf_hub_download
+        with _in_one_line(_reason, ModelError, self.name, self.commit):
             try:
-                return Path(hf_hub_download(self.name, name, revision=self.commit, local_files_only=not online))
+                return Path(get(self.name, name, revision=self.commit, local_files_only=not online))
             except EntryNotFoundError as error:
                 if online and isinstance(error, LocalEntryNotFoundError):
                     raise
@@ -82,22 +80,18 @@ def open_repository(name: str, revision: str | None = None, patterns: Iterable[s
     Raises:
         ModelError: there is no such model or revision, it is gated, or it is neither cached nor reachable.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
-
     where = {"revision": revision, "local_files_only": not hub_can_answer()}
-    with _getting(name, revision):
+    with _in_one_line(_reason, ModelError, name, revision):
         if patterns := [*patterns]:
-            folder = Path(snapshot_download(name, allow_patterns=patterns, **where))
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **where))
         else:
-            folder = Path(hf_hub_download(name, "config.json", **where)).parent
+            folder = Path(huggingface_hub.hf_hub_download(name, "config.json", **where)).parent
     return Repository(name, folder.name, folder)
 
 
 def cached_repository(name: str) -> Repository | None:
     """Return a model's main branch as the cache has it, without asking the hub; None where it is not there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    path = try_to_load_from_cache(name, "config.json")
+    path = huggingface_hub.try_to_load_from_cache(name, "config.json")
     return Repository(name, Path(path).parent.name, Path(path).parent) if isinstance(path, str) else None
 
 
@@ -112,8 +106,6 @@ def hub_can_answer() -> bool:
 
     Without a network the hub's client asks again for half a minute before it gives up; its cache is all there is then.
     """
-    from huggingface_hub import constants
-
     return not constants.HF_HUB_OFFLINE and _resolves(constants.ENDPOINT)
 
 
@@ -131,8 +123,6 @@ def _resolves(endpoint: str) -> bool:
 
 def _unreachable() -> str:
     """Say why the hub was not asked, or did not answer."""
-    from huggingface_hub import constants
-
     return "HF_HUB_OFFLINE forbids to ask the hub" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
 
 
@@ -147,17 +137,9 @@ def _in_one_line(line: Callable[..., str], kind: type[InherituneError], *about: 
         raise kind(line(error, *about)) from error
 
 
-def _getting(name: str, revision: str | None) -> AbstractContextManager[None]:
-    return _in_one_line(_reason, ModelError, name, revision)
-
-
-def _pushing(repo_id: str) -> AbstractContextManager[None]:
-    return _in_one_line(_push_reason, OutputError, repo_id)
-
-
 def _reason(error: Exception, name: str, revision: str | None) -> str:
     """Say in one line why a model could not be had from the hub."""
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     page = f"{constants.ENDPOINT}/{name}"
     if isinstance(error, OSError) and error.errno is not None:  # no permission, no space: not the hub's fault
@@ -184,12 +166,10 @@ def _reason(error: Exception, name: str, revision: str | None) -> str:
 
 def check_push(repo_id: str, token: str | None = None) -> None:
     """Refuse, by an OutputError, an upload to `repo_id` that cannot succeed: by its name, the network, a login."""
-    from huggingface_hub import HfApi
-
     if not HUB_ID.match(repo_id):
         raise OutputError(f"{repo_id!r} names no repository on the hub: expected USER/NAME")
-    with _pushing(repo_id):
-        HfApi(token=token).whoami()
+    with _in_one_line(_push_reason, OutputError, repo_id):
+        huggingface_hub.HfApi(token=token).whoami()
 
 
 def push(
@@ -217,13 +197,11 @@ def push(
     Raises:
         OutputError: it is not a model's folder, nobody is logged in, the hub refuses, or there is no network.
     """
-    from huggingface_hub import HfApi
-
     if not (folder / "config.json").is_file():
         raise OutputError(f"{folder} holds no model to upload: expected a config.json there")
     check_push(repo_id, token)
-    api = HfApi(token=token)
-    with _pushing(repo_id):
+    api = huggingface_hub.HfApi(token=token)
+    with _in_one_line(_push_reason, OutputError, repo_id):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.repo_info(url.repo_id).private:
             raise OutputError(f"{url.repo_id} exists on the hub and is public: pass another name, or allow it")

@@ -14,7 +14,6 @@ import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +147,13 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         if not isinstance(header.pop("__metadata__", {}), dict):
             raise ValueError("its metadata is no object")
         tensors = {str(key): _stored(path, key, entry, 8 + length) for key, entry in header.items()}
-        _check_whole(tensors.values(), 8 + length, total)
+        end = 8 + length  # the tensors fill the rest of the file, none over another
+        for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.size)):
+            if tensor.start != end:
+                raise ValueError(f"{tensor.key!r} begins at byte {tensor.start}, expected {end}")
+            end += tensor.size
+        if end != total:
+            raise ValueError(f"it has {total} bytes, its header speaks of {end}")
     return tensors
 
 
@@ -158,17 +163,6 @@ def _stored(path: Path, key: str, entry: dict[str, Any], data: int) -> StoredTen
     if 8 * (end - start) != math.prod(shape) * bits(kind):
         raise ValueError(f"{key!r} has {end - start} bytes, which is not {list(shape)} of {kind}")
     return StoredTensor(path, key, kind, shape, data + start, end - start)
-
-
-def _check_whole(tensors: Collection[StoredTensor], start: int, total: int) -> None:
-    """Confirm that the tensors fill the file from `start` to its end, none over another."""
-    end = start
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.size)):
-        if tensor.start != end:
-            raise ValueError(f"{tensor.key!r} begins at byte {tensor.start}, expected {end}")
-        end += tensor.size
-    if end != total:
-        raise ValueError(f"it has {total} bytes, its header speaks of {end}")
 
 
 def bits(kind: str) -> int:
@@ -220,12 +214,12 @@ def _load(path: Path, device: str) -> dict[str, Tensor]:
 def _kinds() -> dict[torch.dtype, str]:
     import torch
 
-    return {getattr(torch, name): kind for kind, name in TYPES.items() if hasattr(torch, name)}
+    return {getattr(torch, name): kind for kind, name in TYPES.items()}
 
 
 def _offset(tensor: Tensor) -> int | None:
-    """Return where the tensor's storage begins in the file, if it has one; PyTorch before 2.7 does not say."""
-    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None) if _strided(tensor) else None
+    """Return where the tensor's storage begins in the file, if it has one."""
+    return tensor.untyped_storage()._checkpoint_offset if _strided(tensor) else None
 
 
 def _strided(tensor: Tensor) -> bool:

@@ -1,43 +1,16 @@
 """Sources of text -> tokens -> memory-mapped shards -> batches."""
 
-from inheritune.data.prepare import prepare
-from inheritune.data.shards import Shards, open_shards
-from inheritune.data.sources import Document, read_documents
-from inheritune.data.tokenizer import (
-    NamedTokenizer,
-    check_same_vocabulary,
-    document_mark,
-    resolve_tokenizer,
-    train_tokenizer,
-)
-from inheritune.data.windows import (
-    TrainingWindows,
-    draw_windows,
-    read_tokens,
-    sample_windows,
-    spread_windows,
-    tuning_windows,
-    validation_windows,
-    window_documents,
-)
-
-__all__ = [
-    "Document",
-    "NamedTokenizer",
-    "Shards",
-    "TrainingWindows",
-    "check_same_vocabulary",
-    "document_mark",
-    "draw_windows",
-    "open_shards",
-    "prepare",
-    "read_documents",
-    "read_tokens",
-    "resolve_tokenizer",
-    "sample_windows",
-    "spread_windows",
-    "train_tokenizer",
-    "tuning_windows",
-    "validation_windows",
-    "window_documents",
-]
+from inheritune.data.prepare import prepare as prepare
+from inheritune.data.shards import Shards as Shards
+from inheritune.data.shards import open_shards as open_shards
+from inheritune.data.sources import Document as Document
+from inheritune.data.sources import read_documents as read_documents
+from inheritune.data.tokenizer import document_mark as document_mark
+from inheritune.data.tokenizer import train_tokenizer as train_tokenizer
+from inheritune.data.windows import TrainingWindows as TrainingWindows
+from inheritune.data.windows import draw_windows as draw_windows
+from inheritune.data.windows import read_tokens as read_tokens
+from inheritune.data.windows import sample_windows as sample_windows
+from inheritune.data.windows import tuning_windows as tuning_windows
+from inheritune.data.windows import validation_windows as validation_windows
+from inheritune.data.windows import window_documents as window_documents

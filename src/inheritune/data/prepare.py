@@ -1,7 +1,5 @@
 """Text to token shards, once: read, split by document, tokenize, write."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import suppress

@@ -4,8 +4,6 @@ Of rows only that field is read, and as text: other fields may hold anything. Ev
 the line or row. Files are read piece by piece, except a `.json` file that is one array.
 """
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import csv

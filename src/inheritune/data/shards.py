@@ -5,8 +5,6 @@ token; tools that read nanoGPT's `train.bin` read it. `manifest.json` names the 
 counts and SHA-256, the tokenizer and the source; a folder without it is unfinished.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress

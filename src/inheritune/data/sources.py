@@ -4,16 +4,13 @@ A source yields documents. A document's key decides by its hash whether it is fo
 the split depends neither on the order of files nor on the machine.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import hashlib
 import os
 import re
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,9 +50,9 @@ class _Files:
     """The files of a source below its root, and what is left out of it: the first place and the number by reason."""
 
     root: Path
-    paths: list[Path] = dataclasses.field(default_factory=list)
-    _first: dict[str, str] = dataclasses.field(default_factory=dict)
-    _count: Counter[str] = dataclasses.field(default_factory=Counter)
+    paths: list[Path] = field(default_factory=list)
+    _first: dict[str, str] = field(default_factory=dict)
+    _count: Counter[str] = field(default_factory=Counter)
 
     def name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

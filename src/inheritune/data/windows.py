@@ -1,7 +1,4 @@
-"""Windows of tokens: fixed ones for evaluation and analysis, and the batches of training.
-
-A batch is a pure function of (seed, step): no state, no replay, the same on any number of devices.
-"""
+"""Windows of tokens: fixed ones for evaluation and analysis, and the batches of training."""
 
 from __future__ import annotations
 
@@ -37,7 +34,8 @@ class TrainingWindows(Dataset[dict[str, torch.Tensor]]):
 
     `"shuffle"` cuts the split into windows that do not overlap in their targets and visits each once an epoch, in an
     order drawn anew for every epoch (the paper's FineWeb-Edu runs sample without replacement). `"replacement"` draws
-    every window's start uniformly and independently (its OpenWebText runs). Both depend on (seed, n) alone.
+    every window's start uniformly and independently (its OpenWebText runs). Both depend on (seed, n) alone: no state,
+    no replay, the same on any number of devices.
     """
 
     def __init__(
@@ -60,9 +58,9 @@ class TrainingWindows(Dataset[dict[str, torch.Tensor]]):
             raise DataError(unknown_name("order", order, ORDERS))
         self.shards, self.length, self.samples = shards, length, samples
         self.seed, self.order, self.first = seed, order, first
-        self.windows = (shards.tokens("train") - 1) // length
+        have = shards.tokens("train")
+        self.windows = (have - 1) // length
         if self.windows < 1:
-            have = shards.tokens("train")
             raise DataError(f"{shards.folder} has {have} training tokens: expected at least {length + 1}, one window")
 
     def __len__(self) -> int:
@@ -237,10 +235,7 @@ def draw_windows(tokens: np.ndarray, sequences: int, length: int, seed: int, nam
 
 
 def read_tokens(
-    source: str | Path | Shards,
-    tokenizer: PreTrainedTokenizerBase,
-    separator: str = BLANK_LINE,
-    field: str = "text",
+    source: str | Path | Shards, tokenizer: PreTrainedTokenizerBase, separator: str = BLANK_LINE, field: str = "text"
 ) -> np.ndarray:
     """Return the validation tokens of shards, or the tokens of all of a text source: int64 of shape (tokens,).
 

@@ -70,11 +70,17 @@ def unpack_gguf(path: Path) -> Path:
 @functools.cache
 def _unpack(resolved: Path, name: Path, *version: int) -> Path:
     """Unpack a file; `version` tells it from what had its name before."""
+    from transformers import AutoTokenizer
+
     reader = _read(name)
-    _check_architecture(name, str(reader.fields["general.architecture"].contents()))
     kinds = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
     dtype = _HALF.get("".join(kinds), "float32")  # of one kind, or of none of these
-    _check_space(name, sum(int(tensor.n_elements) for tensor in reader.tensors) * (4 if dtype == "float32" else 2))
+    needed = sum(int(tensor.n_elements) for tensor in reader.tensors) * (4 if dtype == "float32" else 2)
+    if (free := shutil.disk_usage(gettempdir()).free) < needed:
+        raise ModelError(
+            f"cannot unpack {name}: its weights take {needed:,} bytes in {gettempdir()}, which has {free:,} free; "
+            "set TMPDIR to a folder on a larger disk"
+        )
     folder = Path(mkdtemp(prefix="inheritune-gguf-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "source").mkdir()
@@ -83,7 +89,8 @@ def _unpack(resolved: Path, name: Path, *version: int) -> Path:
     with library_errors(f"transformers cannot read {name}"), _asked_once():
         _load(name, folder / "source", dtype).save_pretrained(folder / "model")
         if "tokenizer.ggml.tokens" in reader.fields:
-            _save_tokenizer(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder / "source", gguf_file=_FILE, local_files_only=True)
+            tokenizer.save_pretrained(folder / "model")
     return folder / "model"
 
 
@@ -107,10 +114,11 @@ def _asked_once() -> Iterator[None]:
 
 
 def _read(path: Path) -> Any:
-    """Return gguf's reader of a file whose header and tensors are all there."""
+    """Return gguf's reader of a file whose header and tensors are all there; transformers converts its architecture."""
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{path} is a GGUF file, which the package gguf reads: pip install 'inheritune[gguf]'")
     from gguf import GGUFReader
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     try:
         reader = GGUFReader(path)
@@ -118,28 +126,13 @@ def _read(path: Path) -> Any:
         raise ModelError(f"{path} is cut short or damaged: {path.stat().st_size:,} bytes do not hold it") from error
     if "general.architecture" not in reader.fields:
         raise ModelError(f"{path} is damaged: it names no architecture")
-    return reader
-
-
-def _check_architecture(path: Path, architecture: str) -> None:
-    """Refuse an architecture that transformers has no conversion for."""
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
-    known = sorted(GGUF_SUPPORTED_ARCHITECTURES)
+    architecture, known = str(reader.fields["general.architecture"].contents()), sorted(GGUF_SUPPORTED_ARCHITECTURES)
     if architecture not in known:
         raise ModelError(
             f"{path} is a model of the architecture {architecture!r}, which transformers does not read from GGUF: "
             f"expected one of {', '.join(known)}{nearest(architecture, known)}"
         )
-
-
-def _check_space(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(gettempdir()).free
-    if free < needed:
-        raise ModelError(
-            f"cannot unpack {path}: its weights take {needed:,} bytes in {gettempdir()}, which has {free:,} free; "
-            "set TMPDIR to a folder on a larger disk"
-        )
+    return reader
 
 
 def _load(path: Path, source: Path, dtype: str) -> PreTrainedModel:
@@ -160,10 +153,3 @@ def _load(path: Path, source: Path, dtype: str) -> PreTrainedModel:
     if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
         quantizer.remove_quantization_config(model)
     return model
-
-
-def _save_tokenizer(folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "source", gguf_file=_FILE, local_files_only=True)
-    tokenizer.save_pretrained(folder / "model")

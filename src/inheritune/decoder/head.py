@@ -5,8 +5,6 @@ runs with a body that answers at once with the hidden states it is given. B sequ
 vocabulary.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,4 @@
-"""Load and save models and tokenizers, with every mistake of a user said in one line.
-
-Code that a checkpoint brings along (`auto_map` in its config.json) is run only if `trust_remote_code` is True.
-"""
+"""Load and save models and tokenizers, with every mistake of a user said in one line."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ def load_config(
     Args:
         source: a model, a local folder, the folder of a finished run, a hub id, or `stdlib`.
         revision: the branch, tag or commit of a model on the hub; None for its main branch.
-        trust_remote_code: run the code that the checkpoint brings along, if it needs any.
+        trust_remote_code: run the code that the checkpoint brings along (`auto_map` in its config.json), if any.
 
     Raises:
         ModelError: there is no such model, its config.json is missing or wrong, it is not a decoder language model, it
@@ -134,7 +131,13 @@ def _read_config(place: Place, trust_remote_code: bool) -> PretrainedConfig:
     """Read and check the configuration of the model at `place`."""
     from transformers import AutoConfig
 
-    _refuse_adapter(place)
+    if place.repository is not None:
+        place.repository.fetch_if_there(ADAPTERS[0])
+    if held := [name for name in ADAPTERS if (place.folder / name).exists()]:
+        raise ModelError(
+            f"{place.name} holds an adapter ({held[0]}), whose weights are not in the model's own: merge it first "
+            "(peft: merge_and_unload(), then save_pretrained()) and pass the merged model"
+        )
     if not (place.folder / CONFIG).exists():
         raise ModelError(f"no config.json in {place.name}: expected a model in Hugging Face format")
     said = read_object(place.folder / CONFIG)
@@ -183,10 +186,7 @@ def use_available_attention(config: PretrainedConfig) -> PretrainedConfig:
     """Let transformers choose the attention: PyTorch's `sdpa`, or `eager` where the family has no other.
 
     What a config.json names beside them (`flash_attention_2`, kernels of the hub) is a matter of the machine on which
-    it was written. `eager` stays, which runs everywhere.
-
-    Args:
-        config: is changed, and returned.
+    it was written. `eager` stays, which runs everywhere. `config` is changed, and returned.
     """
     for part in (config, *(getattr(config, name, None) for name in config.sub_configs)):
         named = getattr(part, "_attn_implementation", None)
@@ -195,16 +195,6 @@ def use_available_attention(config: PretrainedConfig) -> PretrainedConfig:
             if named != "sdpa":
                 note(f"the attention {named!r} of the config.json is not used: PyTorch's own (sdpa) or eager is")
     return config
-
-
-def _refuse_adapter(place: Place) -> None:
-    if place.repository is not None:
-        place.repository.fetch_if_there(ADAPTERS[0])
-    if held := [name for name in ADAPTERS if (place.folder / name).exists()]:
-        raise ModelError(
-            f"{place.name} holds an adapter ({held[0]}), whose weights are not in the model's own: merge it first "
-            "(peft: merge_and_unload(), then save_pretrained()) and pass the merged model"
-        )
 
 
 def _check_counts(config: dict[str, Any]) -> None:

@@ -25,14 +25,13 @@ from inheritune.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-_NOT_BY_LAYER = f"cannot read this model by layer: its blocks use more than the output of the block before; {IN_MEMORY}"
-
 
 class NotByLayerError(ModelError):
     """The blocks of a model cannot be run one by one."""
 
     def __init__(self) -> None:
-        super().__init__(_NOT_BY_LAYER)
+        why = "its blocks use more than the output of the block before"
+        super().__init__(f"cannot read this model by layer: {why}; {IN_MEMORY}")
 
 
 class _ReachedError(BaseException):
@@ -85,6 +84,9 @@ class Replay:
     def answer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return what block `number`, which does not run, answers to its arguments.
 
+        That is the last block's output; or, before any has run, the hidden states (n, T, D) that it is called with, as
+        a block returns them: alone or in a tuple.
+
         Raises:
             NotByLayerError: no block has run yet, and no `form` says that blocks are left out.
         """
@@ -92,7 +94,8 @@ class Replay:
             return self.output
         if self.form is None:
             raise NotByLayerError  # a later block runs first
-        return passed_on(args, kwargs, self.form)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *self.form[1:]) if isinstance(self.form, tuple | list) else hidden
 
     def branch(self) -> Replay:
         """Return a pass that goes on from here by itself."""
@@ -101,12 +104,6 @@ class Replay:
 
         shared = {name: copy.copy(value) for name, value in self.shared.items()}
         return replace(self, output=tree_map_only(Tensor, Tensor.clone, self.output), shared=shared)
-
-
-def passed_on(args: tuple[Any, ...], kwargs: dict[str, Any], form: Any) -> Any:
-    """Return the hidden states (n, T, D) that a block is called with, as a block returns them: alone or in a tuple."""
-    hidden = args[0] if args else kwargs["hidden_states"]
-    return (hidden, *form[1:]) if isinstance(form, tuple | list) else hidden
 
 
 @dataclass

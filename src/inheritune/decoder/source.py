@@ -1,7 +1,5 @@
 """What a user calls MODEL: where it lies, and what it is wherever it lies."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

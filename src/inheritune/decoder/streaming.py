@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from inheritune.checkpoints.folder import INDEX, SINGLE, checkpoint_bytes, read_folder
 from inheritune.checkpoints.stored import IN_MEMORY, StoredTensor, StreamError
 from inheritune.decoder.loading import load_config, load_model
@@ -187,8 +189,6 @@ def load_decoder(source: PreTrainedModel | Decoder | str | Path, stream: bool | 
 
     if isinstance(source, Decoder):
         return source
-    if not isinstance(source, PreTrainedModel | str | Path):
-        raise ModelError(f"the model is a {type(source).__name__}: expected a PreTrainedModel, a folder or a hub id")
     if isinstance(source, PreTrainedModel):
         if stream:
             raise ModelError("the model is in memory already: pass a folder or a hub id to read it layer by layer")
@@ -227,8 +227,6 @@ def open_streamed(source: str | Path) -> StreamedDecoder:
 
 def available_memory() -> int:
     """Return how many bytes this process may still take: what the machine, its control group and its limits leave."""
-    import psutil
-
     used = psutil.Process().memory_info().rss
     return max(0, min([int(psutil.virtual_memory().available), *(limit - used for limit in _limits())]))
 

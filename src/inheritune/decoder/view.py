@@ -81,7 +81,10 @@ def open_decoder(model: PreTrainedModel) -> Decoder:
         raise ModelError(f"{name} has no language-model head: expected a ...ForCausalLM model")
     config = model.config.get_text_config(decoder=True)
     path, blocks = _find_blocks(model, config)
-    return Decoder(model, blocks, path, _layers_field(config, len(blocks)))
+    field = str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
+    if getattr(config, field) != len(blocks):
+        field = next(name for name, count in _layer_counts(config) if count == len(blocks))
+    return Decoder(model, blocks, path, field)
 
 
 def _find_blocks(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str, nn.ModuleList]:
@@ -90,8 +93,12 @@ def _find_blocks(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str,
     Where no list is (LongCat-Flash counts the two attention sublayers of each block, HRM-text every pass over the
     same blocks), it is the one list whose length another field of the configuration counts, and divides the depth.
     """
+    from torch import nn
+
     name, depth = type(model).__name__, int(config.num_hidden_layers)
-    lists = _lists_of_modules(model)
+    inside = {id(module) for module in decoder_of(model).modules()}
+    modules = ((path, module) for path, module in model.named_modules() if id(module) in inside)
+    lists = {path: module for path, module in modules if isinstance(module, nn.ModuleList)}
     paths = [path for path, blocks in lists.items() if len(blocks) == depth]
     if not paths:
         counts = {count for _, count in _layer_counts(config) if count > 0 and depth % count == 0}
@@ -105,15 +112,6 @@ def _find_blocks(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str,
         raise ModelError(f"{name} keeps its {depth} blocks in no list of modules that could be found")
     path = _outermost(paths)[0]
     return path, lists[path]
-
-
-def _lists_of_modules(model: PreTrainedModel) -> dict[str, nn.ModuleList]:
-    """Return the lists of modules of the text decoder by their dotted names in `model`."""
-    from torch import nn
-
-    inside = {id(module) for module in decoder_of(model).modules()}
-    modules = ((path, module) for path, module in model.named_modules() if id(module) in inside)
-    return {path: module for path, module in modules if isinstance(module, nn.ModuleList)}
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
@@ -134,14 +132,6 @@ def _layer_counts(config: PretrainedConfig) -> list[tuple[str, int]]:
     """Return the fields of a configuration that count layers, for example `("num_layers", 12)`."""
     fields = config.to_dict().items()
     return [(name, value) for name, value in fields if "layers" in name and type(value) is int]
-
-
-def _layers_field(config: PretrainedConfig, layers: int) -> str:
-    """Return what this configuration calls the number of blocks."""
-    name = str(config.attribute_map.get("num_hidden_layers", "num_hidden_layers"))
-    if getattr(config, name) == layers:
-        return name
-    return next(field for field, count in _layer_counts(config) if count == layers)
 
 
 def compute_buffers(model: PreTrainedModel) -> None:

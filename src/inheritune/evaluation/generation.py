@@ -22,7 +22,7 @@ from inheritune.records.runs import Sample
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    Source: TypeAlias = str | Path | PreTrainedModel
+Source: TypeAlias = "str | Path | PreTrainedModel"
 
 TEMPERATURE = 0.8
 TOP_K = 50
@@ -110,7 +110,10 @@ def _measure(
     if batch < 1 or (turns is not None and turns < len(models)):
         raise DataError(f"a batch of {batch} and {turns} repeats: expected at least 1 and {len(models)}")
     prompt_length, new_tokens = _fitting_lengths(models, prompt_length, new_tokens)
-    prompt = _random_prompt(models, batch, prompt_length)
+    vocabulary = min(open_decoder(model).vocabulary for model in models)
+    # Random ids that all models have, without a trace in the global random state.
+    ids = torch.randint(vocabulary, (batch, prompt_length), generator=torch.Generator().manual_seed(0))
+    prompt = ids.to(models[0].device)
     measured: list[list[tuple[float, float]]] = []
     with ExitStack() as stack:
         for model in models:
@@ -200,13 +203,6 @@ def _fitting_lengths(models: Sequence[PreTrainedModel], prompt_length: int, new_
         raise DataError(f"a context of {context} tokens: expected at least 3, a prompt and two new tokens")
     new_tokens = min(new_tokens, max(2, context // 2))
     return min(prompt_length, context - new_tokens), new_tokens
-
-
-def _random_prompt(models: Sequence[PreTrainedModel], batch: int, length: int) -> torch.Tensor:
-    """Return (batch, length) int64 ids that all models have, random, but not of the global random state."""
-    vocabulary = min(open_decoder(model).vocabulary for model in models)
-    ids = torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
-    return ids.to(models[0].device)
 
 
 def _cache_bytes(output: Any) -> int:

@@ -15,8 +15,6 @@ may be in several clusters, and the sum goes over the pairs that share one, as i
 Assenova, arXiv 1312.3398). Windows whose documents are not known are taken as independent.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -107,7 +105,9 @@ def mean_error(values: np.ndarray, groups: np.ndarray | None = None) -> tuple[fl
         values: (N,) float64.
         groups: as of `compare`. Where each value shares a group with every other, the error is infinite.
     """
-    order, start, stop = _sharing(len(values), groups)
+    order, first, last = _sorted(np.arange(len(values)) if groups is None else groups)
+    # Of those that share a document with a window, the first and the one behind the last.
+    start, stop = np.searchsorted(last, first), np.searchsorted(first, last, "right")
     pairs = int((stop - start).sum()) / len(values) ** 2
     if pairs == 1:
         return math.inf, 1.0
@@ -123,27 +123,19 @@ def count_groups(groups: np.ndarray | None) -> int | None:
     """Return how many different documents there are in `groups` of `compare`; None where they are not known."""
     if groups is None:
         return None
-    first, last = _ranges(groups)
-    order = np.lexsort((last, first))
-    first, last = first[order], last[order]
+    _, first, last = _sorted(groups)
     seen = np.concatenate([first[:1] - 1, last[:-1]])
     return int((last - np.maximum(first, seen + 1) + 1).sum())
 
 
-def _ranges(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and the last document of each window, (N,) integers each."""
-    return (groups, groups) if groups.ndim == 1 else (groups[:, 0], groups[:, 1])
+def _sorted(groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the windows in the order of their documents, and the first and the last document of each: (N,) integers.
 
-
-def _sharing(count: int, groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return an order of the windows in which those that share a document with one are neighbours of it.
-
-    And, for each window in that order, the first of these and the one behind the last: (N,) integers each.
+    In that order those that share a document with a window are neighbours of it.
     """
-    first, last = _ranges(np.arange(count) if groups is None else groups)
+    first, last = (groups, groups) if groups.ndim == 1 else (groups[:, 0], groups[:, 1])
     order = np.lexsort((last, first))
-    first, last = first[order], last[order]
-    return order, np.searchsorted(last, first), np.searchsorted(first, last, "right")
+    return order, first[order], last[order]
 
 
 def few_documents(clusters: int | None, freedom: float | None) -> str:

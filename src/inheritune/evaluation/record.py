@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +15,13 @@ from inheritune.data.readers import BLANK_LINE
 from inheritune.decoder import count_parameters, open_decoder
 from inheritune.decoder.source import model_identity
 from inheritune.errors import InherituneError, OutputError
-from inheritune.evaluation.generation import compare_speed, loaded, measure_speed
+from inheritune.evaluation.generation import Source, compare_speed, loaded, measure_speed
 from inheritune.evaluation.loss import evaluate_windows
 from inheritune.evaluation.paired import CONFIDENCE, MARGIN, check_settings, compare
 from inheritune.evaluation.tasks import check_tasks, run_tasks
 from inheritune.evaluation.windows import common_windows
 from inheritune.records.base import environment, now, read_record
 from inheritune.records.evaluation import Evaluated, EvaluatedData, EvaluationRecord, EvaluationSettings
-
-if TYPE_CHECKING:
-    from inheritune.evaluation.generation import Source
 
 
 class TasksFailedError(InherituneError):

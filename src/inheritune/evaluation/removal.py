@@ -11,25 +11,21 @@ this is the loss of the model that `inherit` cuts, whose moved layers keep their
 Shapes: N windows, T predicted tokens of each, D features, L blocks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from inheritune.decoder import Decoder, count_parameters, evaluating
 from inheritune.decoder.replay import Answers, NotByLayerError, Replay, replays, stand_ins
 from inheritune.decoder.streaming import StreamedDecoder
 from inheritune.errors import ModelError
 from inheritune.evaluation.loss import LOGITS_PER_BATCH, check_windows, group_losses
-
-if TYPE_CHECKING:
-    from torch import nn
 
 Removed = frozenset[int]
 """Blocks that are left out, by their numbers."""
@@ -59,10 +55,7 @@ class Remover:
     group: int
 
     def losses(
-        self,
-        windows: np.ndarray,
-        removals: Sequence[Removed],
-        advance: Callable[[float], None] = lambda share: None,
+        self, windows: np.ndarray, removals: Sequence[Removed], advance: Callable[[float], None] = lambda share: None
     ) -> np.ndarray:
         """Return the loss of each window without the blocks of each set.
 
@@ -78,8 +71,11 @@ class Remover:
         filled = np.pad(windows, ((0, -len(windows) % self.rows), (0, 0)), mode="edge")
         chunks = np.split(filled, len(filled) // self.rows)
         passes = [{Removed(): Replay(form=self.form)} for _ in chunks]
-        head = _head_share(self.decoder)
-        step = _steps(removals, self.decoder.layers, head, len(chunks), advance)
+        layers, weights = self.decoder.layers, count_parameters(self.decoder.model.get_output_embeddings())
+        head = weights * layers / max(1, count_parameters(self.decoder.blocks))  # its work, in runs of a block
+        runs = sum(layer not in held for layer in range(layers) for held in _left_out(removals, layer))
+        total = len(chunks) * (runs + len(removals) * head)
+        step = partial(advance, 1 / total)
         with _stopped(self.decoder) as (blocks, current):
             for layer, block in enumerate(blocks):
                 wanted = _left_out(removals, layer)
@@ -92,7 +88,7 @@ class Remover:
                 for row, removed in zip(losses, removals, strict=True):
                     current.answer = passes[number][removed].answer
                     row[number * self.rows :][: self.rows] = group_losses(self.decoder.model, chunk)
-                    step(head)
+                    advance(head / total)
         return losses[:, : len(windows)]
 
 
@@ -152,7 +148,7 @@ def _through(
     run: Callable[[], object],
     passes: dict[Removed, Replay],
     wanted: set[Removed],
-    step: Callable[[float], None],
+    step: Callable[[], None],
 ) -> dict[Removed, Replay]:
     """Take the passes, by what each has left out, through one block; return those that are wanted behind it."""
     after: dict[Removed, Replay] = {}
@@ -164,28 +160,13 @@ def _through(
                 replay.output = block(*call.args, **call.kwargs)
             del call  # holds the states before the block
             after[removed] = replay
-            step(1)
+            step()
     return after
 
 
 def _left_out(removals: Sequence[Removed], layer: int) -> set[Removed]:
     """Return what the sets leave out up to block `layer`, itself included."""
     return {Removed(i for i in removed if i <= layer) for removed in removals}
-
-
-def _steps(
-    removals: Sequence[Removed], layers: int, head: float, chunks: int, advance: Callable[[float], None]
-) -> Callable[[float], None]:
-    """Return what takes the work of each step, in block runs (the head's is `head`), and hands on its share of all."""
-    runs = sum(layer not in held for layer in range(layers) for held in _left_out(removals, layer))
-    total = chunks * (runs + len(removals) * head)
-    return lambda work: advance(work / total)
-
-
-def _head_share(decoder: Decoder) -> float:
-    """Return the work of the head, in runs of a block, both by their weights."""
-    head = decoder.model.get_output_embeddings()
-    return count_parameters(head) * decoder.layers / max(1, count_parameters(decoder.blocks))
 
 
 def _forward(decoder: Decoder, windows: np.ndarray) -> object:

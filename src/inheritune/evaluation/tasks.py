@@ -6,17 +6,14 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from inheritune.decoder import load_tokenizer
 from inheritune.errors import DataError, InherituneError, library_errors, nearest, nearest_path, reason
-from inheritune.evaluation.generation import loaded
+from inheritune.evaluation.generation import Source, loaded
 from inheritune.records.evaluation import TaskResult, TaskResults
-
-if TYPE_CHECKING:
-    from inheritune.evaluation.generation import Source
 
 YAML = (".yaml", ".yml")
 

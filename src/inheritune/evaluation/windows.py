@@ -8,25 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inheritune.data import (
-    NamedTokenizer,
-    check_same_vocabulary,
-    document_mark,
-    open_shards,
-    read_tokens,
-    spread_windows,
-    window_documents,
-)
-from inheritune.data.shards import is_shards
-from inheritune.data.windows import ENOUGH_WINDOWS, fitting_length
+from inheritune.data.shards import is_shards, open_shards
+from inheritune.data.tokenizer import NamedTokenizer, check_same_vocabulary, document_mark
+from inheritune.data.windows import ENOUGH_WINDOWS, fitting_length, read_tokens, spread_windows, window_documents
 from inheritune.decoder import NoTokenizerError, load_config, load_tokenizer
 from inheritune.errors import DataError, ModelError
+from inheritune.evaluation.generation import Source
 from inheritune.evaluation.loss import check_windows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-    from inheritune.evaluation.generation import Source
 
 WINDOWS = 256
 """How many windows of a text unless told otherwise."""
@@ -61,7 +52,7 @@ def common_windows(
     for name, value in (("length", length), ("number of windows", limit)):
         if value is not None and value < 1:
             raise DataError(f"a {name} of {value}: expected at least 1")
-    configs = [load_config(source) if isinstance(source, str | Path) else source.config for source in sources]
+    configs = [load_config(source) for source in sources]
     tokenizers = [tokenizer for tokenizer in map(_tokenizer, sources) if tokenizer is not None]
     check_same_vocabulary(tokenizers)
     context = min((context for context in map(context_of, configs) if context is not None), default=None)

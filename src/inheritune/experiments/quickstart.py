@@ -3,9 +3,11 @@
 The reference ships with the package. Our way is trained here: the layers that cost least are left out, and the rest
 learns from the reference's logits. Beside it stand the paper's own Inheritune and a model of the same depth trained
 from scratch, each on as many tokens: as records that ship with the package, or trained here too (`live`).
-"""
 
-from __future__ import annotations
+`ship_...` copy what ships of finished runs, with `assets` as the place, for whoever makes a release: `ship_baselines`
+takes the folder of `inheritune quickstart --live`, `ship_frontier` that of `frontier stdlib-frontier`, and `ship_run`
+with `model` that of `run stdlib-small`.
+"""
 
 import shutil
 from collections.abc import Iterable
@@ -15,29 +17,19 @@ from typing import Any
 
 from inheritune.recipes import load_recipe, run
 from inheritune.records.base import environment, now, read_record
-from inheritune.records.runs import QuickstartRecord, RunRecord
+from inheritune.records.runs import FrontierRecord, QuickstartRecord, RunRecord
 from inheritune.report import load_runs, verdict, write_report
 from inheritune.storage import FRONTIER, RECORD, claimed, user_path, whole_folder
 
 BASELINES = ("inheritune", "scratch")
+_AGAIN = "shipped with the package; inheritune {} trains it again (made {})"
 LOGGING = {"log_every": 10, "valid_every": 250, "checkpoint_every": 150}
 MEASURED: dict[str, Any] = {"learning_rate": 2e-3, "schedule": "linear", "warmup_steps": 50, "weight_decay": 0.0}
 """Of our way: the rate falls to nothing, and no decay pulls the weights away from those that are inherited."""
-PAPER: dict[str, Any] = {
-    "learning_rate": 2e-3,
-    "min_learning_rate": 4e-5,
-    "schedule": "cosine",
-    "warmup_steps": 30,
-    "weight_decay": 0.1,
-}
+COSINE: dict[str, Any] = {"schedule": "cosine", "weight_decay": 0.1}
+PAPER = {**COSINE, "learning_rate": 2e-3, "min_learning_rate": 4e-5, "warmup_steps": 30}
 """Of a round of Algorithm 1."""
-FROM_RANDOM: dict[str, Any] = {
-    "learning_rate": 6e-3,
-    "min_learning_rate": 6e-5,
-    "schedule": "cosine",
-    "warmup_steps": 200,
-    "weight_decay": 0.1,
-}
+FROM_RANDOM = {**COSINE, "learning_rate": 6e-3, "min_learning_rate": 6e-5, "warmup_steps": 200}
 """The rates the reference itself was trained with, for a shorter run: random weights take a higher rate than inherited
 ones, and a longer warm-up."""
 
@@ -111,7 +103,8 @@ def quickstart(
         if live:
             baselines = [run(paper_recipe(ours), folder / "inheritune"), run(scratch_recipe(ours), folder / "scratch")]
         else:
-            baselines = [_shipped(name, folder / name) for name in BASELINES]
+            places = [_copied(name, folder / name, RECORD) for name in BASELINES]
+            baselines = [read_record(place / RECORD, RunRecord) for place in places]
         folders = [folder / name for name in ("measured", *BASELINES)]
         pages = folders if live else [*folders, _copied("frontier", folder / "frontier", FRONTIER)]
         report = write_report(pages, folder / "report.html")
@@ -127,10 +120,6 @@ def quickstart(
         ).write(folder / RECORD)
 
 
-def _shipped(name: str, place: Path) -> RunRecord:
-    return read_record(_copied(name, place, RECORD) / RECORD, RunRecord)
-
-
 def _copied(name: str, place: Path, record: str) -> Path:
     """Copy what the package ships, a record with what belongs to it, into the folder of the quickstart; return it."""
     if not (place / record).is_file():
@@ -138,3 +127,45 @@ def _copied(name: str, place: Path, record: str) -> Path:
         with resources.as_file(shipped) as source, whole_folder(place) as temporary:
             shutil.copytree(source, temporary, dirs_exist_ok=True)
     return place
+
+
+def ship_frontier(finished: Path, assets: Path) -> None:
+    """Copy the record of the recipe `stdlib-frontier`, run in the folder `finished`, to where `quickstart` looks."""
+    held = read_record(finished / FRONTIER, FrontierRecord)
+    with whole_folder(assets / "frontier", replace=True) as place:
+        shipped = _AGAIN.format("frontier stdlib-frontier", held.created)
+        held.model_copy(update={"shipped": shipped}).write(place / FRONTIER)
+
+
+def ship_baselines(finished: Path, assets: Path) -> None:
+    """Copy what a report needs of the baselines of a `live` quickstart, without models, to where `quickstart` looks."""
+    for name in BASELINES:
+        ship_run(finished / name, assets / name, "quickstart --live")
+
+
+def ship_run(finished: Path, place: Path, again: str, model: bool = False) -> None:
+    """Copy what a report needs of a finished run, and its model if asked, to where the package keeps it.
+
+    Args:
+        finished: folder of the run.
+        place: new folder, or that of an earlier copy.
+        again: the inheritune command that makes it again.
+        model: whether the result's model is copied.
+    """
+    record = read_record(finished / RECORD, RunRecord)
+    rounds = tuple(each.model_copy(update={"collapse": None}) for each in record.rounds)
+    kept = record.result.model if model else None
+    with whole_folder(place, replace=True) as temporary:
+        documents = record.data.documents if record.data else None
+        for file in filter(None, [*(each.metrics for each in rounds), record.result.losses, documents]):
+            (temporary / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(finished / file, temporary / file)
+        if kept is not None:
+            shutil.copytree(finished / kept, temporary / kept)
+        changes = {
+            "rounds": rounds,
+            "result": record.result.model_copy(update={"analysis": None, "model": kept}),
+            "shipped": _AGAIN.format(again, record.created),
+            "environment": record.environment.model_copy(update={"command": None}),
+        }
+        record.model_copy(update=changes).write(temporary / RECORD)

@@ -1,7 +1,5 @@
 """`inheritune.experiments.reproduce`: a table of the paper at a scale that fits, ours beside the published numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from inheritune.errors import RecipeError, unknown_name
 from inheritune.experiments.quickstart import FROM_RANDOM, LOGGING, PAPER
 from inheritune.recipes import run
 from inheritune.records.base import environment, now
-from inheritune.records.runs import ReproducedRun, ReproductionRecord, RunRecord
+from inheritune.records.runs import ReproducedRun, ReproductionRecord
 from inheritune.report import write_report
 from inheritune.storage import RECORD, claimed, read_json, user_path
 
@@ -107,9 +105,7 @@ def reproduce(name: str, scale: str = "tiny", out: str | Path | None = None) -> 
             created=now(),
             environment=environment(),
             published=read_json(PUBLISHED)[name],
-            ours={key: _reproduced(record) for key, record in runs.items()},
+            ours={
+                key: ReproducedRun(**dict(record.result), reference=record.reference) for key, record in runs.items()
+            },
         ).write(folder / RECORD)
-
-
-def _reproduced(record: RunRecord) -> ReproducedRun:
-    return ReproducedRun(**dict(record.result), reference=record.reference)

@@ -1,7 +1,6 @@
 """The depths of a frontier, each as a recipe of its own, and a recipe with the layers that prices choose."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +47,13 @@ def recipes_by_depth(recipe: Recipe, depth: int, prices: PricesRecord | None = N
         raise RecipeError(f"method {recipe.method} takes no layers, so it has no frontier: expected method {takers}")
     if recipe.reference is None:
         raise RecipeError("a frontier compares with a reference and the recipe has none: set reference")
-    for name in ("keep", "drop"):
-        if (value := getattr(recipe, name)) is not None:
-            raise RecipeError(f"{name} {value} and frontier are both given: expected frontier.depths alone")
+    for budget in ("keep", "drop"):
+        if (value := getattr(recipe, budget)) is not None:
+            raise RecipeError(f"{budget} {value} and frontier are both given: expected frontier.depths alone")
     made: list[Recipe] = []
-    for count in _depths(recipe, depth):
-        update: dict[str, Any] = {
-            "name": f"{recipe.name}-{count}",
-            "frontier": None,
-            "keep": str(count),
-            "layers": None,
-        }
+    for count in _depths(recipe.frontier.depths, depth):
+        name = f"{recipe.name}-{count}"
+        update: dict[str, Any] = {"name": name, "frontier": None, "keep": str(count), "layers": None}
         if "growth" in takes:
             update["growth"] = recipe.growth.model_copy(update={"max_rounds": 1})
         if recipe.analysis is not None and made:  # the reference is analysed once
@@ -69,32 +64,26 @@ def recipes_by_depth(recipe: Recipe, depth: int, prices: PricesRecord | None = N
     return made
 
 
-def _depths(recipe: Recipe, depth: int) -> list[int]:
-    """Return the different depths, the deepest first; those that the recipe leaves open are below the reference's."""
+def _depths(named: Sequence[str] | None, depth: int) -> list[int]:
+    """Return the different depths, the deepest first; where none are named, some below the reference's."""
     if depth < 2:
         raise PlanError("the reference has one layer: a frontier needs at least 2")
-    named = recipe.frontier.depths if recipe.frontier else None
     if named is None:
         return sorted({depth_of_budget(share, None, depth) or 1 for share in SHARES} - {depth}, reverse=True)
     held: dict[int, str] = {}
+    expected = f"expected 1 to {depth - 1}, or a share such as 80%"
     for said in named:
-        count = _smaller(said, depth)
+        which = f"frontier.depths: {said} of {depth} layers"
+        try:
+            count = depth_of_budget(said, None, depth) or 0
+        except PlanError as error:
+            raise PlanError(f"{which}: {expected}") from error
+        if count == depth:
+            raise PlanError(f"{which} leaves all of them: {expected}")
         if count in held:
             raise PlanError(f"frontier.depths: {held[count]} and {said} are both {count} layers: expected each once")
         held[count] = said
     return sorted(held, reverse=True)
-
-
-def _smaller(said: str, depth: int) -> int:
-    """Return the depth that a number or a share says, less than the reference's."""
-    expected = f"expected 1 to {depth - 1}, or a share such as 80%"
-    try:
-        count = depth_of_budget(said, None, depth) or 0
-    except PlanError as error:
-        raise PlanError(f"frontier.depths: {said} of {depth} layers: {expected}") from error
-    if count == depth:
-        raise PlanError(f"frontier.depths: {said} of {depth} layers leaves all of them: {expected}")
-    return count
 
 
 def given_prices(recipe: Recipe, folder: Path | None = None) -> PricesRecord | None:

@@ -4,11 +4,10 @@ The text, the prices of the layers and the reference's losses are made once. Eac
 `depth-N`, the deepest first, as those may match. Speed is measured last, each model in turns with the reference.
 """
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,8 +66,7 @@ def frontier(
     with claimed(folder, identity, preparation=(DATA,)) if is_main() else nullcontext():
         workspace = open_workspace(checked, folder, config)
         if prices is not None:
-            held = prices
-            from_main(lambda: held.write(folder / PRICES))  # to go on without the analysis
+            from_main(partial(prices.write, folder / PRICES))  # to go on without the analysis
         elif method_of(checked).chooses:
             prices = measured_prices(workspace, int(str(split[-1].keep)))
         runs = _run_depths(workspace, recipes_by_depth(workspace.recipe, workspace.depth, prices))
@@ -88,15 +86,21 @@ def _run_depths(workspace: Workspace, recipes: Sequence[Recipe]) -> dict[str, Ru
         settings = recipe.evaluation.model_copy(update={"speed": False})
         settled = recipe.model_copy(update={"evaluation": settings})
         runs[name] = complete(workspace.branch(settled, workspace.folder / name))
-        test = _tested(runs[name])
+        test = cast(Comparison, runs[name].result.comparison)  # a frontier has a reference
         note(f"{recipe.name}: {test.difference:+.4f} nats a token to the reference")
         gc.collect()  # the trained model, which refers to itself
     return runs
 
 
 def _finish(workspace: Workspace, runs: Mapping[str, RunRecord], priced: bool) -> FrontierRecord:
-    """Measure the speeds and write the record, last."""
-    speeds = _speeds(workspace, runs)
+    """Measure the speeds, where the recipe wants them, and write the record, last."""
+    settings, speeds = workspace.recipe.evaluation, dict[str, tuple[Speed, Speed, SpeedRatio]]()
+    if settings.speed:
+        whole = loaded(str(workspace.recipe.reference))
+        for name, run in runs.items():
+            note(f"{run.name}: speed, in turns with the reference")
+            saved = workspace.folder / name / str(run.result.model)
+            speeds[name] = compare_speed(saved, whole, confidence=settings.confidence)
     theirs = next((speed for _, speed, _ in speeds.values()), None)
     reference = workspace.reference_record().model_copy(update={"speed": theirs})
     return FrontierRecord(
@@ -112,18 +116,6 @@ def _finish(workspace: Workspace, runs: Mapping[str, RunRecord], priced: bool) -
     ).write(workspace.folder / FRONTIER)
 
 
-def _speeds(workspace: Workspace, runs: Mapping[str, RunRecord]) -> dict[str, tuple[Speed, Speed, SpeedRatio]]:
-    """Measure each model in turns with the reference; nothing where the recipe wants no speed."""
-    settings, found = workspace.recipe.evaluation, {}
-    reference = loaded(str(workspace.recipe.reference)) if settings.speed else None
-    for name, run in runs.items():
-        if reference is not None:
-            note(f"{run.name}: speed, in turns with the reference")
-            saved = workspace.folder / name / str(run.result.model)
-            found[name] = compare_speed(saved, reference, confidence=settings.confidence)
-    return found
-
-
 def _point(folder: str, run: RunRecord, speeds: tuple[Speed, Speed, SpeedRatio] | None) -> FrontierPoint:
     result = run.result
     return FrontierPoint(
@@ -135,15 +127,11 @@ def _point(folder: str, run: RunRecord, speeds: tuple[Speed, Speed, SpeedRatio] 
         tokens=sum(map(_spent, run.rounds)),
         untrained=run.rounds[0].start_evaluation,
         evaluation=result.evaluation,
-        comparison=_tested(run),
+        comparison=cast(Comparison, result.comparison),
         tokens_to_match=_tokens_to_match(run),
         speed=speeds and speeds[0],
         speed_ratio=speeds and speeds[2],
     )
-
-
-def _tested(run: RunRecord) -> Comparison:
-    return cast(Comparison, run.result.comparison)  # a frontier has a reference
 
 
 def _spent(done: RoundRecord) -> int:

@@ -1,7 +1,5 @@
 """Recipes from YAML, dicts, the package's own library and `--set`, with all problems of a recipe said together."""
 
-from __future__ import annotations
-
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,7 +15,6 @@ from inheritune.records.base import problem_text
 from inheritune.storage import user_path
 
 LIBRARY = Path(__file__).with_name("library")
-"""The recipes that the package ships."""
 _KIND = re.compile(r"(int|str)$|constrained|.*\[")
 """What pydantic puts into a place for a kind of value, where several are allowed."""
 
@@ -76,7 +73,6 @@ def _read_yaml(source: str) -> dict[str, Any]:
 
 
 def _apply(settings: dict[str, Any], change: str) -> None:
-    """Set one dotted key."""
     key, equals, value = change.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {change!r}: expected key=value, for example training.steps=100")

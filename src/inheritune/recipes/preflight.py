@@ -1,7 +1,5 @@
 """Whether a recipe can run and what it costs, before anything is downloaded, prepared, claimed or trained."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +14,6 @@ from inheritune.data import open_shards, read_documents
 from inheritune.data.shards import MANIFEST
 from inheritune.data.sources import STDLIB
 from inheritune.decoder import count_parameters
-from inheritune.distributed import has_accelerator
 from inheritune.errors import RecipeError
 from inheritune.evaluation.windows import context_of
 from inheritune.recipes.depths import given_prices, recipes_by_depth
@@ -29,7 +26,7 @@ from inheritune.storage import user_path
 from inheritune.surgery import LayerPlan, blueprint
 from inheritune.surgery.config.target import depth_of, target_config
 from inheritune.surgery.repair import check_repairable
-from inheritune.training import ObjectiveSettings, TrainingSettings
+from inheritune.training import TrainingSettings
 from inheritune.training.engine import teaches_in_bfloat16
 from inheritune.training.losses import rows_at_once
 
@@ -83,14 +80,10 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, changes: Iterable[str]
     teaches = method.objective(checked).needs_teacher
     teacher = _operations(source, reference, settings.length) / 3 if teaches else 0.0
     rate = UTILISATION * _product_rate(config.get_text_config(decoder=True).hidden_size, settings.tokens_per_step)
-    traced = [
-        target
-        for each in split
-        for target in itertools.accumulate(method.plans(each, depth), lambda target, plan: plan.traced(target))
-    ]
-    targets = [target_config({"reference": config}, LayerPlan.random(len(plan))) for plan in traced]
+    made = (itertools.accumulate(method.plans(each, depth), lambda target, plan: plan.traced(target)) for each in split)
     rounds, needs = [], []
-    for target, plan in zip(targets, traced, strict=True):
+    for plan in itertools.chain.from_iterable(made):  # of the reference's layers
+        target = target_config({"reference": config}, LayerPlan.random(len(plan)))
         tokens, parameters = settings.steps_spent * settings.tokens_per_step, count_parameters(blueprint(target))
         seconds = tokens * (_operations(target, parameters, settings.length) + teacher) / rate
         rounds.append(
@@ -130,7 +123,13 @@ def check_recipe(recipe: Recipe) -> PretrainedConfig:
     config, method = recipe_config(recipe), method_of(recipe)
     plans, scaled = method.plans(recipe, depth_of(config)), method.scaled_config(recipe, config)
     if (objective := method.objective(recipe)).hidden:
-        _check_hidden(objective, plans, scaled, config)
+        ours, theirs = (each.get_text_config(decoder=True).hidden_size for each in (scaled, config))
+        if ours != theirs:
+            raise RecipeError(
+                f"objective.hidden: the target has {ours} hidden units and the reference {theirs}: expected 0"
+            )
+        for layers in map(len, plans):
+            objective.pairs(layers, depth_of(config))
     if recipe.repair:
         check_repairable(plans[0], depth_of(config))
     context = context_of(config)
@@ -138,18 +137,6 @@ def check_recipe(recipe: Recipe) -> PretrainedConfig:
     if context and longest > context:
         raise RecipeError(f"windows of {longest} tokens: expected at most the model's context, {context}")
     return config
-
-
-def _check_hidden(
-    objective: ObjectiveSettings, plans: Iterable[LayerPlan], target: PretrainedConfig, reference: PretrainedConfig
-) -> None:
-    ours, theirs = (each.get_text_config(decoder=True).hidden_size for each in (target, reference))
-    if ours != theirs:
-        raise RecipeError(
-            f"objective.hidden: the target has {ours} hidden units and the reference {theirs}: expected 0"
-        )
-    for layers in map(len, plans):
-        objective.pairs(layers, depth_of(reference))
 
 
 def _text_tokens(recipe: Recipe) -> tuple[int, int]:
@@ -190,18 +177,18 @@ def _memory(
     kept = HIDDEN * hidden + MLP * units
     # Attention is a matrix if it is `eager`, and on a CPU also with dropout.
     dropout = getattr(text, "attn_pdrop", 0) or getattr(text, "attention_dropout", 0)
-    if blueprint(config).config._attn_implementation == "eager" or (dropout and not has_accelerator()):
+    if blueprint(config).config._attn_implementation == "eager" or (dropout and not torch.accelerator.is_available()):
         kept += ATTENTION * int(text.num_attention_heads) * settings.length
-    width = 2 if has_accelerator() and settings.precision != "float32" else 4
+    width = 2 if torch.accelerator.is_available() and settings.precision != "float32" else 4
     vocabulary = int(text.vocab_size)
-    rows = min(tokens, rows_at_once(vocabulary, not has_accelerator()))
+    rows = min(tokens, rows_at_once(vocabulary, not torch.accelerator.is_available()))
     logits = (LOGITS + TEACHER_LOGITS * teaches) * rows * vocabulary
     return MemoryEstimate(
         training=parameters * (TRAINING_BYTES + 4 * (settings.average > 0)),
         reference=reference * (6 if teaches and teaches_in_bfloat16(settings) else 4),
         logits=4 * (logits + 2 * (rows < tokens) * hidden * vocabulary),
         activations=tokens * depth_of(config) * kept * width,
-        libraries=0 if has_accelerator() else LIBRARIES,
+        libraries=0 if torch.accelerator.is_available() else LIBRARIES,
     )
 
 

@@ -3,8 +3,6 @@
 python -m inheritune.recipes.reference > docs/recipes.md
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import re
@@ -15,7 +13,7 @@ from pydantic import BaseModel
 
 from inheritune.recipes.loading import library, part_of, summary_of
 from inheritune.recipes.methods import METHODS
-from inheritune.recipes.schema import OWN_SETTINGS, Recipe
+from inheritune.recipes.schema import Recipe
 
 HEAD = """# Recipes
 
@@ -42,7 +40,7 @@ def reference_page() -> str:
     """Return the page as Markdown."""
     recipes = [(f"`{name}`", summary_of(path)) for name, path in library().items()]
     methods = [
-        (f"`{name}`", method.summary, ", ".join(f"`{key}`" for key in OWN_SETTINGS if key in method.takes))
+        (f"`{name}`", method.summary, ", ".join(f"`{key}`" for key in Recipe.model_fields if key in method.takes))
         for name, method in METHODS.items()
     ]
     said = "A setting of another method is refused. Losses are in nats a token."

@@ -1,7 +1,5 @@
 """One round: make the model, train it, save it, test it against the reference. A finished round is never done again."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -87,11 +85,7 @@ def run_round(
 
 
 def _curve(
-    workspace: Workspace,
-    folder: Path,
-    build: Callable[[], PreTrainedModel],
-    before: Sequence[RoundRecord],
-    loss: Loss,
+    workspace: Workspace, folder: Path, build: Callable[[], PreTrainedModel], before: Sequence[RoundRecord], loss: Loss
 ) -> list[CurvePoint]:
     """Train and evaluate the round's earlier ends, or read what was found of them; the arguments are `run_round`'s."""
     points = []
@@ -122,12 +116,7 @@ def _point(workspace: Workspace, evaluation: Evaluation, outcome: TrainingOutcom
 
 
 def _train(
-    workspace: Workspace,
-    folder: Path,
-    model: PreTrainedModel,
-    before: Sequence[RoundRecord],
-    loss: Loss,
-    steps: int,
+    workspace: Workspace, folder: Path, model: PreTrainedModel, before: Sequence[RoundRecord], loss: Loss, steps: int
 ) -> TrainingOutcome:
     """Train the model in place for `steps` steps, on the data behind that of the rounds before.
 

@@ -1,9 +1,4 @@
-"""`inheritune.run`: one recipe to one folder with a record; run again, it goes on where it was.
-
-A run ends with its last model, saved as its reference is stored, measured, and described in the record.
-"""
-
-from __future__ import annotations
+"""`inheritune.run`: one recipe to one folder with a record; run again, it goes on where it was."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -148,7 +143,7 @@ def measured_prices(workspace: Workspace, depth: int) -> PricesRecord:
 
 
 def _finish(workspace: Workspace, rounds: Sequence[RoundRecord]) -> RunRecord:
-    """Save the last round's model as the run's result, measure it, and write the run's record, last."""
+    """Save the last round's model as the result, as its reference is stored, measure it, and write the record, last."""
     recipe, shards = workspace.recipe, workspace.shards
     result, reference = _result(workspace, rounds), None
     ours = _measured(workspace, workspace.load_round(rounds[-1]), "result")
@@ -258,7 +253,8 @@ def _add_card(
     except ModelError as error:  # the training is done: a hub that cannot be reached now must not lose it
         note(f"the result has no model card: {error}")
         return
-    plan = _origins(rounds)
+    plans = [LayerPlan.from_records(record.plan or ()) for record in rounds]
+    plan = reduce(lambda target, plan: plan.traced(target), plans)  # where the last round's layers first came from
     card = model_card(
         name=recipe.name,
         plan=plan,
@@ -272,12 +268,6 @@ def _add_card(
     )
     carry_files(place.folder, folder, LICENCES)
     write_text(folder / CARD, card)
-
-
-def _origins(rounds: Sequence[RoundRecord]) -> LayerPlan:
-    """Return where the layers of the last round were first taken from."""
-    plans = [LayerPlan.from_records(record.plan or ()) for record in rounds]
-    return reduce(lambda target, plan: plan.traced(target), plans)
 
 
 def _figures(reference: ReferenceRecord, result: ResultRecord) -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from inheritune.errors import InherituneError, RecipeError, unknown_name
 from inheritune.records.analysis import Recommendation
@@ -13,22 +13,7 @@ from inheritune.records.prices import WINDOWS
 from inheritune.spectra.advice import recommend
 from inheritune.surgery.plan.row import Moved
 from inheritune.surgery.plan.selection import recommended_layers
-from inheritune.training.settings import ObjectiveSettings, TrainingSettings
-
-OWN_SETTINGS = (
-    "architecture",
-    "keep",
-    "drop",
-    "layers",
-    "parts",
-    "moved",
-    "repair",
-    "revive",
-    "width",
-    "distill_alpha",
-    "growth",
-)
-"""Settings of a recipe that only some methods take; all others are common to all."""
+from inheritune.training.settings import ObjectiveSettings, Settings, TrainingSettings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 FEWEST_STEPS, SMALLEST_BATCH, LARGEST_BATCH = 50, 4, 16
@@ -41,7 +26,7 @@ class MethodSettings:
     Attributes:
         name: what a recipe calls it.
         summary: what it does, one sentence, for the reference page.
-        takes: those of `OWN_SETTINGS` that it takes; with any other a recipe is refused.
+        takes: the settings of its own; a recipe with one that only other methods take is refused.
     """
 
     name: ClassVar[str]
@@ -61,11 +46,7 @@ METHODS: dict[str, MethodSettings] = {}
 """By name, in the order in which they are listed to a user; `methods/__init__.py` fills it."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSettings(_Part):
+class DataSettings(Settings):
     """The text and how it becomes tokens; see `inheritune.data.prepare`.
 
     Attributes:
@@ -121,7 +102,7 @@ class RecipeTraining(TrainingSettings):
             raise RecipeError(f"training: {first_problem(error)}") from error
 
 
-class GrowthSettings(_Part):
+class GrowthSettings(Settings):
     """How the target grows while it does not match the reference (paper, Algorithm 1, steps 3 to 5).
 
     Attributes:
@@ -144,7 +125,7 @@ class GrowthSettings(_Part):
     max_rounds: int | None = Field(default=None, gt=0)
 
 
-class AblationSettings(_Part):
+class AblationSettings(Settings):
     """How `keep` or `drop` measure what each layer costs, where no analysis says: on training text, which never judges.
 
     Attributes:
@@ -158,7 +139,7 @@ class AblationSettings(_Part):
     beam: int = Field(default=1, gt=0)
 
 
-class FrontierSettings(_Part):
+class FrontierSettings(Settings):
     """Several depths from one reference, each trained alike; `inheritune frontier` runs such a recipe.
 
     Attributes:
@@ -168,7 +149,7 @@ class FrontierSettings(_Part):
     depths: Annotated[tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...], Field(min_length=1)] | None = None
 
 
-class EvaluationSettings(_Part):
+class EvaluationSettings(Settings):
     """The fixed validation windows and the paired test.
 
     Attributes:
@@ -190,7 +171,7 @@ class EvaluationSettings(_Part):
     prompt: str | None = "def "
 
 
-class AnalysisSettings(_Part):
+class AnalysisSettings(Settings):
     """The attention spectra of the reference and of the result (paper, Sec. 2).
 
     Attributes:
@@ -216,7 +197,7 @@ class RecommendedLayers(Recommendation):
     """The folder that was named; None where the recommendation itself was given."""
 
 
-class Recipe(_Part):
+class Recipe(Settings):
     """One run.
 
     Attributes:
@@ -321,16 +302,16 @@ class Recipe(_Part):
         except InherituneError as error:
             raise ValueError(str(error)) from error
 
-    @field_validator(*OWN_SETTINGS)
+    @field_validator("*")
     @classmethod
     def _belongs_to_the_method(cls, value: Any, info: ValidationInfo) -> Any:
-        if "method" not in info.data or info.field_name is None:
-            return value  # the method itself is wrong, which is said
+        takers = " or ".join(name for name, other in METHODS.items() if info.field_name in other.takes)
+        if not takers or "method" not in info.data or info.field_name is None:
+            return value  # of all methods; or the method itself is wrong, which is said
         method, default = METHODS[info.data["method"]], cls.model_fields[info.field_name].get_default()
         if info.field_name in method.takes:
             return method.read_setting(info.field_name, value)
         if value not in (None, default):
-            takers = " or ".join(name for name, other in METHODS.items() if info.field_name in other.takes)
             raise ValueError(f"method {method.name} takes no {info.field_name}: expected method {takers}")
         return default
 

@@ -1,30 +1,20 @@
 """What the rounds of one run share: its folder, data, reference, fixed validation windows, and their configuration."""
 
-from __future__ import annotations
-
 import copy
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from inheritune.data import (
-    Shards,
-    TrainingWindows,
-    check_same_vocabulary,
-    document_mark,
-    prepare,
-    read_tokens,
-    tuning_windows,
-    validation_windows,
-    window_documents,
-)
-from inheritune.data.tokenizer import TRAIN_PREFIX
+from inheritune.data.prepare import prepare
+from inheritune.data.shards import Shards
+from inheritune.data.tokenizer import TRAIN_PREFIX, check_same_vocabulary, document_mark
+from inheritune.data.windows import TrainingWindows, read_tokens, tuning_windows, validation_windows, window_documents
 from inheritune.decoder import count_parameters, load_config, load_model, load_tokenizer, save_model
 from inheritune.decoder.source import model_identity, resolve_model
 from inheritune.decoder.view import on_accelerator
@@ -74,7 +64,7 @@ class Workspace:
     shards: Shards
     config: PretrainedConfig
 
-    def branch(self, recipe: Recipe, folder: Path) -> Workspace:
+    def branch(self, recipe: Recipe, folder: Path) -> Self:
         """Return the workspace of another run on the same data with the same reference, sharing all that was made."""
         made = copy.copy(self)
         made.__dict__.update(recipe=recipe, folder=folder)

@@ -78,8 +78,7 @@ class GradientRun(Record):
     """What the gradient probe ran on."""
 
     sequences: int
-    loss: float
-    """Mean next-token cross-entropy, nats a token."""
+    loss: float  # mean next-token cross-entropy, nats a token
 
 
 class BlockAnalysis(Record):
@@ -195,8 +194,7 @@ class AnalysedText(Record):
     """Where the analysed tokens are from."""
 
     source: str | None = None
-    tokens: int | None = None
-    """In all of the source."""
+    tokens: int | None = None  # in all of the source
     seed: int | None = None
 
 
@@ -207,10 +205,8 @@ class AnalysisRecord(Document):
     SCHEMA = 2
     AGAIN = "run inheritune analyze again"
 
-    model: str | None = None
-    """What the model is called: a folder or hub id."""
-    identity: str | None = None
-    """What the model is, wherever it lies (`model_identity`); None where that is not known."""
+    model: str | None = None  # what the model is called: a folder or hub id
+    identity: str | None = None  # what the model is, wherever it lies (`model_identity`); None where that is not known
     depth: int | None = None
     tau: float
     taus: tuple[float, ...] = ()
@@ -265,17 +261,12 @@ class AttentionMap(Record):
     layer: Index
     head: Index
     mask: Mask
-    role: str
-    """Why it is shown: `potent`, `laziest`, `collapsed`, or its own layer and head."""
-    rank: int | None = None
-    """k* of this very matrix."""
-    mean_rank: float | None = None
-    """Rank(h, l), the mean over the sequences."""
+    role: str  # why it is shown: `potent`, `laziest`, `collapsed`, or its own layer and head
+    rank: int | None = None  # k* of this very matrix
+    mean_rank: float | None = None  # Rank(h, l), the mean over the sequences
     tokens: tuple[str, ...] | None = None
-    text: str | None = None
-    """Of the tokens together: a character may be split over several."""
-    values: tuple[tuple[float, ...], ...] = Field(min_length=1)
-    """(T, T)."""
+    text: str | None = None  # of the tokens together: a character may be split over several
+    values: tuple[tuple[float, ...], ...] = Field(min_length=1)  # (T, T)
 
     @model_validator(mode="after")
     def _is_square(self) -> Self:

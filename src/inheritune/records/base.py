@@ -62,8 +62,7 @@ class Record(BaseModel):
 class Document(Record):
     """A record that is a file of its own."""
 
-    KIND: ClassVar[str]
-    """What the file says it is."""
+    KIND: ClassVar[str]  # what the file says it is
     SCHEMA: ClassVar[int] = 1  # the version of its fields that this version writes; older ones are read as well
     AGAIN: ClassVar[str] = ""  # how to get a whole one, where it is not the command of its kind run again
     INDENT: ClassVar[int | None] = 2  # spaces of a level in the file; None for one line

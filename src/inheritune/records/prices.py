@@ -1,7 +1,5 @@
 """`prices.json`: what each layer of a model costs, and what the cut to each depth costs before any training."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -41,11 +39,9 @@ class DepthPrice(Record):
     """The cheapest set of layers found for one depth, by the search or by another rule."""
 
     depth: int = Field(ge=1)
-    cut: tuple[int, ...]
-    """The layers that are left out; in the order of their deletion, where the search found them."""
+    cut: tuple[int, ...]  # the layers that are left out; in the order of their deletion, where the search found them
     cost: Cost
-    others: dict[str, OtherCut] = {}
-    """By the name of the rule."""
+    others: dict[str, OtherCut] = {}  # by the name of the rule
 
 
 class Agreement(Record):
@@ -66,16 +62,12 @@ class PricesRecord(Document):
     model: str | None = None
     identity: str | None = None
     depth: int = Field(ge=2)
-    loss: float
-    """Of the whole model, nats a token."""
-    uniform: float
-    """The loss of guessing among all tokens evenly: the logarithm of the vocabulary."""
+    loss: float  # of the whole model, nats a token
+    uniform: float  # the loss of guessing among all tokens evenly: the logarithm of the vocabulary
     windows: int = Field(ge=2)
     length: int = Field(ge=1)
-    digest: str
-    """Of the windows, so that the same work is known."""
-    least: int = Field(ge=1)
-    """The depth at the end of the path."""
+    digest: str  # of the windows, so that the same work is known
+    least: int = Field(ge=1)  # the depth at the end of the path
     beam: int = Field(ge=1)
     confidence: float
     layers: tuple[LayerPrice, ...]

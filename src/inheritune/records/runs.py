@@ -219,8 +219,7 @@ class RunRecord(Document):
     reference: ReferenceRecord | None = None
     rounds: tuple[RoundRecord, ...]
     result: ResultRecord
-    shipped: str | None = None
-    """Where the record is from, if it was not made in its folder."""
+    shipped: str | None = None  # where the record is from, if it was not made in its folder
 
     @property
     def taught(self) -> bool:
@@ -240,8 +239,7 @@ class RunRecord(Document):
 class FrontierPoint(Record):
     """The model of one depth."""
 
-    run: str
-    """The folder of its run, in that of the frontier."""
+    run: str  # the folder of its run, in that of the frontier
     layers: Annotated[int, Field(ge=1)]
     kept: str = ""
     """Those of the reference's layers that it began with, as ranges with both ends included; empty for random ones."""
@@ -270,11 +268,9 @@ class FrontierRecord(Document):
     created: str = ""
     reference: ReferenceRecord
     reference_bytes: int
-    prices: str | None = None
-    """The file that says what layers cost; None where layers were not chosen."""
+    prices: str | None = None  # the file that says what layers cost; None where layers were not chosen
     points: Annotated[tuple[FrontierPoint, ...], Field(min_length=1)]
-    shipped: str | None = None
-    """Where the record is from, if it was not made in its folder, which then has no runs."""
+    shipped: str | None = None  # where the record is from, if it was not made in its folder, which then has no runs
 
     @model_validator(mode="after")
     def _is_of_one_reference(self) -> Self:
@@ -297,8 +293,7 @@ class PlannedRound(Record):
     parameters: int
     tokens: int
     seconds: float
-    reference_layers: str = ""
-    """Those that the target was made of, as ranges with both ends included."""
+    reference_layers: str = ""  # those that the target was made of, as ranges with both ends included
 
 
 class MemoryEstimate(Record):

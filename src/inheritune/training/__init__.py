@@ -6,27 +6,21 @@ The engine and the losses are imported on first use, so that a recipe is read wi
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from inheritune.training.checkpoints import delete_checkpoints
-from inheritune.training.settings import ObjectiveSettings, TrainingSettings, cosine_with_warmup
+from inheritune.training.checkpoints import delete_checkpoints as delete_checkpoints
+from inheritune.training.settings import ObjectiveSettings as ObjectiveSettings
+from inheritune.training.settings import TrainingSettings as TrainingSettings
+from inheritune.training.settings import cosine_with_warmup as cosine_with_warmup
 
 if TYPE_CHECKING:
-    from inheritune.training.engine import TrainingOutcome, train
-    from inheritune.training.losses import Objective, next_token_loss
+    from inheritune.training.engine import TrainingOutcome as TrainingOutcome
+    from inheritune.training.engine import train as train
+    from inheritune.training.losses import Objective as Objective
+    from inheritune.training.losses import next_token_loss as next_token_loss
 
-__all__ = [
-    "Objective",
-    "ObjectiveSettings",
-    "TrainingOutcome",
-    "TrainingSettings",
-    "cosine_with_warmup",
-    "delete_checkpoints",
-    "next_token_loss",
-    "train",
-]
+_LATER = {"TrainingOutcome": "engine", "train": "engine", "Objective": "losses", "next_token_loss": "losses"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "losses" if name in ("Objective", "next_token_loss") else "engine"
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

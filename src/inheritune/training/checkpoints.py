@@ -1,10 +1,4 @@
-"""Checkpoints of a round: which of them are complete, and from which one training goes on.
-
-An incomplete or damaged checkpoint is never loaded. `complete.json` is written last, when the disk has everything else,
-and holds the digest of each file; a checkpoint whose files are not those is deleted, and the one before it is used.
-"""
-
-from __future__ import annotations
+"""Checkpoints of a round: which of them are complete, and from which one training goes on."""
 
 import hashlib
 import logging
@@ -17,9 +11,7 @@ from inheritune.records.runs import CheckpointRecord
 from inheritune.storage import sync_folder
 
 COMPLETE = "complete.json"
-"""The last file of a checkpoint."""
 FOLDER = "checkpoints"
-"""Where the checkpoints of a round are, in the round's folder."""
 TRUNK = "trunk"
 """Among them, the copy of the one that other rounds branch off from."""
 
@@ -27,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def mark_complete(checkpoint: Path, step: int) -> None:
-    """Write the last file of a checkpoint, once the disk has the others."""
+    """Write the last file of a checkpoint, with the digests of the others, once the disk has these."""
     sync_folder(checkpoint)
     CheckpointRecord(step=step, files=_digests(checkpoint)).write(checkpoint / COMPLETE)
 

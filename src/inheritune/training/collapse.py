@@ -7,8 +7,6 @@ Works with any transformers `Trainer`:
 `benchmarks/watch.py` measures what it costs.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path
@@ -36,7 +34,6 @@ from inheritune.training.settings import WATCH_EVERY
 _LOG = logging.getLogger(__name__)
 
 COLLAPSE = "collapse.jsonl"
-"""What the file is called beside a round's `metrics.jsonl`."""
 
 
 class WatchCollapse(TrainerCallback):

@@ -1,10 +1,4 @@
-"""Train one round on transformers' Trainer: one process or many (DDP through torchrun), stopped and resumed at will.
-
-Only what the method needs is ours: the order of the data (a pure function of seed and step), the loss, the parameter
-groups, the schedule, the log, and that an incomplete or damaged checkpoint is never loaded.
-"""
-
-from __future__ import annotations
+"""Train one round on transformers' Trainer: one process or many (DDP through torchrun), stopped and resumed at will."""
 
 import contextlib
 import signal
@@ -16,30 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import SequentialSampler
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerControl, TrainerState
 from typing_extensions import override
 
 from inheritune.data import TrainingWindows
-from inheritune.distributed import WAIT, any_process, from_main, has_accelerator
+from inheritune.distributed import WAIT, any_process, from_main
 from inheritune.errors import OutputError, RecipeError, library_errors
 from inheritune.storage import system_errors
-from inheritune.training.average import TailAverage
 from inheritune.training.checkpoints import FOLDER, keep_trunk, mark_complete, newest_checkpoint
 from inheritune.training.collapse import COLLAPSE, WatchCollapse
 from inheritune.training.log import METRICS, RoundLog, StepLog, Validate
 from inheritune.training.losses import Loss, next_token_loss
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.settings import TrainingSettings
+
+AVERAGE = "average.safetensors"
+"""The file of a checkpoint that holds the mean of the last weights so far."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +160,38 @@ class SaveAt(TrainerCallback):
             control.should_save = True
 
 
+class TailAverage(TrainerCallback):
+    """Keeps the mean of the weights, float32, over all steps behind step `first`.
+
+    It does what a falling learning rate does to the noise, without waiting.
+    """
+
+    def __init__(self, first: int, checkpoint: Path | None) -> None:
+        """Begin behind step `first`, or go on from what a checkpoint holds."""
+        self.first, self.means = first, dict[str, torch.Tensor]()
+        if checkpoint is not None and (checkpoint / AVERAGE).is_file():
+            self.means = load_file(checkpoint / AVERAGE)
+
+    @override
+    @torch.no_grad()
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
+        count = state.global_step - self.first
+        for name, weight in kw["model"].named_parameters() if count > 0 else ():
+            mean = weight.float() if count == 1 else self.means[name].to(weight.device)
+            self.means[name] = mean.clone() if count == 1 else mean.lerp_(weight.float(), 1 / count)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the mean so far into a checkpoint."""
+        if self.means:
+            save_file(self.means, checkpoint / AVERAGE)
+
+    @torch.no_grad()
+    def apply(self, model: PreTrainedModel) -> None:
+        """Give the model the mean of its weights."""
+        for name, weight in model.named_parameters():
+            weight.copy_(self.means[name])
+
+
 class _RoundTrainer(Trainer):
     """Trainer with our loss, data order and checkpoint marker."""
 
@@ -215,7 +237,7 @@ def _arguments(settings: TrainingSettings, checkpoints: Path, seed: int) -> Trai
         output_dir=str(checkpoints),
         max_steps=settings.steps,
         max_grad_norm=settings.clip,
-        use_cpu=not has_accelerator(),
+        use_cpu=not torch.accelerator.is_available(),
         bf16=_in_bfloat16(settings),
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
@@ -243,7 +265,7 @@ def _in_bfloat16(settings: TrainingSettings) -> bool:
 
 def teaches_in_bfloat16(settings: TrainingSettings) -> bool:
     """Return whether a teacher runs in bfloat16: on an accelerator, where the training does."""
-    return has_accelerator() and _in_bfloat16(settings)
+    return torch.accelerator.is_available() and _in_bfloat16(settings)
 
 
 def share_batch(settings: TrainingSettings, devices: int) -> tuple[int, int]:

@@ -1,13 +1,11 @@
 """The log of a round: JSON lines on disk, one for each step that is worth one, with which a resumed round goes on."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from inheritune.storage import write_text
 from inheritune.training.settings import TrainingSettings
 
 METRICS = "metrics.jsonl"
-"""What the log of a round is called."""
 Validate = Callable[[PreTrainedModel], float]
 Line = dict[str, Any]
 
@@ -84,9 +81,7 @@ class RoundLog(TrainerCallback):
     description: str
     watching_seconds: Callable[[], float]
     seconds: float = 0.0
-
-    def __post_init__(self) -> None:
-        self._live = ExitStack()
+    _live: ExitStack = field(default_factory=ExitStack, init=False)
 
     @override
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -5,8 +5,6 @@ with its gradients, and neither the student's nor the teacher's logits ever exis
 than `rows_at_once` is one piece, computed the plain way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +63,9 @@ class Objective:
         models = [_unwrapped(model)] + ([self.teacher] if self.teacher is not None else [])
         vocabulary = max(each.config.get_text_config(decoder=True).vocab_size for each in models)
         size = rows_at_once(vocabulary, tokens.device.type == "cpu")
-        pairs = self._pairs(models)
+        pairs = []
+        if self.settings.hidden:
+            pairs = self.settings.pairs(*(open_decoder(each).layers for each in models))
         student = _read(model, inputs, [ours for ours, _ in pairs], whole=size >= len(targets))
         teacher = None
         if self.teacher is not None:
@@ -87,11 +87,6 @@ class Objective:
             distances = [_distance(*pair) for pair in zip(student.blocks, teacher.blocks, strict=True)]
             loss = loss + self.settings.hidden * torch.stack(distances).mean()
         return loss
-
-    def _pairs(self, models: Sequence[PreTrainedModel]) -> list[tuple[int, int]]:
-        if not self.settings.hidden:
-            return []
-        return self.settings.pairs(*(open_decoder(each).layers for each in models))
 
     def _of_logits(self, student: torch.Tensor, teacher: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean over n tokens, from logits (n, V) of each model and targets (n,)."""

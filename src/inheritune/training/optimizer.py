@@ -1,7 +1,5 @@
 """The optimiser of a round and its schedule."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +20,11 @@ def make_optimizer(model: PreTrainedModel, settings: TrainingSettings) -> tuple[
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     peak, decay = settings.learning_rate, settings.weight_decay
-    matrices = _block_matrices(model) if settings.optimizer == "muon" else []
+    matrices = []
+    if settings.optimizer == "muon":  # neither embeddings, of tokens or positions, nor the head
+        ends = [*(each for each in model.modules() if isinstance(each, nn.Embedding)), model.get_output_embeddings()]
+        excluded = {id(each.weight) for each in ends if each is not None}
+        matrices = [p for p in parameters if p.ndim == 2 and id(p) not in excluded]
     taken = set(map(id, matrices))
     rest = [p for p in parameters if id(p) not in taken]
     groups = [
@@ -33,13 +35,6 @@ def make_optimizer(model: PreTrainedModel, settings: TrainingSettings) -> tuple[
     if matrices:
         optimizer = MuonAndAdamW(Muon(matrices, peak, decay, adjust_lr_fn="match_rms_adamw"), optimizer)
     return optimizer, LambdaLR(optimizer, lambda step: settings.rate(step))  # a share of the optimiser's rate
-
-
-def _block_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
-    """Return the trained matrices that are neither embeddings, of tokens or positions, nor the head."""
-    ends = [*(each for each in model.modules() if isinstance(each, nn.Embedding)), model.get_output_embeddings()]
-    excluded = {id(each.weight) for each in ends if each is not None}
-    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in excluded]
 
 
 class MuonAndAdamW(Optimizer):

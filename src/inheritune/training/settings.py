@@ -16,7 +16,13 @@ WATCH_EVERY = 100
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class ObjectiveSettings(BaseModel):
+class Settings(BaseModel):
+    """A part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ObjectiveSettings(Settings):
     """What is minimised: a name (`cross-entropy`, `kl`, or `mix`, the paper's 0.6 and 0.4), or the weights of a sum.
 
     null takes `cross-entropy`, for the method `distill` the mix that `distill_alpha` says.
@@ -31,8 +37,6 @@ class ObjectiveSettings(BaseModel):
         hidden_pairs: `[block of the target, block of the reference]` each; a negative number counts from the end. None
             takes the third last of both (arXiv 2407.14679, tables 17 and 18), the first of a model that has fewer.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cross_entropy: Weight = 0.0
     kl: Weight = 0.0
@@ -92,7 +96,7 @@ OBJECTIVES = {
 """Those that go by a name; the last is the paper's (App. D)."""
 
 
-class TrainingSettings(BaseModel):
+class TrainingSettings(Settings):
     """Optimiser, schedule, batch and bookkeeping of one round.
 
     Attributes:
@@ -123,8 +127,6 @@ class TrainingSettings(BaseModel):
             none.
         watch_windows: fixed windows that the attention is watched on.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(gt=0)
     batch: int = Field(default=16, gt=0)
