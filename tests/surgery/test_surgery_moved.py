@@ -98,6 +98,16 @@ def test_files_equal_the_in_memory_path(name: str, tmp_path: Path) -> None:
     assert "moved: layers 1-2 are left as they are" in text and 'layers=[0, 3, 1], moved="as-is"' in text
 
 
+def test_the_file_is_the_same_wherever_source_and_target_lie(tmp_path: Path) -> None:
+    """Its tensors are partly the source's and partly made for this, in a folder beside the target."""
+    model_of("gpt2").save_pretrained(tmp_path / "source")
+    for place in "az":
+        surgery.inherit_checkpoint(tmp_path / "source", tmp_path / place / "new", (0, 3, 1))
+    before, after = ((tmp_path / place / "new" / "model.safetensors").read_bytes() for place in "az")
+    assert before == after
+
+
+
 def test_bfloat16_weights_are_rounded_once(tmp_path: Path) -> None:
     source = build(tiny_config("gpt2", **BY_NUMBER["gpt2"])).to(torch.bfloat16)
     name = "transformer.h.{}.attn.c_attn.weight"

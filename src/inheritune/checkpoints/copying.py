@@ -43,8 +43,10 @@ def write_file(path: Path, tensors: Mapping[str, StoredTensor], done: Callable[[
         OSError: the file cannot be written.
     """
     # Widest types first, as safetensors does, so that every tensor is aligned for its type; then as they lie in the
-    # source, so that neighbours are copied in one go.
-    order = sorted(tensors, key=lambda n: (-bits(tensors[n].kind), str(tensors[n].path), tensors[n].start, n))
+    # source, so that neighbours are copied in one go. Sources come in the order of their first tensor here: by their
+    # paths the file would depend on where they lie.
+    place = {path: n for n, path in enumerate(dict.fromkeys(tensor.path for tensor in tensors.values()))}
+    order = sorted(tensors, key=lambda n: (-bits(tensors[n].kind), place[tensors[n].path], tensors[n].start, n))
     with path.open("wb", buffering=0) as file:
         _write_all(file, memoryview(_header({name: tensors[name] for name in order})))
         for run in runs((tensors[name] for name in order), _follows):
