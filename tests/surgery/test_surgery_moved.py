@@ -107,7 +107,6 @@ def test_the_file_is_the_same_wherever_source_and_target_lie(tmp_path: Path) -> 
     assert before == after
 
 
-
 def test_bfloat16_weights_are_rounded_once(tmp_path: Path) -> None:
     source = build(tiny_config("gpt2", **BY_NUMBER["gpt2"])).to(torch.bfloat16)
     name = "transformer.h.{}.attn.c_attn.weight"
