@@ -35,6 +35,11 @@ from inheritune.surgery.config.blueprint import Draft
 ALL = sorted(FAMILIES)
 
 
+def skip_where_lenders_are_numbered() -> None:
+    if hasattr(open_decoder(source("gemma3n_text")).blocks[-1].self_attn, "kv_shared_layer_index"):
+        pytest.skip("transformers before 5.23 numbers the layer that lends keys in each block: such moves are refused")
+
+
 @functools.cache
 def inherited(name: str, layers: tuple[int, ...]) -> PreTrainedModel:
     return surgery.inherit(source(name), layers)
@@ -58,6 +63,8 @@ def test_first_layers_give_the_sources_hidden_state_through_its_norm_and_head(na
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_permuted_and_repeated_plan_does_what_it_says(name: str) -> None:
+    if name == "gemma3n_text":
+        skip_where_lenders_are_numbered()
     layers = FAMILIES[name].mixed
     assert sorted(set(layers)) != list(layers) and len(set(layers)) < len(layers)
     entering, leaving = trace(inherited(name, layers))
@@ -227,6 +234,7 @@ def test_settings_keyed_by_layer_numbers_move_with_the_layers() -> None:
 
 
 def test_random_layers_keep_their_own_slice_of_the_inputs_for_each_layer() -> None:
+    skip_where_lenders_are_numbered()
     plan = LayerPlan((*LayerPlan.from_layers((1, 0, 2), DEPTH), LayerRow(None, None, ())))
     model, name = source("gemma3n_text"), "model.embed_tokens_per_layer.weight"
     old = model.state_dict()[name].chunk(DEPTH, 1)

@@ -174,7 +174,8 @@ def environment() -> Environment:
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        versions={name: importlib.metadata.version(name) for name in VERSIONED} | {"inheritune": own},
+        versions={name: importlib.metadata.version(name) for name in VERSIONED}
+        | {"torch": torch.__version__, "inheritune": own},  # torch's own says for which accelerator it was built
         processor_count=os.cpu_count(),
         memory_bytes=psutil.virtual_memory().total,
         torch_threads=torch.get_num_threads(),
