@@ -27,8 +27,8 @@ Loss = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 def rows_at_once(vocabulary: int, on_cpu: bool) -> int:
     """Return how many rows of logits exist at a time: 64 MB in float32, or what stays in a processor's cache.
 
-    In the cache a step of the quickstart (2,048 rows of 2,048) takes a tenth less time. A vocabulary so large that few
-    rows fit there gains nothing: each piece adds to the gradients of the whole head.
+    For 2,048 rows of 2,048 the latter takes a fifth of the memory and no more time (docs/results/objective.md). With a
+    vocabulary so large that few rows fit there, the pieces are larger: each adds to the gradients of the whole head.
     """
     return 128 if on_cpu and vocabulary <= 8192 else max((1 << 24) // vocabulary, 1)
 
