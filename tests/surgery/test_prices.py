@@ -175,9 +175,11 @@ def test_a_mistake_is_said_before_the_analysis(options: list[str], line: str, fo
     assert not (folder / "out").exists()
 
 
+@pytest.mark.parametrize("value", [0, 2])
 @pytest.mark.parametrize("option", ["--depth", "--beam", "--ablate-windows", "--ablate-length"])
-def test_options_of_the_prices_want_prices(option: str, folder: Path) -> None:
-    done = invoke("analyze", folder / "model", "--tokens", folder / "windows.npy", option, 2, "--out", folder / "out")
+def test_options_of_the_prices_want_prices(option: str, value: int, folder: Path) -> None:
+    command = ("analyze", folder / "model", "--tokens", folder / "windows.npy", option, value)
+    done = invoke(*command, "--out", folder / "out")
     assert str(done.exception) == f"{option} is given without --ablate, which it belongs to"
     assert not (folder / "out").exists()
 

@@ -98,8 +98,8 @@ def analyze(
         raise InherituneError("both --data and --tokens are given: expected one of them")
     if seed < 0:
         raise InherituneError(f"--seed {seed}: expected 0 or more")
-    priced = {"--depth": depth, "--beam": beam - 1, "--ablate-windows": ablate_windows - WINDOWS}
-    _check_priced({**priced, "--ablate-length": ablate_length}, ablate, tokens is not None)
+    priced = {"--depth": depth is not None, "--beam": beam != 1, "--ablate-windows": ablate_windows != WINDOWS}
+    _check_priced({**priced, "--ablate-length": ablate_length is not None}, ablate, tokens is not None)
     taus, heads = _read_taus(tau), _read_heads(maps)
     place = resolve_model(model)
     config = load_config(place)  # what is no decoder is refused before any text is read
@@ -162,9 +162,9 @@ def analyze(
     print_prices(prices, recommend_by_price(prices), out)
 
 
-def _check_priced(given: dict[str, int | None], ablate: bool, tokens: bool) -> None:
-    """Refuse an option of the prices, None or 0 where it is as by default, that nothing would look at."""
-    for option in (name for name, value in given.items() if value and not ablate):
+def _check_priced(given: dict[str, bool], ablate: bool, tokens: bool) -> None:
+    """Refuse an option of the prices that was given and that nothing would look at."""
+    for option in (name for name, was_given in given.items() if was_given and not ablate):
         raise InherituneError(f"{option} is given without --ablate, which it belongs to")
     if given["--ablate-length"] and tokens:
         raise InherituneError("--ablate-length and --tokens are both given: the windows are those of --tokens")
